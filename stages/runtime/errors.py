@@ -1,0 +1,24 @@
+"""Whose fault it is decides what happens next.
+
+Every message is one sentence that names the thing, its value and the remedy, because it is all that a user sees.
+"""
+
+
+class KinemakeError(Exception):
+    """Base of every error that a user sees as one sentence instead of a traceback."""
+
+    def __init__(self, reason: str, remedy: str = ""):
+        self.reason, self.remedy = reason, remedy
+        super().__init__(f"{reason}: {remedy}" if remedy else reason)
+
+
+class UsageError(KinemakeError):
+    """The command line, the manifest or the config is wrong: exit code 2, nothing was started."""
+
+
+class ItemError(KinemakeError):
+    """One item cannot be made (corrupt video, wrong shape): it fails, its neighbours in the shard go on."""
+
+
+class JobError(KinemakeError):
+    """Nothing can be made here (weights missing, disk full, no GPU): exit code 1, and no item is marked as failed."""
