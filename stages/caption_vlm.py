@@ -1,0 +1,10 @@
+"""Describe a video, or take the prompt that is given."""
+
+from stages.models import FAMILIES
+from stages.runtime.cli import stage_command
+from stages.runtime.stages import STAGES
+
+main = stage_command(STAGES["caption_vlm"], FAMILIES)
+
+if __name__ == "__main__":
+    main()

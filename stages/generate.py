@@ -1,0 +1,10 @@
+"""Denoise latents."""
+
+from stages.models import FAMILIES
+from stages.runtime.cli import stage_command
+from stages.runtime.stages import STAGES
+
+main = stage_command(STAGES["generate"], FAMILIES)
+
+if __name__ == "__main__":
+    main()

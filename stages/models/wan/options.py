@@ -1,0 +1,264 @@
+"""Wan2.2 image-to-video: I2V-A14B (two experts, variant 14b) and TI2V-5B (variant 5b).
+
+Nothing is left to a library's default. What differs from upstream is the guidance of the 14B (upstream 3.5) and steps and
+frames of the 5B (upstream 50 and 121): the defaults here are those of the video-to-video program that this replaces.
+"""
+
+import json
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.media.options import WRITE_OPTIONS
+from stages.runtime.errors import UsageError
+from stages.runtime.options import Family, Option
+
+SIZES = {
+    "14b": ("1280*720", "720*1280", "832*480", "480*832"),
+    "5b": ("1280*704", "704*1280"),
+}
+MULTIPLE = {"14b": 16, "5b": 32}  # of both sides: VAE stride x patch size
+FPS = {"14b": 16.0, "5b": 24.0}
+# the text that upstream puts in when no negative prompt is given (Wan2.2 wan/configs/shared_config.py)
+NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"
+    "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+
+def default_shift(variant: str, values: Mapping[str, Any]) -> float:
+    """Upstream's shift is 5.0; for the 14B its documentation advises 3.0 at 480p."""
+    if "size" in values:
+        width, height = map(int, values["size"].split("*"))
+    else:
+        width, height = values["width"], values["height"]
+    return 3.0 if variant == "14b" and width * height <= 832 * 480 else 5.0
+
+
+def check_frame_num(value: int) -> str | None:
+    return None if value % 4 == 1 else f"it must be 4n+1, for example {value // 4 * 4 + 1}"
+
+
+def detect(folder: Path) -> str | None:
+    """The variant of a diffusers repository: 14b has two experts and a boundary, 5b a timestep per token."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):
+        return None
+    if not str(index.get("_class_name", "")).startswith("Wan"):
+        return None
+    if index.get("expand_timesteps"):
+        return "5b"
+    return "14b" if index.get("boundary_ratio") is not None else None
+
+
+def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> None:
+    """Refuse a size that the model was not made for, and options of the second expert where there is none."""
+    allowed = sizes or SIZES[variant]
+    if values["size"] not in allowed:
+        raise UsageError(f"size {values['size']} is not one of this model's", f"choose {', '.join(allowed)} (width*height)")
+    if variant == "5b":
+        for name in ("guidance_scale_2", "lora_2"):
+            if values[name]:
+                raise UsageError(f"{name} is {values[name]!r} and the 5B has one expert", f"leave {name} out")
+
+
+FAMILY = Family(
+    name="wan",
+    version=1,
+    variants=("14b", "5b"),
+    options=(
+        Option(
+            "size",
+            str,
+            lambda variant, values: SIZES[variant][0],
+            "Size of the clip, width*height: 14b takes 1280*720, 720*1280, 832*480, 480*832; 5b 1280*704, 704*1280",
+            (),
+            default_text="14b: 1280*720, 5b: 1280*704",
+        ),
+        Option("prompt", str, "", "The prompt, where no caption file is given", ("encode",)),
+        Option(
+            "negative_prompt",
+            str,
+            NEGATIVE_PROMPT,
+            "What the clip should not show",
+            ("encode",),
+            default_text="upstream's text (Chinese)",
+        ),
+        Option("frame_num", int, 81, "Frames of the clip, 4n+1", ("encode",), "frames", minimum=1, check=check_frame_num),
+        Option("max_sequence_length", int, 512, "Length of the text", ("encode",), "tokens", minimum=1, maximum=512),
+        Option("steps", int, 40, "Denoising steps", ("generate",), minimum=1),
+        Option(
+            "guidance_scale",
+            float,
+            5.0,
+            "Classifier-free guidance; 1 switches it off. Of the high-noise expert, where guidance_scale_2 is given",
+            ("generate",),
+            minimum=0,
+        ),
+        Option(
+            "guidance_scale_2",
+            float,
+            None,
+            "Guidance of the low-noise expert (14b)",
+            ("generate",),
+            minimum=0,
+            default_text="the same as guidance_scale",
+        ),
+        Option(
+            "shift",
+            float,
+            default_shift,
+            "Shift of the noise schedule: higher spends more steps on much noise",
+            ("generate",),
+            minimum=0.01,
+            default_text="5.0; 14b up to 832*480: 3.0",
+        ),
+        Option(
+            "boundary_ratio",
+            float,
+            lambda variant, values: 0.9 if variant == "14b" else None,
+            "Share of the noise schedule below which the low-noise expert takes over (14b)",
+            ("generate",),
+            minimum=0,
+            maximum=1,
+            default_text="14b: 0.9",
+        ),
+        Option(
+            "seed",
+            int,
+            lambda variant, values: secrets.randbelow(2**31),
+            "Seed of the noise",
+            ("generate",),
+            minimum=0,
+            maximum=2**63 - 4096,
+            default_text="drawn at random, and kept",
+        ),
+        Option(
+            "dtype",
+            str,
+            "bfloat16",
+            "Precision of the transformer and the text encoder; the VAE always runs in float32",
+            ("encode", "generate"),
+            choices=("bfloat16", "float16", "float32"),
+            reloads=True,
+        ),
+        Option(
+            "lora",
+            str,
+            "",
+            "LoRA weights (a safetensors file) of the high-noise or only transformer",
+            ("generate",),
+            reloads=True,
+            is_file=True,
+        ),
+        Option("lora_scale", float, 1.0, "Strength of lora", ("generate",), reloads=True),
+        Option("lora_2", str, "", "LoRA weights of the low-noise expert (14b)", ("generate",), reloads=True, is_file=True),
+        Option("lora_scale_2", float, 1.0, "Strength of lora_2", ("generate",), reloads=True),
+        Option(
+            "offload",
+            str,
+            "none",
+            "Keep the transformer in main memory and bring it to the GPU by groups of blocks or by single layers",
+            ("generate",),
+            choices=("none", "block_level", "leaf_level"),
+            changes_result=False,
+            reloads=True,
+        ),
+        Option(
+            "offload_blocks",
+            int,
+            1,
+            "Blocks per group, with offload block_level",
+            ("generate",),
+            minimum=1,
+            changes_result=False,
+            reloads=True,
+        ),
+        Option(
+            "offload_stream",
+            bool,
+            False,
+            "Move the next group while one computes; needs pinned memory",
+            ("generate",),
+            changes_result=False,
+            reloads=True,
+        ),
+        Option(
+            "layerwise_casting",
+            str,
+            "none",
+            "Store the transformer's weights in 8 bits and compute in dtype: half the memory, a slight change of the result",
+            ("generate",),
+            choices=("none", "float8_e4m3fn", "float8_e5m2"),
+            reloads=True,
+        ),
+        Option(
+            "attention_backend",
+            str,
+            "native",
+            "Implementation of attention, by diffusers' name; others than native must be installed",
+            ("generate",),
+            choices=(
+                "native",
+                "_native_cudnn",
+                "_native_efficient",
+                "_native_flash",
+                "flash",
+                "_flash_3",
+                "flex",
+                "sage",
+                "xformers",
+            ),
+            reloads=True,
+        ),
+        Option(
+            "checkpoint_every",
+            int,
+            0,
+            "Save the state every so many steps, so that a killed job goes on from there; 0: only between the experts",
+            ("generate",),
+            "steps",
+            minimum=0,
+            changes_result=False,
+        ),
+        Option(
+            "vae_tiling",
+            bool,
+            False,
+            "Run the VAE in tiles: less memory, slight seams",
+            ("encode", "decode"),
+            reloads=True,
+        ),
+        Option(
+            "fps",
+            float,
+            lambda variant, values: FPS[variant],
+            "Rate of the clip",
+            ("decode",),
+            "frames per second",
+            minimum=1,
+            default_text="14b: 16, 5b: 24",
+        ),
+        *WRITE_OPTIONS,
+    ),
+    workers={
+        "encode": "stages.models.wan.encode:Encode",
+        "generate": "stages.models.wan.generate:Generate",
+        "decode": "stages.models.wan.decode:Decode",
+    },
+    weights={
+        "encode": ("model_index.json", "tokenizer/*", "text_encoder/*", "vae/*"),
+        "generate": ("model_index.json", "transformer*/*", "scheduler/*", "vae/config.json"),
+        "decode": ("vae/*",),
+    },
+    detect=detect,
+    check=check,
+    memory_saving={
+        "encode": {"vae_tiling": True},
+        "generate": {"offload": "block_level"},
+        "decode": {"vae_tiling": True},
+    },
+)

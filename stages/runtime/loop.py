@@ -1,0 +1,337 @@
+"""The item loop: what every stage does around its own work.
+
+Open the inputs, pass failures on, reuse what the store has, load the model once and only if it is needed, do the items,
+publish each whole. One item's fault marks that item and no other; a fault that is not an item's ends the job.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from stages.runtime import artifacts
+from stages.runtime.artifacts import KINDS, Artifact, Failure, canonical
+from stages.runtime.errors import ItemError, JobError, KinemakeError
+from stages.runtime.items import Item
+from stages.runtime.lease import lease
+from stages.runtime.model import Model, cached_file_digest
+from stages.runtime.options import Option
+from stages.runtime.provenance import record
+from stages.runtime.stages import Stage
+from stages.runtime.store import STEM, Store, freshen
+from stages.runtime.worker import Setting, Work, Worker, find_worker
+
+
+@dataclass(frozen=True)
+class Plant:
+    """The tools for one model's items of a stage: which worker, which options count, where it runs."""
+
+    stage: Stage
+    worker: str
+    options: Sequence[Option]
+    model: Model | None = None
+    version: tuple[Any, ...] = ()  # what, beside the stage, tells one way of making from another
+    weights: tuple[str, ...] = ()  # patterns of the files that the result depends on
+    needs_model: Callable[[str, Mapping[str, Any]], bool] = lambda stage, values: True
+    memory_saving: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Report:
+    """What became of a shard."""
+
+    made: int = 0
+    reused: int = 0
+    loads: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass
+class Order:
+    """An item on its way through the loop."""
+
+    item: Item
+    options: dict[str, Any]
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    key: str = ""
+    status: str = "waiting"
+    memory_saving: bool = False
+    seconds: float = 0.0
+
+
+class PassedOn(Exception):
+    """An input of the item is a failure of an earlier stage."""
+
+    def __init__(self, failure: Failure):
+        self.failure = failure
+
+
+class Loop:
+    """Runs the items of one stage and one model.
+
+    `mark_failed` writes a failure in the place of an item that cannot be made; without it such an item leaves nothing.
+    """
+
+    def __init__(self, plant: Plant, *, store: Store, device: str, threads: int | None, mark_failed: bool, debug: bool):
+        self.plant, self.store, self.device, self.threads = plant, store, device, threads
+        self.mark_failed, self.debug = mark_failed, debug
+        self.report = Report()
+        self._loaded: tuple | None = None
+
+    def run(self, items: Sequence[Item]) -> Report:
+        """Do the items. Raises JobError for a fault that is not an item's; what was finished by then is published."""
+        orders = [Order(item, dict(item.options)) for item in items]
+        for order in orders:
+            self._attempt(order, self._open)
+        if waiting := [order for order in orders if order.status == "waiting"]:
+            self._work(waiting)
+        log(
+            "shard",
+            stage=self.plant.stage.name,
+            items=len(items),
+            made=self.report.made,
+            reused=self.report.reused,
+            failed=len(self.report.failures),
+            model_loads=self.report.loads,
+        )
+        return self.report
+
+    # ------------------------------------------------------------------------------------------------------------ open
+
+    def _open(self, order: Order) -> None:
+        """Read and check the inputs, find the key of the result, and take the result from the store if it is there."""
+        order.inputs = {
+            spec.name: open_input(order.item.inputs[spec.name], spec.kinds)
+            for spec in self.plant.stage.inputs
+            if spec.name in order.item.inputs
+        }
+        for opened in flat(order.inputs):
+            if isinstance(opened, Artifact) and opened.failure:
+                raise PassedOn(opened.failure)
+        if self.plant.model and self.plant.needs_model(self.plant.stage.name, order.options):
+            order.weights = self._weights_digest
+        self._set_key(order)
+
+    @cached_property
+    def _weights_digest(self) -> str:
+        return self.plant.model.digest(self.plant.weights)
+
+    def _set_key(self, order: Order) -> None:
+        made_by = [self.plant.stage.name, self.plant.stage.version, *self.plant.version, order.weights]
+        changing = {
+            option.name: file_option(order.options[option.name]) if option.is_file else order.options[option.name]
+            for option in self.plant.options
+            if option.changes_result
+        }
+        inputs = {name: [digest(one) for one in flat({name: opened})] for name, opened in order.inputs.items()}
+        order.key = hashlib.sha256(canonical([made_by, changing, inputs])).hexdigest()
+        if self.store.has(order.key):
+            self._publish(order, "reused")
+
+    def _publish(self, order: Order, status: str) -> None:
+        output = Path(order.item.output)
+        self.store.link(order.key, output)
+        freshen(output, [Path(path) for path in order.item.files])
+        order.status = status
+        self.report.made += status == "made"
+        self.report.reused += status == "reused"
+        self._log_item(order, seconds=round(order.seconds, 3), memory_saving=order.memory_saving)
+
+    # ------------------------------------------------------------------------------------------------------------ work
+
+    def _work(self, orders: list[Order]) -> None:
+        worker = find_worker(self.plant.worker)(Setting(self.plant.model, self._take_device(orders)))
+        for order in orders:
+            self._attempt(order, lambda order: worker.check(self._work_of(order, Path(order.item.output))))
+        orders.sort(key=self._loading)
+        *earlier, last = worker.phases()
+        for phase in (*earlier, last):
+            orders = [order for order in orders if order.status == "waiting"]
+            for order in tqdm(orders, desc=f"{self.plant.stage.name} {phase}".strip(), unit="item", disable=None):
+                self._attempt(order, lambda order, phase=phase: self._do(worker, order, phase, phase == last))
+
+    def _take_device(self, orders: list[Order]) -> str:
+        """Settle where torch runs, before it is imported."""
+        if not any(order.weights for order in orders):
+            return "cpu"
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        if self.threads:
+            os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        if self.device == "auto":
+            lease()
+        if self.device == "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        import torch
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise JobError(f"device {self.device} is asked for and torch sees no GPU", "use --device cpu or auto")
+        return self.device
+
+    def _loading(self, order: Order) -> tuple:
+        """What the loaded model depends on, beside its phase."""
+        return tuple(repr(order.options[option.name]) for option in self.plant.options if option.reloads)
+
+    def _do(self, worker: Worker, order: Order, phase: str, last: bool) -> None:
+        start = time.monotonic()
+        wanted = (phase, self._loading(order))
+        if order.weights and wanted != self._loaded:
+            worker.load(order.options, phase)
+            self._loaded = wanted
+            self.report.loads += 1
+            log("load", stage=self.plant.stage.name, phase=phase, seconds=round(time.monotonic() - start, 3))
+            start = time.monotonic()
+        with self.store.staging() as folder:
+            work = self._work_of(order, folder / f"{STEM}{Path(order.item.output).suffix}")
+            worker.run(work, phase)
+            order.seconds += time.monotonic() - start
+            if last:
+                artifacts.add_provenance(work.output, self._provenance(order))
+                self.store.put(order.key, folder)
+        if last:
+            self._publish(order, "made")
+
+    def _work_of(self, order: Order, output: Path) -> Work:
+        return Work(order.item, order.inputs, order.options, order.weights, output, self.store.partial(order.key))
+
+    def _provenance(self, order: Order) -> list[dict[str, Any]]:
+        """The records of everything upstream, each once, and this item's own."""
+        upstream = [r for opened in flat(order.inputs) if isinstance(opened, Artifact) for r in opened.provenance]
+        own = record(
+            stage=self.plant.stage.name,
+            key=order.key,
+            model=self.plant.model if order.weights else None,
+            weights=order.weights,
+            options=order.options,
+            inputs={name: [digest(one) for one in flat({name: opened})] for name, opened in order.inputs.items()},
+            files=order.item.files,
+            seconds=round(order.seconds, 3),
+            memory_saving=order.memory_saving,
+        )
+        return list({entry["key"]: entry for entry in [*upstream, own]}.values())
+
+    # ---------------------------------------------------------------------------------------------------------- faults
+
+    def _attempt(self, order: Order, step: Callable[[Order], None]) -> None:
+        """A step of an item. The item's own fault is recorded; a fault that is not the item's ends the job."""
+        try:
+            step(order)
+        except PassedOn as passed:
+            self._fail(order, passed.failure)
+        except ItemError as error:
+            self._fail(order, self._failure(order, error.reason, error.remedy))
+        except KinemakeError:
+            raise
+        except Exception as error:
+            if reason := job_fault(error):
+                raise JobError(reason, "mend that and run again: what is finished is kept") from error
+            if self.debug:
+                raise
+            if not ran_out_of_memory(error):
+                traceback.print_exc()
+                reason = f"unexpected {type(error).__name__}: {first_line(error)}"
+                self._fail(order, self._failure(order, reason, "this is a bug of Kinemake: please report the log"))
+            elif self.plant.memory_saving and not order.memory_saving:
+                self._save_memory(order)
+                if order.status == "waiting":
+                    self._attempt(order, step)
+            else:
+                reason = f"memory ran out ({first_line(error)})"
+                self._fail(order, self._failure(order, reason, "use a smaller size, fewer frames or a larger device"))
+
+    def _save_memory(self, order: Order) -> None:
+        """Switch to the memory-saving options. Where they change the result they change its key as well."""
+        order.memory_saving = True
+        order.options = {**order.options, **self.plant.memory_saving}
+        log("memory_saving", stage=self.plant.stage.name, item=order.item.id, options=dict(self.plant.memory_saving))
+        self._set_key(order)
+
+    def _failure(self, order: Order, reason: str, remedy: str) -> Failure:
+        return Failure(self.plant.stage.name, order.item.id, reason, remedy)
+
+    def _fail(self, order: Order, failure: Failure) -> None:
+        order.status = "failed"
+        self.report.failures.append(failure)
+        self._log_item(order, reason=str(failure))
+        if self.mark_failed:
+            artifacts.write_failure(Path(order.item.output), failure)
+
+    def _log_item(self, order: Order, **facts: Any) -> None:
+        log(
+            "item",
+            stage=self.plant.stage.name,
+            item=order.item.id,
+            status=order.status,
+            output=order.item.output,
+            **facts,
+        )
+
+
+def open_input(value: str | list[str], kinds: tuple[str, ...]) -> Artifact | Path | list:
+    """A checked artifact, or the path of a user's own file where the stage takes one."""
+    if isinstance(value, list):
+        return [open_input(one, kinds) for one in value]
+    path = Path(value)
+    typed = [kind for kind in kinds if kind != "file"]
+    if "file" in kinds and not (typed and path.suffix in {KINDS[kind].suffix for kind in typed}):
+        if not path.is_file():
+            raise ItemError(f"{path} does not exist", "mend the path")
+        return path
+    return artifacts.read(path, typed)
+
+
+def flat(inputs: Mapping[str, Any]) -> Iterator[Artifact | Path]:
+    for opened in inputs.values():
+        yield from opened if isinstance(opened, list) else [opened]
+
+
+def file_option(path: str) -> str:
+    """The content that an option's file brings into the key."""
+    if path and not Path(path).is_file():
+        raise ItemError(f"{path} does not exist", "mend the path")
+    return path and cached_file_digest(Path(path))
+
+
+def digest(opened: Artifact | Path) -> str:
+    return opened.digest if isinstance(opened, Artifact) else cached_file_digest(opened)
+
+
+def job_fault(error: Exception) -> str:
+    """What a fault that would hit the next item as well is called; empty for an item's own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
+        return f"{error.filename} cannot be written ({error.strerror})"
+    if type(error).__name__ == "AcceleratorError":
+        return f"the GPU failed ({first_line(error)})"
+    return ""
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def log(event: str, **facts: Any) -> None:
+    """One JSON line on standard error, unless a person is watching the progress bar there."""
+    if not sys.stderr.isatty():
+        print(json.dumps({"event": event, **facts}, ensure_ascii=False), file=sys.stderr, flush=True)

@@ -1,0 +1,127 @@
+"""A model by name: where its weights are, and the digest of the files that a stage reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.runtime.artifacts import canonical, file_digest
+from stages.runtime.errors import JobError, UsageError
+from stages.runtime.options import Family
+
+HUB_ID = r"^[A-Za-z0-9][\w.-]*/[\w.-]+$"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Named weights of a family: in a folder (`path`), or a repository of the model hub (`hub`, at `revision`)."""
+
+    name: str
+    family: str
+    variant: str = ""
+    path: str = ""
+    hub: str = ""
+    revision: str = "main"
+    dtype: str = ""
+    sizes: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """The options that the declaration sets, its dtype among them."""
+        return {**({"dtype": self.dtype} if self.dtype else {}), **self.options}
+
+    def folder(self) -> Path:
+        """The folder of the weights, without any network. Raises JobError when they are not there."""
+        if self.path:
+            if not Path(self.path).is_dir():
+                raise JobError(f"the weights of model {self.name} are not at {self.path}", "put them there or mend the path")
+            return Path(self.path)
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(self.hub, revision=self.revision, local_files_only=True))
+        except Exception as error:  # the library raises several classes for a repository that is not in its cache
+            raise JobError(
+                f"the weights of model {self.name} ({self.hub}, revision {self.revision}) are not on this machine",
+                f"fetch them once: hf download {self.hub} --revision {self.revision}",
+            ) from error
+
+    def digest(self, patterns: Iterable[str]) -> str:
+        """SHA-256 over the files that match the patterns, by relative name and content. Raises JobError if none does."""
+        folder = self.folder()
+        files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+        if not files:
+            raise JobError(f"{folder} has no {' or '.join(patterns)}", f"it does not hold a model of family {self.family}")
+        listing = [[path.relative_to(folder).as_posix(), cached_file_digest(path)] for path in files]
+        return hashlib.sha256(canonical(listing)).hexdigest()
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("KINEMAKE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kinemake"
+    return Path(base)
+
+
+def cached_file_digest(path: Path) -> str:
+    """SHA-256 of a file, remembered by path, size and time: 60 GB of weights are read once, not once per job."""
+    path = path.resolve()
+    stat = path.stat()
+    identity = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    note = cache_folder() / "digests" / hashlib.sha256(str(path).encode()).hexdigest()
+    try:
+        *known, digest = json.loads(note.read_text())
+        if known == identity:
+            return digest
+    except (OSError, ValueError):
+        pass
+    digest = file_digest(path)
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_name(f"{note.name}.{os.getpid()}")
+        temporary.write_text(json.dumps([*identity, digest]))
+        temporary.replace(note)
+    except OSError:
+        pass  # a cache that cannot be written costs time, not the work
+    return digest
+
+
+def declared_model(name: str, entry: Mapping[str, Any]) -> Model:
+    """A model as the config declares it."""
+    return Model(name=name, **{**entry, "sizes": tuple(entry.get("sizes", ())), "options": entry.get("options", {})})
+
+
+def find_model(name: str, config: Path | None, families: Mapping[str, Family]) -> Model:
+    """The model that is called `name`: declared in the config, a folder, or a Hub id that is on this machine.
+
+    Raises UsageError when it is none of these, or its family cannot be told.
+    """
+    path = config or Path("config.yaml")
+    if config and not config.is_file():
+        raise UsageError(f"the config {config} does not exist", "mend the path")
+    declared = (yaml.safe_load(path.read_text()) or {}).get("models", {}) if path.is_file() else {}
+    if name in declared:
+        try:
+            return declared_model(name, declared[name])
+        except TypeError as error:
+            raise UsageError(f"model {name} of {path} cannot be read ({error})", "compare it with docs/config.md") from None
+    if Path(name).is_dir():
+        model = Model(name=name, family="", path=name)
+    elif re.match(HUB_ID, name):
+        model = Model(name=name, family="", hub=name)
+    else:
+        raise UsageError(
+            f"model {name} is no folder, no Hub id, and not declared in {path}",
+            f"declared are {', '.join(declared) or 'none'}",
+        )
+    for family in families.values():
+        if (variant := family.detect(model.folder())) is not None:
+            return replace(model, family=family.name, variant=variant)
+    raise UsageError(f"{name} does not hold a model that this stage knows", f"known families: {', '.join(families)}")

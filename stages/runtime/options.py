@@ -1,0 +1,151 @@
+"""A declared option, and a family's declaration of its options.
+
+Click parameters, the JSON schema, the store key and the tables in `docs/` are all made from these declarations, so an
+option is written down once. Nothing here may import torch: `--help` and the plan read these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stages.runtime.errors import UsageError
+
+TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+JSON_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a family or a stage.
+
+    `default` is a value, or a function `(variant, values) -> value` of the model's variant and the options already
+    resolved (an option may look only at those declared before it); `default_text` says such a default in words.
+    """
+
+    name: str
+    type: type
+    default: Any
+    help: str
+    stages: tuple[str, ...]
+    unit: str = ""
+    choices: tuple = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    many: bool = False
+    changes_result: bool = True
+    reloads: bool = False  # another value needs the model loaded anew
+    is_file: bool = False  # the value is a path, and the file's content is what changes the result
+    check: Callable[[Any], str | None] | None = None  # -> what is wrong with the value, or None
+    default_text: str = ""
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    def parse(self, value: Any) -> Any:
+        """The value, converted from text where it came from a CSV cell or a command line.
+
+        Raises UsageError when the value has the wrong type or lies outside what is allowed.
+        """
+        if self.many:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            return [self._parse_one(v) for v in values]
+        return None if value is None and self.default is None else self._parse_one(value)
+
+    def _parse_one(self, value: Any) -> Any:
+        value = self._convert(value)
+        if self.choices and value not in self.choices:
+            raise self._wrong(value, f"it must be one of {', '.join(map(str, self.choices))}")
+        if self.minimum is not None and value < self.minimum:
+            raise self._wrong(value, f"it must be at least {self.minimum:g}")
+        if self.maximum is not None and value > self.maximum:
+            raise self._wrong(value, f"it must be at most {self.maximum:g}")
+        if self.check and (problem := self.check(value)):
+            raise self._wrong(value, problem)
+        return value
+
+    def _convert(self, value: Any) -> Any:
+        if self.type is bool and isinstance(value, str) and value.lower() in TRUE | FALSE:
+            return value.lower() in TRUE
+        if self.type in (int, float) and isinstance(value, str):
+            try:
+                return self.type(value)
+            except ValueError:
+                pass
+        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if self.type is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return str(value)
+        if type(value) is self.type:
+            return value
+        raise self._wrong(value, f"it must be of type {JSON_TYPES[self.type]}")
+
+    def _wrong(self, value: Any, remedy: str) -> UsageError:
+        return UsageError(f"option {self.name} is {value!r}", remedy)
+
+    def schema(self) -> dict[str, Any]:
+        """The option as a JSON schema property. Text is allowed for numbers, because CSV cells are text."""
+        one: dict[str, Any] = {"type": JSON_TYPES[self.type]}
+        if self.choices:
+            one["enum"] = list(self.choices)
+        if self.minimum is not None:
+            one["minimum"] = self.minimum
+        if self.maximum is not None:
+            one["maximum"] = self.maximum
+        if self.many:
+            one = {"type": "array", "items": one}
+        return {**one, "description": f"{self.help}{f' [{self.unit}]' if self.unit else ''}. Default: {self.says()}."}
+
+    def says(self) -> str:
+        """The default, in words."""
+        if self.default_text:
+            return self.default_text
+        if self.default is None:
+            return "none"
+        return "empty" if self.default in ("", [], ()) else str(self.default)
+
+
+def resolve(
+    options: Iterable[Option], given: Mapping[str, Any], variant: str = "", known: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """Every option's value: the given one, parsed, else the default. Other names in `given` are ignored.
+
+    `known` are facts that a default may look at beside the options: the fields of the artifact that is read.
+    """
+    values: dict[str, Any] = {}
+    for option in options:
+        if option.name in given:
+            values[option.name] = option.parse(given[option.name])
+        else:
+            default = option.default
+            values[option.name] = default(variant, {**known, **values}) if callable(default) else default
+    return values
+
+
+@dataclass(frozen=True)
+class Family:
+    """The torch-free face of one kind of model: its options, and where the code of each of its stages is.
+
+    `version` is raised when results change. `workers` names a class per stage as "module:Class", imported only when a
+    model is needed. `weights` names, per stage, the files (glob patterns below the model's folder) that the stage's
+    result depends on. `detect` tells the variant of a model folder, or None when the folder is not of this family.
+    `check` looks at resolved options together: (variant, values, the model's own sizes); it raises UsageError.
+    `memory_saving` names, per stage, the options that an item is tried again with after memory ran out.
+    """
+
+    name: str
+    version: int
+    options: tuple[Option, ...]
+    workers: Mapping[str, str]
+    weights: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    variants: tuple[str, ...] = ()
+    detect: Callable[[Path], str | None] = lambda folder: None
+    check: Callable[[str, Mapping[str, Any], tuple[str, ...]], None] = lambda variant, values, sizes: None
+    needs_model: Callable[[str, Mapping[str, Any]], bool] = lambda stage, values: True
+    memory_saving: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def of_stage(self, stage: str) -> tuple[Option, ...]:
+        return tuple(option for option in self.options if stage in option.stages)

@@ -1,0 +1,90 @@
+"""The stages: what each reads and writes. One table for the plan, the command lines, the item loop and the docs."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file that a stage reads: `kinds` are the artifacts it may be, "file" stands for a user's own media file."""
+
+    name: str
+    kinds: tuple[str, ...]
+    help: str
+    required: bool = True
+    many: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`version` is raised when the stage's results change. `extra` names the dependencies in pyproject.toml."""
+
+    name: str
+    version: int
+    inputs: tuple[Input, ...]  # the first one is the command's positional argument
+    writes: str
+    help: str
+    extra: str
+    model: bool = True
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "extract_frames",
+            1,
+            (Input("video", ("file", "clip"), "the video to take frames from"),),
+            "frames",
+            "Take frames from a video, upright, in square pixels, at the size wanted.",
+            "frames",
+            model=False,
+        ),
+        Stage(
+            "caption_vlm",
+            1,
+            (Input("video", ("file", "clip"), "the video to describe"),),
+            "caption",
+            "Describe a video with a vision-language model, or take the prompt that is given.",
+            "caption",
+        ),
+        Stage(
+            "encode",
+            1,
+            (
+                Input("image", ("frames", "clip", "file"), "the first frame: frames, a clip (its last frame), a picture"),
+                Input("caption", ("caption",), "the prompt, as caption_vlm wrote it", required=False),
+            ),
+            "encoded",
+            "Turn a prompt and a first frame into all that the denoiser needs.",
+            "diffusion",
+        ),
+        Stage(
+            "generate",
+            1,
+            (Input("encoded", ("encoded",), "what encode wrote"),),
+            "latents",
+            "Denoise: from an encoded condition to the latents of a new clip.",
+            "diffusion",
+        ),
+        Stage(
+            "decode",
+            1,
+            (Input("latents", ("latents",), "what generate wrote"),),
+            "clip",
+            "Turn latents into pixels: a video and its lossless last frame.",
+            "diffusion",
+        ),
+        Stage(
+            "concat",
+            1,
+            (
+                Input("clips", ("clip",), "the clips to join, in order", many=True),
+                Input("source", ("file",), "the video that goes in front", required=False),
+            ),
+            "film",
+            "Join clips into one film without the doubled seam frames, encoded once.",
+            "frames",
+            model=False,
+        ),
+    )
+}

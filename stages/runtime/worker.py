@@ -1,0 +1,81 @@
+"""What the item loop asks of the code that does a stage's work."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from stages.runtime.artifacts import Artifact
+from stages.runtime.items import Item
+from stages.runtime.model import Model
+
+
+@dataclass
+class Work:
+    """An item, opened: its inputs are checked artifacts or a user's own files, its options complete.
+
+    `output` is a temporary place for the declared file (members beside it, see `artifacts`). `partial` may keep the state
+    of a long item in one safetensors file; what is left there by a killed process is found again by the next.
+    """
+
+    item: Item
+    inputs: Mapping[str, Artifact | Path | list]
+    options: Mapping[str, Any]
+    weights: str
+    output: Path
+    partial: Path
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a worker runs: the model (none for a stage without one) and the torch device ("cpu", "cuda", "cuda:1")."""
+
+    model: Model | None
+    device: str
+
+
+class Worker(Protocol):
+    """Does the items of a shard, one after the other, with a model that it loads once.
+
+    A worker whose model is too large to be whole in memory names several `phases`; each is loaded once per shard and all
+    items pass through it before the next one is loaded, their state waiting in `work.partial`.
+    """
+
+    def __init__(self, setting: Setting): ...
+
+    def phases(self) -> tuple[str, ...]:
+        """The names of the phases, in order; ("",) for most."""
+
+    def check(self, work: Work) -> None:
+        """Refuse what cannot be done, before any weights are loaded. Raises ItemError."""
+
+    def load(self, options: Mapping[str, Any], phase: str) -> None:
+        """Load the model of a phase; called only when an item needs it. Raises JobError."""
+
+    def run(self, work: Work, phase: str) -> None:
+        """Do a phase of an item. The last phase writes the artifact to `work.output`. Raises ItemError."""
+
+
+class MediaWorker:
+    """Base of the workers that need no model."""
+
+    def __init__(self, setting: Setting):
+        pass
+
+    def phases(self) -> tuple[str, ...]:
+        return ("",)
+
+    def check(self, work: Work) -> None:
+        pass
+
+    def load(self, options: Mapping[str, Any], phase: str) -> None:
+        pass
+
+
+def find_worker(reference: str) -> type:
+    """The class behind "module:Class"."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
