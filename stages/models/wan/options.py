@@ -32,9 +32,9 @@ def default_shift(variant: str, values: Mapping[str, Any]) -> float:
     """Upstream's shift is 5.0; for the 14B its documentation advises 3.0 at 480p."""
     if "size" in values:
         width, height = map(int, values["size"].split("*"))
-    else:
-        width, height = values["width"], values["height"]
-    return 3.0 if variant == "14b" and width * height <= 832 * 480 else 5.0
+    else:  # by hand: of the encoded clip; the item will be refused where that is not readable
+        width, height = values.get("width", 0), values.get("height", 0)
+    return 3.0 if variant == "14b" and 0 < width * height <= 832 * 480 else 5.0
 
 
 def check_frame_num(value: int) -> str | None:
