@@ -28,8 +28,8 @@ def join(parts, output, *, fps, source=None, fit: str = "crop", crf: int = 17) -
     """Write `parts` (paths of videos of one size, in order) to the mp4 `output` at exactly `fps`, seams removed.
 
     Frame 0 of a part reproduces the last frame of what lies before it, so it is left out wherever something does.
-    `source` (a path) comes in front: at the film's rate by its timestamps, fitted to the film's size by `fit`, its sound
-    kept under it. A part's own rate is not looked at: its frames are shown one per film frame.
+    `source` (a path) comes in front: at the film's rate by its timestamps, fitted to the film's size by `fit`, its
+    sound kept under it. A part's own rate is not looked at: its frames are shown one per film frame.
     Raises ItemError for a video that cannot be read whole, parts of different sizes or of one frame that would vanish.
     """
     if not parts:
@@ -57,8 +57,8 @@ def join(parts, output, *, fps, source=None, fit: str = "crop", crf: int = 17) -
 def at_constant_rate(stream: Iterable[Frame], fps: Fraction, end: float) -> Iterator:
     """RGB frames at `fps`, each the one nearest in time, as ffmpeg's fps filter rounds; the last one always stays.
 
-    A frame is due at the tick nearest to its time; of several due at one tick the last is shown, and a frame is repeated
-    until the next is due. `end`: seconds at which the last frame leaves the screen.
+    A frame is due at the tick nearest to its time; of several due at one tick the last is shown, and a frame is
+    repeated until the next is due. `end`: seconds at which the last frame leaves the screen.
     """
     shown, tick = None, 0
     for frame in stream:

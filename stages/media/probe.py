@@ -33,10 +33,10 @@ RATE_PACKETS = 400  # enough to see a phone's or a screen recorder's varying rat
 class Source:
     """A video file as its header and first frame describe it.
 
-    `width`, `height` are pixels as displayed: upright, with square pixels. `fps` is the average rate, `duration` seconds
-    as the file declares them for its picture (0.0: it does not), `start` the seconds of its first frame on the file's
-    own clock. `declared_frames` is the container's own count (None: it has none) and may be wrong. `rotation` is how far
-    the stored picture is turned clockwise for display. `color_space`, `color_range` and `color_trc` are the stored tags
+    `width`, `height` are pixels as displayed: upright, with square pixels. `fps` is the average rate, `duration` the
+    seconds that the file declares for its picture (0.0: it does not), `start` the seconds of its first frame on the
+    file's own clock. `declared_frames` is the container's own count (None: it has none) and may be wrong. `rotation` is
+    how many degrees the stored picture is turned clockwise for display. `color_space`, `color_range` and `color_trc` are the stored tags
     in words, "" where the file has none.
     """
 

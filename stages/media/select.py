@@ -49,7 +49,7 @@ def midpoints(path, count: int, *, allow_truncated: bool = False) -> list[Frame]
 
 
 def sample(path, n_segments: int, include_last: bool = False) -> list[Frame]:
-    """Frames for a model to look at: the middles of `n_segments` equal segments, and after them the last frame if asked.
+    """Frames for a model to look at: the middles of `n_segments` equal segments, then the last frame if asked for.
 
     As `midpoints`, but faster: the default conversion, and random access where the file is plain. A truncated video is
     sampled over the frames that it has.
