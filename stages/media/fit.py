@@ -32,9 +32,7 @@ def target_size(source_size, size, fit: str, multiple: int = 1) -> tuple[int, in
     if fit != "area":
         if size[0] % multiple or size[1] % multiple:
             nearest = "*".join(str(max(multiple, round(side / multiple) * multiple)) for side in size)
-            raise UsageError(
-                f"size {size[0]}*{size[1]} is not a multiple of {multiple}", f"take {nearest}, or fit area"
-            )
+            raise UsageError(f"size {size[0]}*{size[1]} is not a multiple of {multiple}", f"take {nearest}, or fit area")
         return tuple(size)
 
     width, height = source_size

@@ -24,12 +24,12 @@ class Film:
     has_audio: bool
 
 
-def join(parts, output, *, fps, source=None, fit: str = "crop", crf: int = 17) -> Film:
+def join(parts, output, *, fps, source=None, fit: str = "crop", crf: int = 17, keep_audio: bool = True) -> Film:
     """Write `parts` (paths of videos of one size, in order) to the mp4 `output` at exactly `fps`, seams removed.
 
     Frame 0 of a part reproduces the last frame of what lies before it, so it is left out wherever something does.
     `source` (a path) comes in front: at the film's rate by its timestamps, fitted to the film's size by `fit`, its
-    sound kept under it. A part's own rate is not looked at: its frames are shown one per film frame.
+    sound kept under it unless told otherwise. A part's own rate is not looked at: its frames are shown one per film frame.
     Raises ItemError for a video that cannot be read whole, parts of different sizes or of one frame that would vanish.
     """
     if not parts:
@@ -37,7 +37,7 @@ def join(parts, output, *, fps, source=None, fit: str = "crop", crf: int = 17) -
     size = _common_size(parts)
     fps = Fraction(fps).limit_denominator(1001)
     front = probe(source) if source else None
-    sound = _sound(front, fps) if front and front.has_audio else None
+    sound = _sound(front, fps) if front and front.has_audio and keep_audio else None
     source_frames, part_frames = 0, []
     with VideoWriter(output, *size, fps, crf=crf, sound=sound) as film:
         if front:

@@ -114,9 +114,7 @@ class VideoWriter:
         reason = f"ffmpeg could not write {self.path} (exit code {self._process.returncode}): {' / '.join(lines[-3:])}"
         if "No space left on device" in said or "Disk quota exceeded" in said:
             return JobError(reason, "free disk space and run again")
-        if any(
-            phrase in said for phrase in ("Permission denied", "No such file or directory", "Read-only file system")
-        ):
+        if any(phrase in said for phrase in ("Permission denied", "No such file or directory", "Read-only file system")):
             return JobError(reason, "check that the folder exists and can be written")
         return ItemError(reason, "check the frames and the options of the video")
 
@@ -144,9 +142,7 @@ def write_png(path, rgb: np.ndarray) -> None:
     try:
         Image.fromarray(rgb).save(path, format="PNG", compress_level=4)
     except OSError as error:
-        raise JobError(
-            f"{path} could not be written ({error.strerror or error})", "check the folder and disk"
-        ) from error
+        raise JobError(f"{path} could not be written ({error.strerror or error})", "check the folder and disk") from error
 
 
 def read_png(path) -> np.ndarray:

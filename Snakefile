@@ -1,0 +1,77 @@
+# The plan becomes a DAG: a rule per shard of each stage, a job per film. What to make is in config.yaml.
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(workflow.basedir))
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+from stages import plan
+
+
+configfile: "config.yaml"
+
+
+limits = workflow.global_resources
+workers = next((limits[name].value for name in ("gpu", "_cores") if name in limits), 1)
+PLAN = plan.load(config, workers)
+if workflow.is_main_process:
+    PLAN.begin()
+
+
+rule all:
+    default_target: True
+    input:
+        list(PLAN.films),
+
+
+for job in PLAN.jobs:
+
+    rule:
+        name:
+            job.name
+        input:
+            lambda wildcards, job=job: job.inputs,
+        output:
+            job.outputs,
+        log:
+            job.log,
+        params:
+            fingerprint=job.fingerprint,
+        resources:
+            gpu=job.gpu,
+        conda:
+            f"envs/{job.stage.extra}.yaml"
+        shell:
+            job.command
+
+
+for folder in PLAN.folders:
+
+    rule:
+        name:
+            f"{Path(folder).name}.concat"
+        input:
+            lambda wildcards, folder=folder: PLAN.film(folder, wildcards.film).inputs,
+        output:
+            f"{folder}/{{film}}.mp4",
+        log:
+            f"{folder}/work/logs/films/{{film}}.log",
+        params:
+            fingerprint=lambda wildcards, folder=folder: PLAN.film(folder, wildcards.film).fingerprint,
+        conda:
+            "envs/frames.yaml"
+        shell:
+            PLAN.film_command(folder)
+
+
+onstart:
+    PLAN.write()
+
+
+onsuccess:
+    print(PLAN.summary(), file=sys.stderr)
+
+
+onerror:
+    print(PLAN.summary(), file=sys.stderr)

@@ -1,0 +1,59 @@
+"""The work of `extract_frames`: choose frames of a video, fit them to a size, keep them as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from stages.media import select
+from stages.media.fit import fit_image, parse_size, target_size
+from stages.media.probe import Source, probe
+from stages.media.read import Frame, Truncated, frames
+from stages.media.write import write_png
+from stages.runtime.artifacts import Artifact, member_path, write_index
+from stages.runtime.worker import MediaWorker, Work
+
+
+class ExtractFrames(MediaWorker):
+    def run(self, work: Work, phase: str) -> None:
+        options, video = work.options, work.inputs["video"]
+        source = probe(video.member(".mp4") if isinstance(video, Artifact) else video)
+        size = parse_size(options["size"]) if options["size"] else source.size
+        if options["size"]:
+            size = target_size(source.size, size, options["fit"], options["multiple"] if options["fit"] == "area" else 1)
+        listed = []
+        for frame in chosen(source, options["select"], options["count"], options["allow_truncated"]):
+            suffix = f"/{frame.index:06d}.png"
+            path = member_path(work.output, suffix)
+            path.parent.mkdir(exist_ok=True)
+            write_png(path, fit_image(frame.rgb, size, options["fit"]))
+            listed.append({"index": frame.index, "time": round(frame.time, 6), "suffix": suffix})
+        fields = {
+            "width": size[0],
+            "height": size[1],
+            "select": options["select"],
+            "frames": listed,
+            "source": facts(source),
+        }
+        write_index(work.output, "frames", fields, dict.fromkeys(frame["suffix"] for frame in listed))
+
+
+def chosen(source: Source, how: str, count: int, allow_truncated: bool) -> Iterator[Frame]:
+    """The frames that `how` names, each as soon as it is read. Raises ItemError for a truncated video, unless allowed."""
+    if how in ("last", "tail"):
+        yield from select.last(source.path, count if how == "tail" else 1, allow_truncated=allow_truncated)
+    elif how == "segments":
+        yield from select.midpoints(source.path, count, allow_truncated=allow_truncated)
+    elif how == "first":
+        yield from select.first(source.path, count)
+    else:
+        with suppress(Truncated if allow_truncated else ()):
+            yield from frames(source)
+
+
+def facts(source: Source) -> dict:
+    """What is kept of the source in the artifact: plain values, without its path."""
+    described = replace(source, path=Path(source.path).name, fps=str(source.fps), sample_aspect=str(source.sample_aspect))
+    return dict(vars(described))

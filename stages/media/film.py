@@ -1,0 +1,62 @@
+"""The work of `concat`: clips become one film, encoded once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from stages.media.join import join
+from stages.runtime.artifacts import Artifact, index_path, member_path, write_index
+from stages.runtime.worker import MediaWorker, Work
+
+
+class Concat(MediaWorker):
+    def run(self, work: Work, phase: str) -> None:
+        clips: list[Artifact] = work.inputs["clips"]
+        source: Path | None = work.inputs.get("source")
+        fps = Fraction(clips[0].fields["fps"])
+        names = work.options["names"] or [
+            source.name if source else "",
+            *(clip.path.with_suffix(".mp4").name for clip in clips),
+        ]
+        if len(clips) == 1 and source is None:  # already encoded, and once is enough
+            shutil.copyfile(clips[0].member(".mp4"), work.output)
+            parts = [clips[0].fields["num_frames"]]
+        else:
+            film = join(
+                [clip.member(".mkv") for clip in clips],
+                work.output,
+                fps=fps,
+                source=source,
+                fit=work.options["fit"],
+                crf=work.options["crf"],
+                keep_audio=work.options["keep_audio"],
+            )
+            parts = [film.source_frames] * bool(source) + film.part_frames
+        members = [".mp4"]
+        if work.options["prompts_log"]:
+            path = member_path(work.output, "/prompts_log.txt")
+            path.parent.mkdir()
+            path.write_text(prompts_log(names, clips), encoding="utf-8")
+            members.append("/prompts_log.txt")
+        fields = {
+            "width": clips[0].fields["width"],
+            "height": clips[0].fields["height"],
+            "num_frames": sum(parts),
+            "fps": str(fps),
+            "parts": [{"name": name, "frames": count} for name, count in zip(names[-len(parts) :], parts)],
+        }
+        write_index(index_path(work.output), "film", fields, members)
+
+
+def prompts_log(names: Sequence[str], clips: Sequence[Artifact]) -> str:
+    """A record per link, in order: what it came from, its seed, what the model said and the prompt made of it."""
+    records = []
+    for link, (source, name, clip) in enumerate(zip(names, names[1:], clips), 1):
+        records.append(
+            f"link {link}: {name}\nseed: {clip.fields['seed']}\nsource: {source}\n"
+            f"caption: {clip.fields['raw'] or '(given)'}\nprompt: {clip.fields['prompt']}\n"
+        )
+    return "\n".join(records)

@@ -1,0 +1,110 @@
+"""Clips: rows of work, from a list in the config, a JSONL or CSV file, or a folder of videos."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.runtime.errors import UsageError
+
+VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv")
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+RESERVED_IDS = {"work", "plan", "config"}  # names of the run's own files
+
+
+def read_clips(source: Any, where: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of a run's `clips` and warnings about them. Every row has an id; no two have the same.
+
+    Raises UsageError, naming the row, for a file that cannot be read and for a bad or doubled id.
+    """
+    warnings: list[str] = []
+    if isinstance(source, list):
+        rows = [(f"clip {number} of {where}", dict(row)) for number, row in enumerate(source, 1)]
+    elif isinstance(source, Mapping):
+        rows = list(_folder_rows(source, warnings))
+    else:
+        rows = list(_file_rows(Path(source)))
+    seen: dict[str, str] = {}
+    for place, row in rows:
+        row.setdefault("id", slug(Path(row["video"]).stem) if isinstance(row.get("video"), str) else "")
+        identity = str(row["id"])
+        if not ID.fullmatch(identity) or identity in RESERVED_IDS:
+            raise UsageError(
+                f"the id of {place} is {identity!r}",
+                "an id has 1 to 64 letters, digits, dots, dashes or underscores, starts with a letter or digit, "
+                f"and is not {', '.join(sorted(RESERVED_IDS))}",
+            )
+        if identity in seen:
+            raise UsageError(f"{place} has the id {identity}, as {seen[identity]} has", "give one of them another id")
+        seen[identity] = place
+        row["id"] = identity
+    return [row for _, row in rows], warnings
+
+
+def _folder_rows(source: Mapping[str, Any], warnings: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A folder of videos, and a folder of prompts with the same stems."""
+    videos = Path(source["videos"])
+    if not videos.is_dir():
+        raise UsageError(f"the folder of videos {videos} does not exist", "mend the path")
+    found = sorted(path for path in videos.iterdir() if path.suffix.lower() in VIDEO_ENDINGS)
+    if not found:
+        raise UsageError(f"the folder {videos} has no videos", f"put {', '.join(VIDEO_ENDINGS)} files there")
+    prompts = Path(source["prompts"]) if "prompts" in source else None
+    if prompts and not prompts.is_dir():
+        raise UsageError(f"the folder of prompts {prompts} does not exist", "mend the path, or leave prompts out")
+    missing = source.get("missing_prompt", "caption")
+    for path in found:
+        row: dict[str, Any] = {"video": str(path)}
+        if prompts:
+            text = prompts / f"{path.stem}.txt"
+            prompt = text.read_text().strip() if text.is_file() else ""
+            if prompt:
+                row["prompt"] = prompt
+            else:
+                fate = "is skipped" if missing == "skip" else "will be captioned"
+                warnings.append(f"{path.name} has no prompt {text} and {fate}")
+                if missing == "skip":
+                    continue
+        yield str(path), row
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A JSONL file (an object per line) or a CSV file (a header, empty cells are left out)."""
+    if not path.is_file():
+        raise UsageError(f"the file of clips {path} does not exist", "mend the path")
+    if path.suffix == ".csv":
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            for number, cells in enumerate(csv.DictReader(file), 2):
+                if None in cells or None in cells.values():
+                    raise UsageError(f"row {number} of {path} has another number of cells than the header", "mend the row")
+                yield f"row {number} of {path}", {name: cell for name, cell in cells.items() if cell != ""}
+    elif path.suffix == ".jsonl":
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UsageError(f"line {number} of {path} is not JSON ({error})", "one object per line") from None
+            if not isinstance(row, dict):
+                raise UsageError(f"line {number} of {path} is not an object", 'write {"video": ...}')
+            yield f"line {number} of {path}", row
+    else:
+        raise UsageError(f"the file of clips {path} ends with {path.suffix!r}", "it must be .jsonl or .csv")
+
+
+def slug(text: str) -> str:
+    """A clip id made of a file's stem; with a short hash where letters were lost, so that two names stay two ids."""
+    plain = unicodedata.normalize("NFKD", text)
+    kept = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")
+    lost = any(char.isalnum() or unicodedata.category(char).startswith("M") for char in plain if not char.isascii())
+    if not kept or lost or len(kept) > 64:
+        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+        kept = f"{(kept or 'clip')[:57]}-{digest}"
+    return kept

@@ -1,0 +1,47 @@
+"""`v2v`: the last frame of a video becomes the first frame of a new clip, and a description of the video its prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stages.models.wan.options import MULTIPLE
+from stages.runtime.options import Option
+
+if TYPE_CHECKING:
+    from stages.plan.resolve import Clip
+    from stages.runtime.items import Item
+
+FAMILIES = ("wan", "vlm")
+DEFAULTS: dict = {}
+SOURCE_FIRST = Option("source_first", bool, False, "Put the source video in front of what is made of it", ())
+OPTIONS = (SOURCE_FIRST,)
+
+
+def items(clip: Clip) -> dict[str, list[Item]]:
+    """The items of a clip, by the job that they belong to."""
+    wan = clip.values["wan"]
+    source_first = clip.values["recipe"]["source_first"]
+    frames, caption, pixels = clip.work("frames.json"), clip.work("caption.json"), clip.work("clip.json")
+    encoded, latents = clip.work("encoded.safetensors"), clip.work("latents.safetensors")
+    front = {"source": clip.video} if source_first else {}
+    return {
+        "extract_frames": [first_frame(clip, frames)],
+        "caption_vlm": [caption_item(clip, clip.video, caption, clip.prompts[0] if clip.prompts else "")],
+        "encode": [clip.item("encode", encoded, image=frames, caption=caption)],
+        "generate": [clip.item("generate", latents, encoded=encoded)],
+        "decode": [clip.item("decode", pixels, latents=latents, lossless=source_first)],
+        "concat": [clip.item("concat", clip.result(clip.run.film, seed=wan["seed"]), clips=[pixels], **front)],
+    }
+
+
+def first_frame(clip: Clip, output: str) -> Item:
+    """The source's last frame, at the size that the model takes."""
+    multiple = MULTIPLE[clip.run.models["wan"].variant]
+    return clip.item(
+        "extract_frames", output, video=clip.video, select="last", size=clip.values["wan"]["size"], multiple=multiple
+    )
+
+
+def caption_item(clip: Clip, video: str, output: str, prompt: str, label: str = "") -> Item:
+    """The prompt of a clip or a link: the one that is given, else a description."""
+    return clip.item("caption_vlm", output, label=label, video=video, prompt=prompt)

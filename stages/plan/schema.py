@@ -1,0 +1,195 @@
+"""What the config may say: JSON schemas made from the declared options, and errors that name the key and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from stages.plan.families import ALL
+from stages.plan.recipes import RECIPES
+from stages.runtime.errors import UsageError
+from stages.runtime.model import HUB_ID
+from stages.runtime.options import Option
+
+TEXT = {"type": "string", "minLength": 1}
+
+
+@cache
+def all_options() -> dict[str, Option]:
+    """Every option that a run may set, by name; what two families call by one name has one description."""
+    declared = [option for family in ALL.values() for option in family.options]
+    declared += [option for recipe in RECIPES.values() for option in recipe.OPTIONS]
+    return {option.name: option for option in reversed(declared)}
+
+
+@cache
+def clip_schema() -> dict[str, Any]:
+    """A row of clips: what it is made of, and its own options beside that."""
+    own = {
+        "id": {**TEXT, "description": "Name of the clip and of its results. Default: made from the video's name."},
+        "video": {**TEXT, "description": "Path of the video."},
+        "prompt": {**TEXT, "description": "The prompt; without it the video is captioned."},
+        "prompts": {
+            "type": "array",
+            "items": TEXT,
+            "minItems": 1,
+            "description": "A prompt per link of a chain.",
+        },
+    }
+    options = {name: _option_schema(option) for name, option in all_options().items() if name not in own}
+    return {"type": "object", "additionalProperties": False, "required": ["id", "video"], "properties": {**own, **options}}
+
+
+@cache
+def config_schema() -> dict[str, Any]:
+    options = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {name: _option_schema(option) for name, option in all_options().items()},
+    }
+    variants = sorted({variant for family in ALL.values() for variant in family.variants})
+    model = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["family"],
+        "properties": {
+            "family": {"enum": sorted(ALL), "description": "Which code runs the model."},
+            "variant": {"enum": variants, "description": "Which of the family's architectures it is."},
+            "path": {**TEXT, "description": "Folder of the weights, in diffusers' or transformers' layout."},
+            "hub": {"type": "string", "pattern": HUB_ID, "description": "Id on the model hub, instead of path."},
+            "revision": {**TEXT, "description": "Commit, tag or branch on the hub. Default: main."},
+            "dtype": {"enum": ["bfloat16", "float16", "float32"], "description": "Precision. Default: bfloat16."},
+            "sizes": {
+                "type": "array",
+                "items": TEXT,
+                "description": "Sizes that the model makes, width*height. Default: those of the variant.",
+            },
+            "options": {**options, "description": "Options for every run with this model."},
+        },
+        "oneOf": [{"required": ["path"]}, {"required": ["hub"]}],
+    }
+    folder = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["videos"],
+        "properties": {
+            "videos": {**TEXT, "description": "Folder of videos: .mp4 .avi .mov .mkv."},
+            "prompts": {**TEXT, "description": "Folder of prompts, a .txt of the same stem per video."},
+            "missing_prompt": {
+                "enum": ["caption", "skip"],
+                "description": "What becomes of a video without a prompt. Default: caption.",
+            },
+        },
+    }
+    run = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["recipe", "clips"],
+        "properties": {
+            "recipe": {"enum": sorted(RECIPES), "description": "What is made of each clip."},
+            "clips": {
+                "anyOf": [{"type": "array", "items": {"type": "object"}, "minItems": 1}, TEXT, folder],
+                "description": "A list of clips, a .jsonl or .csv file of them, or a folder of videos.",
+            },
+            "model": {**TEXT, "description": "Name of the model that generates, from models."},
+            "captioner": {**TEXT, "description": "Name of the model that captions; not needed where all have prompts."},
+            "name": {
+                "type": "string",
+                "pattern": r"^[^/].*\.mp4$",
+                "description": "Template of the film's name; fields: clip, idx, seed, model, rank. Default: {clip}.mp4.",
+            },
+            "options": {**options, "description": "Options for all clips of the run."},
+        },
+    }
+    name = {"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Kinemake config",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["models", "runs"],
+        "properties": {
+            "results": {**TEXT, "description": "Folder of the results. Default: results."},
+            "store": {**TEXT, "description": "Folder of finished items that all runs share. Default: RESULTS/store."},
+            "models": {
+                "type": "object",
+                "propertyNames": name,
+                "additionalProperties": model,
+                "description": "Models by name.",
+            },
+            "runs": {
+                "type": "object",
+                "propertyNames": {**name, "not": {"enum": ["store"]}},
+                "additionalProperties": run,
+                "description": "What to make, by name; the results are in RESULTS/NAME.",
+            },
+            "options": {
+                **options,
+                "description": "Options above all others: for the command line, --config 'options={steps: 20}'.",
+            },
+        },
+    }
+
+
+def _option_schema(option: Option) -> dict[str, Any]:
+    """Text is allowed for numbers and truth values too, because CSV cells and command lines are text."""
+    schema = option.schema()
+    if schema.get("type") in ("integer", "number", "boolean"):
+        return {"anyOf": [{k: v for k, v in schema.items() if k != "description"}, {"type": "string"}], **_described(schema)}
+    return schema
+
+
+def _described(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"description": schema["description"]}
+
+
+@cache
+def _validator(which: str) -> Draft202012Validator:
+    return Draft202012Validator({"config": config_schema, "clip": clip_schema}[which]())
+
+
+def check(value: Any, which: str, where: str) -> None:
+    """Raise UsageError with one sentence about the first thing that `value` has wrong. `which`: "config" or "clip"."""
+    for error in _validator(which).iter_errors(value):
+        raise UsageError(*_sentence(error, where))
+
+
+def _sentence(error, where: str) -> tuple[str, str]:
+    """What is wrong, and the remedy."""
+    place = ".".join([where, *map(str, error.absolute_path)])
+    if error.validator == "additionalProperties":
+        known = list(error.schema["properties"])
+        unknown = next(key for key in error.instance if key not in known)
+        near = difflib.get_close_matches(str(unknown), known, 1)
+        return (
+            f"{place} has the unknown key {unknown!r}",
+            f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}",
+        )
+    if error.validator == "required":
+        missing = next(key for key in error.validator_value if key not in error.instance)
+        return f"{place} lacks the key {missing}", _remedy(error.schema.get("properties", {}).get(missing, {}))
+    if error.validator == "oneOf":
+        return f"{place} must have either path or hub", "path is a folder on this machine, hub an id on the model hub"
+    if error.validator == "enum":
+        return f"{place} is {error.instance!r}", f"it must be one of {', '.join(map(str, error.validator_value))}"
+    return f"{place} is {error.instance!r}", _remedy(error.schema) or error.message
+
+
+def _remedy(schema: Mapping[str, Any]) -> str:
+    return schema.get("description", "").rstrip(".")
+
+
+def write() -> None:
+    """Write the schemas for editors and readers: `python -m stages.plan.schema`."""
+    for name, schema in (("config", config_schema()), ("clip", clip_schema())):
+        with open(f"schemas/{name}.schema.json", "w", encoding="utf-8") as file:
+            file.write(json.dumps(schema, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    write()
