@@ -189,6 +189,8 @@ class Loop:
         return tuple(repr(order.options[option.name]) for option in self.plant.options if option.reloads)
 
     def _do(self, worker: Worker, order: Order, phase: str, last: bool) -> None:
+        if self.store.has(order.key):  # an equal item of this shard or another job was faster
+            return self._publish(order, "reused")
         start = time.monotonic()
         wanted = (phase, self._loading(order))
         if order.weights and wanted != self._loaded:

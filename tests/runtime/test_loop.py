@@ -1,0 +1,159 @@
+"""What a shard promises: neighbours are spared, finished work is kept and reused, failures travel."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.runtime import artifacts
+from stages.runtime.errors import JobError
+from stages.runtime.items import Item
+from tests.runtime import toys
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    toys.MADE.clear()
+
+
+def item(folder: Path, name: str, text: str, **options) -> Item:
+    source = folder / f"{name}.txt"
+    source.write_text(text)
+    options = {"factor": 1, "label": "", "saving": False, **options}
+    return Item(name, {"video": str(source)}, str(folder / "out" / f"{name}.json"), options)
+
+
+def prompt(folder: Path, name: str) -> str:
+    return artifacts.read(folder / "out" / f"{name}.json", ("caption",)).fields["prompt"]
+
+
+def test_one_bad_item_of_sixteen_fails_alone(tmp_path):
+    items = [item(tmp_path, f"clip{n:02d}", "bad" if n == 7 else f"text {n}") for n in range(16)]
+    report = toys.loop(tmp_path / "store").run(items)
+    assert (report.made, len(report.failures)) == (15, 1)
+    assert str(report.failures[0]) == "toy of clip07: the toy is bad: mend it"
+    failed = artifacts.read_failure(tmp_path / "out" / "clip07.json")
+    assert (failed.stage, failed.item, failed.reason, failed.remedy) == ("toy", "clip07", "the toy is bad", "mend it")
+    assert prompt(tmp_path, "clip08") == "text 8"
+
+
+def test_a_failure_is_passed_on_with_its_first_reason_and_without_work(tmp_path):
+    toys.loop(tmp_path / "store").run([item(tmp_path, "a", "bad")])
+    later = Item(
+        "a", {"video": str(tmp_path / "out" / "a.json")}, str(tmp_path / "later.json"), item(tmp_path, "b", "").options
+    )
+    report = toys.loop(tmp_path / "store").run([later])
+    assert toys.MADE == []
+    assert report.failures == [artifacts.Failure("toy", "a", "the toy is bad", "mend it")]
+    assert artifacts.read_failure(tmp_path / "later.json") == report.failures[0]
+
+
+def test_a_failure_is_not_kept_in_the_store(tmp_path):
+    bad = item(tmp_path, "a", "bad")
+    toys.loop(tmp_path / "store").run([bad])
+    assert not [path for path in (tmp_path / "store").rglob("artifact*")]
+
+
+def test_without_marking_a_failed_item_leaves_nothing(tmp_path):
+    report = toys.loop(tmp_path / "store", mark_failed=False).run([item(tmp_path, "a", "bad")])
+    assert len(report.failures) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unexpected_error_is_one_sentence(tmp_path, capsys):
+    report = toys.loop(tmp_path / "store").run([item(tmp_path, "a", "bug"), item(tmp_path, "b", "fine")])
+    assert report.made == 1
+    assert report.failures[0].reason == "unexpected ValueError: a bug"
+    assert "Traceback" in capsys.readouterr().err  # for the log
+
+
+def test_finished_work_is_reused_and_says_so(tmp_path, capsys):
+    items = [item(tmp_path, name, name) for name in "abc"]
+    toys.loop(tmp_path / "store").run(items[:2])
+    report = toys.loop(tmp_path / "store").run(items)
+    assert (report.made, report.reused, toys.MADE) == (1, 2, ["a", "b", "c"])
+    last = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert (last["event"], last["made"], last["reused"]) == ("shard", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "made"), [({"factor": 2}, 2), ({"label": "x"}, 1)], ids=["what changes the result", "what does not"]
+)
+def test_only_what_changes_the_result_enters_the_key(tmp_path, change, made):
+    toys.loop(tmp_path / "store").run([item(tmp_path, "a", "text")])
+    toys.loop(tmp_path / "store").run([item(tmp_path, "a", "text", **change)])
+    assert len(toys.MADE) == made
+
+
+def test_equal_inputs_under_other_names_share_their_result(tmp_path):
+    toys.loop(tmp_path / "store").run([item(tmp_path, "a", "same"), item(tmp_path, "b", "same")])
+    toys.loop(tmp_path / "store").run([item(tmp_path, "c", "same")])
+    assert toys.MADE == ["a"]
+    assert prompt(tmp_path, "c") == "same"
+
+
+def test_another_version_of_the_family_is_another_result(tmp_path):
+    toys.loop(tmp_path / "store", version=("family", 1)).run([item(tmp_path, "a", "text")])
+    toys.loop(tmp_path / "store", version=("family", 2)).run([item(tmp_path, "a", "text")])
+    assert toys.MADE == ["a", "a"]
+
+
+def test_out_of_memory_is_tried_once_more_with_the_saving_options_and_recorded(tmp_path):
+    loop = toys.loop(tmp_path / "store", memory_saving={"saving": True})
+    report = loop.run([item(tmp_path, "a", "big"), item(tmp_path, "b", "small")])
+    assert (report.made, report.failures) == (2, [])
+    records = {
+        name: artifacts.read(tmp_path / "out" / f"{name}.json", ("caption",)).provenance[-1]["memory_saving"]
+        for name in "ab"
+    }
+    assert records == {"a": True, "b": False}
+
+
+def test_out_of_memory_without_a_remedy_is_the_items_failure(tmp_path):
+    report = toys.loop(tmp_path / "store").run([item(tmp_path, "a", "big"), item(tmp_path, "b", "small")])
+    assert report.made == 1
+    assert "memory ran out" in report.failures[0].reason
+
+
+def test_a_full_disk_ends_the_job_and_marks_nothing(tmp_path):
+    with pytest.raises(JobError, match="the disk is full"):
+        toys.loop(tmp_path / "store").run([item(tmp_path, "a", "fine"), item(tmp_path, "b", "full")])
+    assert prompt(tmp_path, "a") == "fine"
+    assert not (tmp_path / "out" / "b.json").exists()
+
+
+def test_kill_in_the_middle_of_a_shard_of_twelve_loses_at_most_the_item_in_hand(tmp_path):
+    items = [item(tmp_path, f"clip{n:02d}", "kill" if n == 5 else f"text {n}") for n in range(12)]
+    script = (
+        "import json, sys\nfrom pathlib import Path\nfrom tests.runtime import toys\nfrom stages.runtime.items import Item\n"
+        "toys.loop(Path(sys.argv[1])).run([Item(**row) for row in json.load(sys.stdin)])"
+    )
+    rows = json.dumps([vars(entry) for entry in items])
+    command = [sys.executable, "-c", script, str(tmp_path / "store")]
+    done = subprocess.run(command, input=rows, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == -9
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"clip{n:02d}.json" for n in range(5)]
+    (tmp_path / "clip05.txt").write_text("text 5")
+    report = toys.loop(tmp_path / "store").run(items)
+    assert (report.made, report.reused) == (7, 5)
+    assert toys.MADE == [f"clip{n:02d}" for n in range(5, 12)]
+    assert [prompt(tmp_path, entry.id) for entry in items] == [f"text {n}" for n in range(12)]
+
+
+def test_provenance_says_how_to_make_it_again_and_does_not_change_the_digest(tmp_path):
+    toys.loop(tmp_path / "one").run([item(tmp_path, "a", "text", factor=3)])
+    first = artifacts.read(tmp_path / "out" / "a.json", ("caption",))
+    (record,) = first.provenance
+    assert record["options"]["factor"] == 3
+    assert record["inputs"]["video"] == [
+        "982d9e3eb996f559e633f4d194def3761d909f5a3b647d1a851fead67c32c9d1"
+    ]  # sha256 of "text"
+    assert {"seconds", "peak_memory_bytes", "program"} <= set(record)
+    toys.loop(tmp_path / "two").run([item(tmp_path, "a", "text", factor=3)])
+    second = artifacts.read(tmp_path / "out" / "a.json", ("caption",))
+    assert second.digest == first.digest

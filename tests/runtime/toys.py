@@ -1,0 +1,49 @@
+"""A stage for the tests of the item loop: it copies a number from its caption, and fails, dies or waits when told."""
+
+import os
+import time
+from pathlib import Path
+
+from stages.runtime.artifacts import write_index
+from stages.runtime.errors import ItemError
+from stages.runtime.loop import Loop, Plant
+from stages.runtime.options import Option
+from stages.runtime.stages import Input, Stage
+from stages.runtime.store import Store
+from stages.runtime.worker import MediaWorker
+
+STAGE = Stage("toy", 1, (Input("video", ("file", "caption"), "a text file or a caption"),), "caption", "A toy.", "frames")
+OPTIONS = (
+    Option("factor", int, 1, "Multiplies", ("toy",)),
+    Option("label", str, "", "Changes nothing", ("toy",), changes_result=False),
+    Option("saving", bool, False, "Needs less memory", ("toy",)),
+)
+MADE: list[str] = []
+
+
+class Toy(MediaWorker):
+    """A text "bad" is the item's own fault, "bug" an unexpected error, "big" fits only with saving, "kill" ends us."""
+
+    def run(self, work, phase):
+        text = Path(work.inputs["video"]).read_text() if isinstance(work.inputs["video"], Path) else "0"
+        if "delay" in os.environ:
+            time.sleep(float(os.environ["delay"]))
+        if text == "bad":
+            raise ItemError("the toy is bad", "mend it")
+        if text == "bug":
+            raise ValueError("a bug\nof two lines")
+        if text == "big" and not work.options["saving"]:
+            raise MemoryError("too big")
+        if text == "full":
+            raise OSError(28, "No space left on device")
+        if text == "kill":
+            os.kill(os.getpid(), 9)
+        MADE.append(work.item.id)
+        fields = dict.fromkeys(("raw", "prompt", "frames", "tokens", "model", "family", "variant", "weights"), "")
+        write_index(work.output, "caption", {**fields, "prompt": text * work.options["factor"]})
+
+
+def loop(store: Path, *, mark_failed=True, **plant):
+    """A loop over toys that need no model."""
+    plant = Plant(STAGE, "tests.runtime.toys:Toy", OPTIONS, **plant)
+    return Loop(plant, store=Store(store), device="cpu", threads=None, mark_failed=mark_failed, debug=False)
