@@ -39,7 +39,7 @@ lint: install
 
 # Files made from the declared options: schemas/ and the tables in docs/.
 generated: install
-	$(RUNS) stages.plan.schema
+	$(RUNS) docs.generate
 
 clean:
 	rm -rf .venv models results .snakemake

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -182,14 +181,3 @@ def _sentence(error, where: str) -> tuple[str, str]:
 
 def _remedy(schema: Mapping[str, Any]) -> str:
     return schema.get("description", "").rstrip(".")
-
-
-def write() -> None:
-    """Write the schemas for editors and readers: `python -m stages.plan.schema`."""
-    for name, schema in (("config", config_schema()), ("clip", clip_schema())):
-        with open(f"schemas/{name}.schema.json", "w", encoding="utf-8") as file:
-            file.write(json.dumps(schema, indent=2, ensure_ascii=False) + "\n")
-
-
-if __name__ == "__main__":
-    write()

@@ -141,7 +141,7 @@ def test_kill_in_the_middle_of_a_shard_of_twelve_loses_at_most_the_item_in_hand(
     (tmp_path / "clip05.txt").write_text("text 5")
     report = toys.loop(tmp_path / "store").run(items)
     assert (report.made, report.reused) == (7, 5)
-    assert toys.MADE == [f"clip{n:02d}" for n in range(5, 12)]
+    assert [f"clip{n:02d}" for n in range(5, 12)] == toys.MADE
     assert [prompt(tmp_path, entry.id) for entry in items] == [f"text {n}" for n in range(12)]
 
 

@@ -1,7 +1,6 @@
-"""A stage for the tests of the item loop: it copies a number from its caption, and fails, dies or waits when told."""
+"""A stage for the tests of the item loop: it copies a number from its caption, and fails or dies when told."""
 
 import os
-import time
 from pathlib import Path
 
 from stages.runtime.artifacts import write_index
@@ -26,8 +25,6 @@ class Toy(MediaWorker):
 
     def run(self, work, phase):
         text = Path(work.inputs["video"]).read_text() if isinstance(work.inputs["video"], Path) else "0"
-        if "delay" in os.environ:
-            time.sleep(float(os.environ["delay"]))
         if text == "bad":
             raise ItemError("the toy is bad", "mend it")
         if text == "bug":

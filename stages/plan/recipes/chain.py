@@ -40,7 +40,7 @@ def items(clip: Clip) -> dict[str, list[Item]]:
     for link in links:
         label = f"link{link + 1:02d}"
         video, image = (pixels[-1], pixels[-1]) if pixels else (clip.video, frames)
-        if not caption or recipe["prompt_mode"] == "each" or clip.prompts:
+        if not caption or len(clip.prompts) > 1 or (recipe["prompt_mode"] == "each" and not clip.prompts):
             caption = clip.work(f"{label}/caption.json")
             jobs[f"caption_vlm.{label}"] = [caption_item(clip, video, caption, prompts[link], label)]
         encoded, latents = clip.work(f"{label}/encoded.safetensors"), clip.work(f"{label}/latents.safetensors")

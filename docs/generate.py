@@ -1,0 +1,101 @@
+"""Writes what is made from the declared options: schemas/ and the tables of docs/. Run by `make generated`."""
+
+import json
+from pathlib import Path
+
+from stages.plan import schema
+from stages.plan.families import ALL
+from stages.plan.recipes import RECIPES
+from stages.runtime.artifacts import KINDS
+from stages.runtime.options import Option
+from stages.runtime.stages import STAGES
+
+ROOT = Path(__file__).parents[1]
+
+
+def options_page() -> str:
+    """Every option of every recipe and family: what it does, who takes it, its default."""
+    parts = ["# Options\n", "Made by `make generated` from the declarations in the code.\n"]
+    parts.append(
+        "Each goes into `options` of a run or a model in the config, into a clip's row, or onto the command line of its "
+        "stage (`--guidance-scale` for `guidance_scale`). Options in *italics* do not change the result.\n"
+    )
+    for name, recipe in RECIPES.items():
+        parts.append(f"## Recipe `{name}`\n\n{_table(recipe.OPTIONS)}")
+        if recipe.DEFAULTS:
+            changed = ", ".join(f"`{key}` = `{value}`" for key, value in recipe.DEFAULTS.items())
+            parts.append(f"Other defaults than below: {changed}.\n")
+    for name, family in ALL.items():
+        parts.append(f"## Family `{name}`\n\n{_table(family.options)}")
+    return "\n".join(parts)
+
+
+def _table(options: tuple[Option, ...]) -> str:
+    lines = ["| option | stage | default | what it does |", "|---|---|---|---|"]
+    for option in options:
+        name = f"`{option.name}`" if option.changes_result else f"*`{option.name}`*"
+        choices = f" ({', '.join(map(str, option.choices))})" if option.choices else ""
+        unit = f" [{option.unit}]" if option.unit else ""
+        lines.append(f"| {name} | {', '.join(option.stages) or 'plan'} | {option.says()} | {option.help}{choices}{unit} |")
+    return "\n".join(lines) + "\n"
+
+
+def artifacts_page() -> str:
+    """Every kind of file between the stages."""
+    parts = ["# Artifacts\n", "Made by `make generated` from `stages/runtime/artifacts.py`.\n"]
+    for kind in KINDS.values():
+        by = next(stage.name for stage in STAGES.values() if stage.writes == kind.name)
+        parts.append(f"## `{kind.name}` ({kind.suffix}), by `{by}`\n\n{kind.help}\n")
+        parts.append("| field | meaning |\n|---|---|\n" + "".join(f"| `{k}` | {v} |\n" for k, v in kind.fields.items()))
+        if kind.tensors:
+            rows = "".join(
+                f"| `{t.name}`{'' if t.required else ' (optional)'} | ({', '.join(str(s) or '·' for s in t.shape)}) "
+                f"| {' '.join(t.dtypes)} | {t.help} |\n"
+                for t in kind.tensors
+            )
+            parts.append(f"| tensor | shape | dtype | meaning |\n|---|---|---|---|\n{rows}")
+        if kind.members:
+            rows = "".join(f"| `NAME{suffix}` | {help_text} |\n" for suffix, help_text in kind.members.items())
+            parts.append(f"| member | holds |\n|---|---|\n{rows}")
+    return "\n".join(parts)
+
+
+def config_page() -> str:
+    """Every key of config.yaml and of a clip."""
+    config = schema.config_schema()["properties"]
+    run, model = config["runs"]["additionalProperties"], config["models"]["additionalProperties"]
+    folder = next(form for form in run["properties"]["clips"]["anyOf"] if form.get("type") == "object")
+    clip = {name: spec for name, spec in schema.clip_schema()["properties"].items() if name not in schema.all_options()}
+    clip["prompt"] = schema.clip_schema()["properties"]["prompt"]
+    tables = [
+        ("config.yaml", config),
+        ("A model", model["properties"]),
+        ("A run", run["properties"]),
+        ("Clips from a folder", folder["properties"]),
+        ("A clip: a row of a list, of a JSONL or of a CSV file; options of its own may stand beside these", clip),
+    ]
+    parts = [
+        "# The config\n",
+        "Made by `make generated` from the schema. An unknown key is an error. Options: [options.md](options.md).\n",
+        "Precedence: command line (`--config 'options={steps: 20}'`) > clip > run > model > recipe > default.\n",
+    ]
+    for title, properties in tables:
+        rows = "".join(f"| `{name}` | {spec['description']} |\n" for name, spec in properties.items())
+        parts.append(f"## {title}\n\n| key | meaning |\n|---|---|\n{rows}")
+    return "\n".join(parts)
+
+
+def files() -> dict[str, str]:
+    """Path below the project -> text."""
+    return {
+        "schemas/config.schema.json": json.dumps(schema.config_schema(), indent=2, ensure_ascii=False) + "\n",
+        "schemas/clip.schema.json": json.dumps(schema.clip_schema(), indent=2, ensure_ascii=False) + "\n",
+        "docs/options.md": options_page(),
+        "docs/artifacts.md": artifacts_page(),
+        "docs/config.md": config_page(),
+    }
+
+
+if __name__ == "__main__":
+    for path, text in files().items():
+        (ROOT / path).write_text(text, encoding="utf-8")

@@ -1,0 +1,89 @@
+"""Clips from a list, a file, a folder; ids that are safe in paths and differ."""
+
+import re
+
+import pytest
+
+from stages.plan.clips import ID, read_clips, slug
+from stages.runtime.errors import UsageError
+
+
+def test_a_folder_of_videos_and_a_folder_of_prompts(tmp_path):
+    (tmp_path / "p").mkdir()
+    for name in ("b.MP4", "a.mkv", "c.avi", "d.mov", "notes.txt"):
+        (tmp_path / name).touch()
+    for name, text in (("a", "first\n"), ("c", "third"), ("d", " ")):
+        (tmp_path / "p" / f"{name}.txt").write_text(text)
+    source = {"videos": str(tmp_path), "prompts": str(tmp_path / "p")}
+    rows, warnings = read_clips(source, "run x")
+    assert [(row["id"], row.get("prompt")) for row in rows] == [("a", "first"), ("b", None), ("c", "third"), ("d", None)]
+    assert len(warnings) == 2 and "b.MP4 has no prompt" in warnings[0] and "will be captioned" in warnings[0]
+    rows, warnings = read_clips({**source, "missing_prompt": "skip"}, "run x")
+    assert [row["id"] for row in rows] == ["a", "c"]
+    assert "is skipped" in warnings[1]
+
+
+def test_jsonl_and_csv_say_the_same(tmp_path):
+    (tmp_path / "c.jsonl").write_text(
+        '{"video": "v/海滩.mp4", "prompt": "waves, \\"high\\""}\n\n{"id": "two", "video": "w.mp4"}\n'
+    )
+    (tmp_path / "c.csv").write_text('id,video,prompt\n,v/海滩.mp4,"waves, ""high"""\ntwo,w.mp4,\n')
+    assert read_clips(str(tmp_path / "c.jsonl"), "")[0] == read_clips(str(tmp_path / "c.csv"), "")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("beach", "beach"),
+        ("my clip (1)", "my-clip-1"),
+        ("海滩", r"clip-[0-9a-f]{6}"),
+        ("café", r"cafe-[0-9a-f]{6}"),
+        ("-rf", "rf"),
+        ("..", r"clip-[0-9a-f]{6}"),
+        ("x" * 200, r"x{57}-[0-9a-f]{6}"),
+        ("a;$(rm)\n'b'", "a-rm-b"),
+    ],
+)
+def test_slugs_are_ids(name, pattern):
+    made = slug(name)
+    assert re.fullmatch(pattern, made)
+    assert ID.fullmatch(made)
+
+
+def test_names_that_differ_in_lost_letters_stay_apart():
+    assert slug("海滩") != slug("海洋")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"id": "a/b", "video": "x"}], "the id of clip 1 of run x is 'a/b'"),
+        ([{"id": "..", "video": "x"}], "is '..'"),
+        ([{"id": "plan", "video": "x"}], "is 'plan'"),
+        ([{"video": "a.mp4"}, {"video": "b/a.mkv"}], "clip 2 of run x has the id a, as clip 1 of run x has"),
+    ],
+)
+def test_bad_and_doubled_ids_are_refused(rows, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        read_clips(rows, "run x")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("c.jsonl", '{"video": "a.mp4"}\nnonsense\n', "line 2 of .* is not JSON"),
+        ("c.jsonl", "[]\n", "line 1 of .* is not an object"),
+        ("c.csv", "id,video\na\n", "row 2 of .* has another number of cells"),
+        ("c.txt", "", "it must be .jsonl or .csv"),
+    ],
+)
+def test_a_file_that_cannot_be_read_names_the_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_clips(str(tmp_path / name), "run x")
+
+
+@pytest.mark.parametrize("source", ["missing.jsonl", {"videos": "missing"}])
+def test_what_is_missing_is_named(source):
+    with pytest.raises(UsageError, match="missing.* does not exist"):
+        read_clips(source, "run x")

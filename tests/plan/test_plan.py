@@ -1,0 +1,241 @@
+"""Which jobs come of which config, and which again after which change."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages import plan
+from stages.runtime.errors import UsageError
+
+
+def fingerprints(config, workers=1):
+    planned = plan.load(config, workers)
+    return {job.name: job.fingerprint for job in [*planned.jobs, *planned.films.values()]}
+
+
+def changed(config, workers=1, **change):
+    """Names of the jobs that come out otherwise after a change of the run demo."""
+    before = fingerprints(config, workers)
+    config["runs"]["demo"].update(change)
+    after = fingerprints(config, workers)
+    return {name for name in before | after if before.get(name) != after.get(name)}
+
+
+def test_v2v_is_six_stages(jobs):
+    made = {name: (job.outputs, job.inputs) for name, job in jobs().items()}
+    work = "results/demo/work"
+    assert made == {
+        "demo.extract_frames.000": ([f"{work}/a/frames.json", f"{work}/b/frames.json"], []),
+        "demo.caption_vlm.000": ([f"{work}/a/caption.json", f"{work}/b/caption.json"], []),
+        "demo.encode.000": (
+            [f"{work}/a/encoded.safetensors", f"{work}/b/encoded.safetensors"],
+            [f"{work}/{clip}/{name}.json" for clip in "ab" for name in ("frames", "caption")],
+        ),
+        "demo.generate.000": (
+            [f"{work}/a/latents.safetensors", f"{work}/b/latents.safetensors"],
+            [f"{work}/a/encoded.safetensors", f"{work}/b/encoded.safetensors"],
+        ),
+        "demo.decode.000": (
+            [f"{work}/a/clip.json", f"{work}/b/clip.json"],
+            [f"{work}/a/latents.safetensors", f"{work}/b/latents.safetensors"],
+        ),
+        "films/a": (["results/demo/a.mp4"], [f"{work}/a/clip.json"]),
+        "films/b": (["results/demo/b.mp4"], [f"{work}/b/clip.json"]),
+    }
+
+
+def test_a_chain_hands_each_link_to_the_next(config, jobs):
+    config["runs"]["demo"] |= {"recipe": "chain", "clips": [{"video": "a.mp4"}], "model": "big"}
+    config["runs"]["demo"]["options"]["links"] = 3
+    made = jobs()
+    link = "results/demo/a/video_{:02d}_a.json".format
+    assert [job.outputs[0] for name, job in made.items() if "decode" in name] == [link(1), link(2), link(3)]
+    assert made["demo.caption_vlm.link02.000"].inputs == [link(1)]
+    assert link(2) in made["demo.encode.link03.000"].inputs
+    assert [made[f"demo.generate.link0{n}.000"].items[0].options["seed"] for n in (1, 2, 3)] == [7, 8, 9]
+    assert made["films/a"].inputs == [link(1), link(2), link(3)]
+    assert made["films/a"].items[0].options["names"] == ["a.mp4"] + [f"video_0{n}_a.mp4" for n in (1, 2, 3)]
+    assert made["demo.caption_vlm.link01.000"].items[0].options["prefix"] == "continue video"
+
+
+def test_a_chain_has_twelve_links_by_default(config, jobs):
+    config["runs"]["demo"] |= {"recipe": "chain"}
+    assert sum("generate" in name for name in jobs()) == 12
+
+
+def test_more_links_touch_no_earlier_one(config):
+    config["runs"]["demo"] |= {"recipe": "chain", "options": {"seed": 7, "links": 4}}
+    again = changed(config, options={"seed": 7, "links": 6})
+    stages = ("caption_vlm", "encode", "generate", "decode")
+    new = {f"demo.{stage}.link0{n}.000" for stage in stages for n in (5, 6)}
+    assert again == new | {"films/a", "films/b"}
+
+
+def test_the_first_description_can_serve_all_links(config, jobs):
+    config["runs"]["demo"] |= {"recipe": "chain", "options": {"links": 3, "prompt_mode": "first"}}
+    made = jobs()
+    assert [name for name in made if "caption" in name] == ["demo.caption_vlm.link01.000"]
+    assert "results/demo/work/a/link01/caption.json" in made["demo.encode.link03.000"].inputs
+
+
+@pytest.mark.parametrize(("clip", "prompts"), [({"prompt": "p"}, ["p"]), ({"prompts": ["p", "q"]}, ["p", "q"])])
+def test_given_prompts_need_no_captioner(config, jobs, clip, prompts):
+    config["runs"]["demo"] |= {"recipe": "chain", "clips": [{"video": "a.mp4", **clip}], "options": {"links": 2}}
+    del config["runs"]["demo"]["captioner"]
+    captions = [job for name, job in jobs().items() if "caption" in name]
+    assert [job.items[0].options["prompt"] for job in captions] == prompts
+    assert {job.gpu for job in captions} == {0}
+
+
+def test_a_wrong_number_of_prompts_is_refused(config):
+    config["runs"]["demo"] |= {"recipe": "chain", "clips": [{"video": "a.mp4", "prompts": ["p", "q"]}]}
+    with pytest.raises(UsageError, match="clip a of run demo has 2 prompts for 12 links: give one for all, or one for each"):
+        plan.load(config, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "again"),
+    [
+        ({"steps": 5}, {"generate"}),
+        ({"seed": 8}, {"generate"}),
+        ({"fps": 12}, {"decode"}),
+        ({"frame_num": 17}, {"encode"}),
+        ({"instruction": "What is it?"}, {"caption_vlm"}),
+        ({"size": "704*1280"}, {"extract_frames"}),
+        ({"offload": "block_level"}, set()),
+        ({"checkpoint_every": 3}, set()),
+    ],
+    ids=lambda value: next(iter(value), "nothing"),
+)
+def test_a_change_asks_for_its_own_stage_only(config, options, again):
+    assert changed(config, options={"seed": 7, **options}) == {f"demo.{stage}.000" for stage in again}
+
+
+def test_one_clip_s_option_changes_its_own_shard_only(config):
+    config["runs"]["demo"]["clips"] = [{"video": f"{name}.mp4"} for name in "abcd"]
+    clips = [{"video": "a.mp4", "steps": 3}, *config["runs"]["demo"]["clips"][1:]]
+    assert changed(config, workers=4, clips=clips) == {"demo.generate.000"}
+
+
+def test_precedence_command_line_clip_run_model_default(config, jobs):
+    run = config["runs"]["demo"]
+
+    def steps():
+        return jobs()["demo.generate.000"].items[0].options["steps"]
+
+    del config["models"]["small"]["options"]
+    assert steps() == 40
+    config["models"]["small"]["options"] = {"steps": 30}
+    assert steps() == 30
+    run["options"]["steps"] = 20
+    assert steps() == 20
+    run["clips"][0]["steps"] = "10"  # a cell of a CSV file is text
+    assert steps() == 10
+    config["options"] = {"steps": "5"}  # so is what --config brings
+    assert steps() == 5
+
+
+def test_defaults_depend_on_the_variant(config, jobs):
+    generate, decode = jobs()["demo.generate.000"].items[0].options, jobs()["demo.decode.000"].items[0].options
+    assert (generate["shift"], generate["boundary_ratio"], decode["fps"]) == (5.0, None, 24.0)
+    config["runs"]["demo"]["model"] = "big"
+    config["runs"]["demo"]["options"]["size"] = "832*480"
+    generate, decode = jobs()["demo.generate.000"].items[0].options, jobs()["demo.decode.000"].items[0].options
+    assert (generate["shift"], generate["boundary_ratio"], decode["fps"]) == (3.0, 0.9, 16.0)
+
+
+def test_a_seed_is_drawn_once_and_kept(config):
+    del config["runs"]["demo"]["options"]
+    first = plan.load(config, 1)
+    first.write()
+    again = plan.load(config, 1)
+    seeds = [planned.jobs[3].items[0].options["seed"] for planned in (first, again)]
+    assert seeds[0] == seeds[1]
+    assert yaml.safe_load(Path("results/demo/config.yaml").read_text())["runs"]["demo"]["options"]["seed"] == seeds[0]
+
+
+def test_the_resolved_config_makes_the_same_items(config):
+    config["runs"]["demo"]["clips"][0]["steps"] = 3
+    planned = plan.load(config, 1)
+    planned.write()
+    resolved = yaml.safe_load(Path("results/demo/config.yaml").read_text())
+    again = plan.load(resolved, 1)
+    assert [job.items for job in again.jobs] == [job.items for job in planned.jobs]
+
+
+def test_clips_added_later_open_new_shards(config):
+    run = config["runs"]["demo"]
+    run["clips"] = [{"video": f"clip{n:02d}.mp4"} for n in range(20)]
+    planned = plan.load(config, 2)
+    planned.write()
+    before = {job.name: job.fingerprint for job in planned.jobs}
+    run["clips"] = [{"video": "another.mp4"}, *run["clips"]]
+    after = {job.name: job.fingerprint for job in plan.load(config, 8).jobs}
+    assert {name: after[name] for name in before} == before
+    assert sorted(after.keys() - before.keys())[0] == "demo.caption_vlm.002"
+
+
+def test_planning_writes_nothing(config, tmp_path):
+    plan.load(config, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_holds_all_that_the_shell_does_not(config):
+    config["runs"]["demo"]["clips"] = [{"id": "x", "video": "$(touch pwned) 'a'\n.mp4", "prompt": 'say "{it}"; rm -rf ~'}]
+    planned = plan.load(config, 1)
+    planned.write()
+    commands = [job.command for job in planned.jobs]
+    assert not any("pwned" in command or "rm -rf" in command for command in commands)
+    manifest = json.loads(Path("results/demo/work/manifests/demo.caption_vlm.000.jsonl").read_text())
+    assert manifest["video"] == "$(touch pwned) 'a'\n.mp4"
+    assert manifest["prompt"] == 'say "{it}"; rm -rf ~'
+
+
+def test_a_missing_video_fails_its_clip_and_not_the_dag(config, jobs):
+    Path("a.mp4").touch()
+    assert jobs()["demo.extract_frames.000"].inputs == ["a.mp4"]
+
+
+def test_captions_that_are_all_given_take_no_gpu(config, jobs):
+    config["runs"]["demo"]["clips"] = [{"video": "a.mp4", "prompt": "p"}]
+    made = jobs()
+    assert (made["demo.caption_vlm.000"].gpu, made["demo.encode.000"].gpu, made["films/a"].gpu) == (0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "medium"}, "model of run demo is 'medium': declared models are big, small, eye"),
+        ({"model": "eye"}, "model of run demo is eye, of family vlm: name a model of another family"),
+        ({"name": "film.mp4"}, "would be made for .*: use {clip} in the name template"),
+        ({"name": "{nonsense}.mp4"}, "name of run demo has the field 'nonsense': known are clip"),
+        ({"name": "../{clip}.mp4"}, "a name stays inside the run's folder"),
+        (
+            {"options": {"size": "720*1280"}},
+            "clip a of run demo: size 720\\*1280 is not one of this model's: choose 1280\\*704",
+        ),
+        ({"options": {"frame_num": 80}}, "option frame_num is 80: it must be 4n\\+1, for example 81"),
+        ({"options": {"guidance_scale_2": 3}}, "guidance_scale_2 is 3.0 and the 5B has one expert"),
+        ({"options": {"steps": "many"}}, "option steps is 'many': it must be of type integer"),
+        ({"captioner": None}, "captioner is None"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_done_is_said_before_anything_runs(config, change, message):
+    config["runs"]["demo"].update(change)
+    with pytest.raises(UsageError, match=message):
+        plan.load(config, 1)
+
+
+def test_no_prompt_and_no_captioner_is_refused(config):
+    del config["runs"]["demo"]["captioner"]
+    with pytest.raises(UsageError, match="clip a of run demo has no prompt and the run no captioner"):
+        plan.load(config, 1)
+
+
+def test_a_model_needs_the_variant_that_its_family_has(config):
+    del config["models"]["big"]["variant"]
+    with pytest.raises(UsageError, match="model big of family wan has the variant '': set variant to one of 14b, 5b"):
+        plan.load(config, 1)

@@ -1,0 +1,52 @@
+"""The schema says one sentence per mistake, and takes every config of the project."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.plan import schema
+from stages.runtime.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (["rnus"], {}, "config has the unknown key 'rnus': did you mean runs?"),
+        (["runs", "demo", "recipe"], "v3v", "config.runs.demo.recipe is 'v3v': it must be one of chain, v2v"),
+        (
+            ["runs", "demo", "options", "stesp"],
+            3,
+            "config.runs.demo.options has the unknown key 'stesp': did you mean steps?",
+        ),
+        (["models", "big", "hub"], "a/b", "config.models.big must have either path or hub"),
+        (["models", "big", "family"], "vae", "config.models.big.family is 'vae': it must be one of"),
+        (["runs", "demo", "clips"], {"videos": "v", "promts": "p"}, "config.runs.demo.clips"),
+        (["runs", "demo", "name"], "{clip}.avi", "Template of the film's name"),
+        (["runs", "store"], {"recipe": "v2v", "clips": []}, "store"),
+        (["results"], "", "Folder of the results"),
+    ],
+    ids=lambda value: ".".join(value) if isinstance(value, list) else "",
+)
+def test_one_sentence_names_the_key_and_the_remedy(config, keys, value, message):
+    place = config
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    with pytest.raises(UsageError) as caught:
+        schema.check(config, "config", "config")
+    assert message in str(caught.value)
+
+
+def test_a_clip_without_a_video_is_told_what_that_is(config):
+    with pytest.raises(UsageError, match="clip a lacks the key video: Path of the video"):
+        schema.check({"id": "a"}, "clip", "clip a")
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "config.yaml", *sorted((ROOT / "examples").glob("*.yaml"))], ids=lambda path: path.name
+)
+def test_every_config_of_the_project_is_valid(path):
+    schema.check(yaml.safe_load(path.read_text()), "config", path.name)
