@@ -36,8 +36,8 @@ class Source:
     `width`, `height` are pixels as displayed: upright, with square pixels. `fps` is the average rate, `duration` the
     seconds that the file declares for its picture (0.0: it does not), `start` the seconds of its first frame on the
     file's own clock. `declared_frames` is the container's own count (None: it has none) and may be wrong. `rotation` is
-    how many degrees the stored picture is turned clockwise for display. `color_space`, `color_range` and `color_trc` are the stored tags
-    in words, "" where the file has none.
+    how many degrees the stored picture is turned clockwise for display. `color_space`, `color_range` and `color_trc`
+    are the stored tags in words, "" where the file has none.
     """
 
     path: Path
