@@ -3,6 +3,7 @@
 import re
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -104,10 +105,8 @@ class VideoWriter:
 
     def _finish(self):
         """Close the stream and wait for the file to be whole."""
-        try:
+        with suppress(BrokenPipeError):
             self._process.stdin.close()
-        except BrokenPipeError:
-            pass
         if self._process.wait() != 0:
             raise self._failure()
 

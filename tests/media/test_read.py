@@ -65,7 +65,7 @@ def test_plain_conversion_is_near_enough_to_look_at(tmp_path):
     assert np.abs(read(path, accurate=False).astype(float) - read(path)).mean() < 3
 
 
-@pytest.mark.parametrize("name", ["b.mp4", "b.mkv", "b.ts", "b.nut"])
+@pytest.mark.parametrize("name", ["b.mp4", "b.mkv", "b.ts", "b.nut", "b.avi", "b.flv"])
 def test_all_frames_in_order(tmp_path, name):
     path = zoo.plain(tmp_path, name)
     shown = list(frames(path))
