@@ -1,0 +1,136 @@
+"""Frames out of a 720p H.264 video: ours beside decord, PyAV and OpenCV read plainly, and our memory as clips grow.
+
+Every reader hands over all frames of a 10 s clip as RGB arrays, one at a time, on two threads, in a fresh process. The
+ratio is the CPU seconds of the fastest of the others over ours, medians of alternating runs; CPU seconds, because
+machines are shared. Memory is the peak resident set of a process that reads all frames of 10 s and of 120 s.
+"""
+
+import resource
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import imageio_ffmpeg
+
+from benchmarks.harness import alternate, finish, in_fresh_process, median, parse_arguments, print_table
+
+GOAL, MEMORY_GOAL = 0.95, 1.10
+THREADS = 2
+FPS = 24
+
+
+def main():
+    options = parse_arguments(__doc__)
+    with tempfile.TemporaryDirectory() as folder:
+        short, long = make_clip(folder, 10), make_clip(folder, 120)
+        runs = {
+            name: lambda name=name: in_fresh_process("benchmarks.extract_frames", "measure", name, short)
+            for name in ("ours", "ours, accurate", *PEERS)
+        }
+        results = alternate(runs, 3 if options.quick else 9)
+        peaks = {
+            seconds: [
+                in_fresh_process("benchmarks.extract_frames", "measure", "ours", clip)["peak_mb"]
+                for _ in range(1 if options.quick else 3)
+            ]
+            for seconds, clip in ((10, short), (120, long))
+        }
+    check_same_pictures(results)
+    print_table(
+        ["reader", "CPU s", "wall s", "frames/CPU s", "peak MB"],
+        [
+            [name, cpu := median(r, "cpu_s"), median(r, "wall_s"), r[0]["frames"] / cpu, median(r, "peak_mb")]
+            for name, r in results.items()
+        ],
+    )
+    print(f"ours, peak MB: {peaks[10]} for 10 s, {peaks[120]} for 120 s")
+    best = min(median(results[name], "cpu_s") for name in PEERS)
+    ratio = best / median(results["ours"], "cpu_s")
+    memory = max(peaks[120]) / min(peaks[10])
+    finish(
+        f"extract_frames: {ratio:.2f} (goal >= {GOAL}), memory 120 s / 10 s: {memory:.2f} (goal <= {MEMORY_GOAL:.2f})",
+        {"results": results, "peak_mb": peaks, "ratio": ratio, "memory_ratio": memory, "threads": THREADS},
+        options.json,
+    )
+
+
+def make_clip(folder: str, seconds: int) -> str:
+    """A 720p H.264 clip with moving shapes and some film grain."""
+    path = f"{folder}/{seconds}s.mp4"
+    scene = f"testsrc2=size=1280x720:rate={FPS}:duration={seconds},noise=alls=6:allf=t,format=yuv420p"
+    encoder = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "23", "-g", "48"]
+    program = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-f", "lavfi", "-i", scene, *encoder, path]
+    subprocess.run(program, check=True)
+    return path
+
+
+def measure(reader: str, path: str) -> dict:
+    """Read all frames of a clip and look at one pixel of each, so that none can be skipped."""
+    read = READERS[reader]
+    wall, cpu, count, checksum, last = time.perf_counter(), time.process_time(), 0, 0, None
+    for rgb in read(path):
+        count += 1
+        checksum += int(rgb[360, 640, 0])
+        last = rgb
+    return {
+        "cpu_s": time.process_time() - cpu,
+        "wall_s": time.perf_counter() - wall,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "frames": count,
+        "checksum": checksum,
+        "last_mean": last.mean(axis=(0, 1)).tolist(),
+    }
+
+
+def check_same_pictures(results: dict) -> None:
+    """All readers must have given the same frames, red first, to within what their conversions differ by."""
+    ours = results["ours"][0]
+    for name, (result, *_) in results.items():
+        apart = max(abs(a - b) for a, b in zip(ours["last_mean"], result["last_mean"], strict=True))
+        if result["frames"] != ours["frames"] or apart > 3:
+            raise SystemExit(f"{name} read {result['frames']} frames, {apart:.1f} levels from ours: not comparable")
+
+
+def read_ours(path, accurate=False):
+    from stages.media.read import frames
+
+    for frame in frames(Path(path), accurate=accurate, threads=THREADS):
+        yield frame.rgb
+
+
+def read_pyav(path):
+    import av
+
+    with av.open(path) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        container.streams.video[0].thread_count = THREADS
+        for picture in container.decode(video=0):
+            yield picture.to_ndarray(format="rgb24")
+
+
+def read_decord(path):
+    import decord
+
+    reader = decord.VideoReader(path, num_threads=THREADS)
+    for _ in range(len(reader)):
+        yield reader.next().asnumpy()
+
+
+def read_opencv(path):
+    import cv2
+
+    cv2.setNumThreads(THREADS)
+    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, THREADS])
+    while True:
+        good, bgr = capture.read()
+        if not good:
+            return
+        yield cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+PEERS = {"decord": read_decord, "PyAV": read_pyav, "OpenCV": read_opencv}
+READERS = {"ours": read_ours, "ours, accurate": lambda path: read_ours(path, True), **PEERS}
+
+if __name__ == "__main__":
+    main()

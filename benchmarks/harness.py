@@ -1,0 +1,55 @@
+"""What the benchmarks share: two options, fresh processes taken in turn, a table, and the last line."""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+
+
+def parse_arguments(description: str) -> argparse.Namespace:
+    """`quick` (bool) and `json` (a file name or None) from the command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="a minute's worth of runs, for a first look")
+    parser.add_argument("--json", metavar="FILE", help="keep the figures in FILE")
+    return parser.parse_args()
+
+
+def in_fresh_process(module: str, function: str, *arguments) -> dict:
+    """What `module.function(*arguments)` returns in a new interpreter; arguments and result travel as JSON."""
+    code = (
+        "import importlib, json, sys; module, function, arguments = json.loads(sys.argv[1]);"
+        "print(json.dumps(getattr(importlib.import_module(module), function)(*arguments)))"
+    )
+    call = json.dumps([module, function, arguments])
+    done = subprocess.run([sys.executable, "-c", code, call], stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def alternate(runs: dict, repeats: int) -> dict[str, list[dict]]:
+    """Results of each named run, taken in turn `repeats` times so that a busy spell falls on all alike."""
+    results = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            results[name].append(run())
+    return results
+
+
+def median(results: list[dict], key: str) -> float:
+    return statistics.median(result[key] for result in results)
+
+
+def print_table(head: list[str], rows: list[list]) -> None:
+    """Columns as wide as their longest cell: names to the left, figures to the right."""
+    cells = [head] + [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join([line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]))
+
+
+def finish(line: str, figures: dict, path: str | None) -> None:
+    """Keep the figures where asked, and end with the one line that says it all."""
+    if path:
+        with open(path, "w") as file:
+            json.dump(figures | {"summary": line}, file, indent=1)
+    print(line)

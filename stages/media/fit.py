@@ -1,0 +1,83 @@
+"""Sizes: what a size means for a source, and a picture made to fit it."""
+
+import re
+from fractions import Fraction
+from math import isqrt
+
+import numpy as np
+from PIL import Image
+
+from stages.runtime.errors import UsageError
+
+FITS = ("crop", "pad", "area")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`"1280*704"` or `"1280x704"`, width before height, to (1280, 704). Raises UsageError."""
+    match = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[*xX]\s*([1-9]\d{0,4})\s*", text)
+    if not match:
+        raise UsageError(f"size {text!r} is not WIDTH*HEIGHT", 'write it like "1280*704"')
+    return int(match[1]), int(match[2])
+
+
+def target_size(source_size, size, fit: str, multiple: int = 1) -> tuple[int, int]:
+    """(width, height) in pixels of the result for a source of `source_size` (width, height).
+
+    `crop` and `pad` give `size` itself. `area` takes `size` as an area and keeps the source's aspect: both sides are
+    multiples of `multiple` and their product is at most the area (the rule of Wan2.2 TI2V-5B: one side is floored first,
+    the other takes what is left of the area; of the two ways, the one that comes nearer the source's aspect).
+    Raises UsageError: a size that is no multiple, an unknown fit.
+    """
+    _check_fit(fit)
+    if fit != "area":
+        if size[0] % multiple or size[1] % multiple:
+            nearest = "*".join(str(max(multiple, round(side / multiple) * multiple)) for side in size)
+            raise UsageError(
+                f"size {size[0]}*{size[1]} is not a multiple of {multiple}", f"take {nearest}, or fit area"
+            )
+        return tuple(size)
+
+    width, height = source_size
+    area = size[0] * size[1]
+    if area < multiple * multiple:
+        raise UsageError(f"an area of {size[0]}*{size[1]} holds no {multiple}*{multiple} pixels", "give a larger size")
+
+    def pair(across: int, along: int) -> tuple[int, int]:
+        """Sides of the area in the proportion across : along, `across` floored first."""
+        side = max(multiple, isqrt(area * across // along) // multiple * multiple)
+        side = min(side, area // multiple // multiple * multiple)
+        return side, area // side // multiple * multiple
+
+    by_width = pair(width, height)
+    by_height = pair(height, width)[::-1]
+    aspect = Fraction(width, height)
+
+    def distance(result) -> Fraction:
+        ratio = Fraction(*result) / aspect
+        return max(ratio, 1 / ratio)
+
+    return by_width if distance(by_width) < distance(by_height) else by_height
+
+
+def fit_image(rgb: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
+    """Fit a picture, uint8 [H, W, 3], to exactly `size` (width, height): uint8 [height, width, 3].
+
+    `pad` scales it to lie inside, on black; `crop` (and `area`, whose size has the source's aspect already) scales it
+    to cover, and keeps the centre. Lanczos in PIL. A picture of that size comes back untouched.
+    """
+    _check_fit(fit)
+    height, width = rgb.shape[:2]
+    if (width, height) == tuple(size):
+        return rgb
+    ratios = size[0] / width, size[1] / height
+    scale = min(ratios) if fit == "pad" else max(ratios)
+    scaled = max(1, round(width * scale)), max(1, round(height * scale))
+    picture = Image.fromarray(rgb).resize(scaled, Image.Resampling.LANCZOS)
+    left, top = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
+    # PIL fills what lies outside the picture with black, which is the padding.
+    return np.asarray(picture.crop((left, top, left + size[0], top + size[1])))
+
+
+def _check_fit(fit: str):
+    if fit not in FITS:
+        raise UsageError(f"unknown fit {fit!r}", f"take one of {', '.join(FITS)}")

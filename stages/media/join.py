@@ -1,0 +1,109 @@
+"""The parts of a chain, and the video they continue, as one film that is encoded once."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from math import floor
+from pathlib import Path
+
+from stages.media.fit import fit_image
+from stages.media.probe import Source, frame_times, probe
+from stages.media.read import Frame, frames
+from stages.media.write import Sound, VideoWriter
+from stages.runtime.errors import ItemError, UsageError
+
+
+@dataclass(frozen=True)
+class Film:
+    """What was written: frames in all, of the source in front (0: none), of each part, and whether it has sound."""
+
+    frames: int
+    source_frames: int
+    part_frames: list[int]
+    has_audio: bool
+
+
+def join(parts, output, *, fps, source=None, fit: str = "crop", crf: int = 17) -> Film:
+    """Write `parts` (paths of videos of one size, in order) to the mp4 `output` at exactly `fps`, seams removed.
+
+    Frame 0 of a part reproduces the last frame of what lies before it, so it is left out wherever something does.
+    `source` (a path) comes in front: at the film's rate by its timestamps, fitted to the film's size by `fit`, its
+    sound kept under it. A part's own rate is not looked at: its frames are shown one per film frame.
+    Raises ItemError for a video that cannot be read whole, parts of different sizes or of one frame that would vanish.
+    """
+    if not parts:
+        raise UsageError("there are no parts to join", "give at least one video")
+    size = _common_size(parts)
+    fps = Fraction(fps).limit_denominator(1001)
+    front = probe(source) if source else None
+    sound = _sound(front, fps) if front and front.has_audio else None
+    source_frames, part_frames = 0, []
+    with VideoWriter(output, *size, fps, crf=crf, sound=sound) as film:
+        if front:
+            for rgb in at_constant_rate(frames(front), fps, _end(front)):
+                film.write(fit_image(rgb, size, fit))
+            source_frames = film.frames
+        for part in parts:
+            before = film.frames
+            for frame in islice(frames(part), 1 if before else 0, None):
+                film.write(frame.rgb)
+            if film.frames == before:
+                raise ItemError(f"{part} has only the frame that repeats the one before it", "make it longer")
+            part_frames.append(film.frames - before)
+    return _checked(output, fps, Film(film.frames, source_frames, part_frames, sound is not None))
+
+
+def at_constant_rate(stream: Iterable[Frame], fps: Fraction, end: float) -> Iterator:
+    """RGB frames at `fps`, each the one nearest in time, as ffmpeg's fps filter rounds; the last one always stays.
+
+    A frame is due at the tick nearest to its time; of several due at one tick the last is shown, and a frame is
+    repeated until the next is due. `end`: seconds at which the last frame leaves the screen.
+    """
+    shown, tick = None, 0
+    for frame in stream:
+        due = _nearest(frame.time * fps)
+        while shown is not None and tick < due:
+            yield shown
+            tick += 1
+        shown = frame.rgb
+    for _ in range(tick, max(_nearest(end * fps), tick + 1)):
+        yield shown
+
+
+def _nearest(ticks) -> int:
+    """Rounded half up; times come as floats, whose error must not decide a tie."""
+    return floor(Fraction(ticks).limit_denominator(10**6) + Fraction(1, 2))
+
+
+def _end(source: Source) -> float:
+    """Seconds at which the last frame of a video leaves the screen."""
+    return max(source.duration, float(frame_times(source)[-1]) + 1e-3)
+
+
+def _sound(source: Source, fps: Fraction) -> Sound:
+    """The source's sound, as long as its picture."""
+    return Sound(source.path, source.start, _nearest(_end(source) * fps) / float(fps))
+
+
+def _common_size(parts) -> tuple[int, int]:
+    sizes = {part: probe(part).size for part in map(Path, parts)}
+    size = sizes[Path(parts[0])]
+    for part, other in sizes.items():
+        if other != size:
+            raise ItemError(
+                f"{part} is {other[0]}x{other[1]}, the part before it {size[0]}x{size[1]}", "make all parts of one size"
+            )
+    return size
+
+
+def _checked(output, fps: Fraction, film: Film) -> Film:
+    """The film, once the file on disk has been seen to hold what was written."""
+    written = probe(output)
+    held = len(frame_times(written))
+    if held != film.frames or written.fps != fps or not written.constant_rate:
+        raise ItemError(
+            f"{output} holds {held} frames at {written.fps} per second instead of {film.frames} at {fps}",
+            "run again; report it if it happens twice",
+        )
+    return film

@@ -1,0 +1,135 @@
+"""Frames of a video as upright RGB arrays, one at a time."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from stages.media.probe import Source, open_video, probe
+from stages.runtime.errors import ItemError
+
+# swscale's fast path rounds down and takes chroma from the nearest sample: frames come out 1 to 2 levels darker.
+# These flags give the formula to within its rounding.
+ACCURATE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+ACCURATE |= Interpolation.FULL_CHR_H_INP
+
+MATRICES = {
+    "bt709": Colorspace.ITU709,
+    "bt601": Colorspace.ITU601,
+    "fcc": Colorspace.FCC,
+    "smpte240m": Colorspace.SMPTE240M,
+    "bt2020": Colorspace.BT2020,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One frame: `index` from 0, `time` in seconds from the first frame on, `rgb` uint8 [H, W, 3] upright."""
+
+    index: int
+    time: float
+    rgb: np.ndarray
+
+
+class Truncated(ItemError):
+    """A video ends before the end that it declares: `decoded` frames of about `declared` could be read."""
+
+    def __init__(self, path: Path, decoded: int, declared: int):
+        self.decoded, self.declared = decoded, declared
+        super().__init__(
+            f"{path} is truncated or damaged: {decoded} of {declared} frames could be read",
+            "copy it again, or allow a truncated video to use the frames that are there",
+        )
+
+
+def available_threads() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def frames(video: Source | Path | str, *, accurate: bool = True, threads: int | None = None) -> Iterator[Frame]:
+    """Every frame of a video in display order; memory does not grow with its length.
+
+    `accurate` converts by the picture's own matrix and range with interpolated chroma: for frames that become pixels of
+    the result. Otherwise swscale's default conversion: faster, 1 to 2 levels darker, fine for looking at.
+    `threads` of the decoder (default: the cores of this process, at most 4).
+    Raises ItemError for what is not a video, and Truncated after the last good frame of a damaged one.
+    """
+    source = video if isinstance(video, Source) else probe(video)
+    with open_video(source.path) as (container, stream):
+        yield from _frames(source, container, stream, accurate, threads)
+
+
+def frames_near_end(source: Source, seconds: float, *, threads: int | None = None) -> Iterator[Frame]:
+    """Frames from a keyframe at least `seconds` before the declared end on (all, where the file cannot be sought in).
+
+    Their `index` counts from the first one yielded; `time` is the video's. Accurate conversion. Raises as `frames`.
+    """
+    with open_video(source.path) as (container, stream):
+        target = source.start + max(0.0, source.duration - seconds)
+        try:
+            container.seek(int(target / stream.time_base), stream=stream)
+        except av.FFmpegError:
+            pass  # a stream without an index is read from its start
+        yield from _frames(source, container, stream, True, threads)
+
+
+def _frames(source, container, stream, accurate, threads):
+    stream.thread_type = "AUTO"
+    stream.thread_count = threads or min(available_threads(), 4)
+    to_rgb = _converter(source, accurate)
+    index, time, length = 0, 0.0, float(1 / source.fps)
+    declared = source.declared_frames or round(source.duration * source.fps)
+    try:
+        for picture in _decode(container, stream):
+            time = float(picture.pts * stream.time_base) - source.start if picture.pts is not None else index * length
+            length = float((picture.duration or 0) * stream.time_base) or length
+            yield Frame(index, time, to_rgb(picture))
+            index += 1
+    except av.FFmpegError as error:
+        raise Truncated(source.path, index, max(declared, index + 1)) from error
+    # Some containers just end: the clock tells, since the count of frames in a header is not to be trusted.
+    if source.duration and source.duration - (time + length) > 1.5 * max(length, float(1 / source.fps)):
+        raise Truncated(source.path, index, max(declared, index + 1))
+
+
+def _decode(container, stream):
+    """Pictures of a stream; at damage, first those that the decoder still holds, then the error."""
+    try:
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise av.InvalidDataError(0, "the file ends within a frame")
+            yield from stream.decode(packet)
+    except av.FFmpegError as damage:
+        try:
+            yield from stream.decode(None)
+        except av.FFmpegError:
+            pass
+        raise damage
+
+
+def _converter(source: Source, accurate: bool):
+    """picture -> uint8 [H, W, 3], upright, square pixels. One swscale context serves all frames."""
+    scaler, options = VideoReformatter(), {"format": "rgb24", "threads": 1}
+    if source.sample_aspect != 1:
+        options["width"] = source.height if source.rotation % 180 == 90 else source.width
+    if accurate:
+        options |= {"interpolation": ACCURATE, "dst_color_range": ColorRange.JPEG}
+        if not source.pix_fmt.startswith(("rgb", "bgr", "gbr", "argb", "abgr", "pal")):
+            options["src_colorspace"] = MATRICES[source.color_space or _usual_matrix(source)]
+    turns = source.rotation // 90
+
+    def to_rgb(picture) -> np.ndarray:
+        rgb = scaler.reformat(picture, **options).to_ndarray()
+        return np.ascontiguousarray(np.rot90(rgb, -turns) if turns else rgb)
+
+    return to_rgb
+
+
+def _usual_matrix(source: Source) -> str:
+    """What players assume of an untagged picture: BT.709 from high definition on, else BT.601."""
+    return "bt709" if source.height >= 720 or source.width >= 1280 else "bt601"

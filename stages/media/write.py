@@ -1,0 +1,162 @@
+"""Pictures and videos out: PNG by Pillow, video by the ffmpeg program, fed one frame at a time."""
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import ffmpeg
+import imageio_ffmpeg
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from stages.media.probe import MAX_PIXELS, SAFE_INPUT, local_url
+from stages.runtime.errors import ItemError, JobError, UsageError
+
+# Converted to BT.709 and tagged as such: a player that guesses by size would guess wrong for half of all sizes.
+BT709 = "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
+X264_THREADS = 4  # fixed, since the number of threads changes x264's bits
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Sound of another file, `seconds` of it from `start` on that file's own clock, to lie under a film's beginning."""
+
+    path: Path
+    start: float
+    seconds: float
+
+
+class VideoWriter:
+    """Write RGB frames to one video file at a constant rate, in flat memory; the same frames give the same bytes.
+
+    `codec`: "h264" (mp4, yuv420p, BT.709 limited range, for people; both sides even) or "lossless" (FFV1 in Matroska,
+    which gives back the very RGB values, for the next step). `crf` is x264's quality, 0 to 51, lower is better.
+    `fps` is frames per second, an int, a Fraction or a float. `sound` lies under the film from its start, as AAC.
+
+        with VideoWriter(path, 1280, 704, 24) as video:
+            video.write(rgb)
+
+    An exception inside the block stops the ffmpeg program; what lies at `path` then is not a video.
+    Raises UsageError for sizes and rates that cannot be written, ItemError for frames of another shape and for what
+    ffmpeg refuses, JobError where the disk is full or the place cannot be written.
+    """
+
+    def __init__(self, path, width: int, height: int, fps, *, codec="h264", crf: int = 17, sound: Sound | None = None):
+        self.path, self.frames, self._shape = Path(path), 0, (height, width, 3)
+        rate = Fraction(fps).limit_denominator(1001)
+        if rate <= 0:
+            raise UsageError(f"{fps} frames per second cannot be written", "give a rate above 0")
+        if codec == "h264" and (width % 2 or height % 2):
+            raise UsageError(f"H.264 needs even sides, not {width}x{height}", "choose an even width and height")
+        picture = ffmpeg.input(
+            "pipe:", format="rawvideo", pix_fmt="rgb24", video_size=(width, height), framerate=rate, threads=1
+        ).video
+        streams = [picture]
+        if sound:
+            options = {**SAFE_INPUT, "seek_timestamp": 1, "ss": f"{sound.start:.6f}", "t": f"{sound.seconds:.6f}"}
+            streams.append(ffmpeg.input(local_url(sound.path), **options)["a:0"])
+        output = ffmpeg.output(*streams, local_url(self.path), **_encoding(codec, crf))
+        command = output.global_args("-nostdin", "-nostats", "-loglevel", "error").overwrite_output()
+        self._complaints = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            command.compile(cmd=imageio_ffmpeg.get_ffmpeg_exe()),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._complaints,
+        )
+
+    def write(self, rgb: np.ndarray) -> None:
+        """Append one frame, uint8 [H, W, 3]."""
+        if rgb.shape != self._shape or rgb.dtype != np.uint8:
+            raise ItemError(
+                f"frame {self.frames} for {self.path} is {rgb.dtype} {list(rgb.shape)}, not uint8 {list(self._shape)}",
+                "give every frame the size of the video",
+            )
+        try:
+            self._process.stdin.write(np.ascontiguousarray(rgb))
+        except BrokenPipeError:
+            self._process.wait()
+            raise self._failure() from None
+        self.frames += 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        try:
+            if kind is None:
+                if not self.frames:
+                    raise ItemError(f"{self.path} would have no frames", "write at least one")
+                self._finish()
+        finally:
+            if self._process.poll() is None:
+                self._process.kill()
+            self._process.wait()
+            self._complaints.close()
+
+    def _finish(self):
+        """Close the stream and wait for the file to be whole."""
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass
+        if self._process.wait() != 0:
+            raise self._failure()
+
+    def _failure(self) -> ItemError | JobError:
+        """What ffmpeg complained of, by whose fault it is."""
+        self._complaints.seek(0)
+        said = re.sub(r"\[\S+ @ 0x[0-9a-f]+\] ", "", self._complaints.read().decode("utf-8", "replace"))
+        lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no reason given"]
+        reason = f"ffmpeg could not write {self.path} (exit code {self._process.returncode}): {' / '.join(lines[-3:])}"
+        if "No space left on device" in said or "Disk quota exceeded" in said:
+            return JobError(reason, "free disk space and run again")
+        if any(
+            phrase in said for phrase in ("Permission denied", "No such file or directory", "Read-only file system")
+        ):
+            return JobError(reason, "check that the folder exists and can be written")
+        return ItemError(reason, "check the frames and the options of the video")
+
+
+def _encoding(codec: str, crf: int) -> dict:
+    """Options of the ffmpeg program for one output, nothing in it that changes from run to run."""
+    common = {"fps_mode": "passthrough", "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bitexact"}
+    if codec == "lossless":
+        video = {"format": "matroska", "c:v": "ffv1", "level": 3, "g": 1, "slices": 4, "threads": 4, "pix_fmt": "gbrp"}
+        return common | video
+    if codec != "h264":
+        raise UsageError(f"unknown codec {codec!r}", "take h264 or lossless")
+    if not 0 <= crf <= 51:
+        raise UsageError(f"crf {crf} is out of range", "take 0 (best) to 51")
+    tags = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
+    x264 = {"c:v": "libx264", "preset": "medium", "crf": crf, "threads": X264_THREADS, "pix_fmt": "yuv420p"}
+    audio = {"c:a": "aac", "b:a": "192k", "flags:a": "+bitexact"}
+    return common | {"format": "mp4", "movflags": "+faststart", "vf": BT709} | tags | x264 | audio
+
+
+def write_png(path, rgb: np.ndarray) -> None:
+    """Write a picture, uint8 [H, W, 3], without loss; the same picture gives the same bytes."""
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+        raise ItemError(f"the picture for {path} is {rgb.dtype} {list(rgb.shape)}", "give uint8 [height, width, 3]")
+    try:
+        Image.fromarray(rgb).save(path, format="PNG", compress_level=4)
+    except OSError as error:
+        raise JobError(
+            f"{path} could not be written ({error.strerror or error})", "check the folder and disk"
+        ) from error
+
+
+def read_png(path) -> np.ndarray:
+    """The picture at `path` as uint8 [H, W, 3]. Raises ItemError: missing, not a PNG, damaged, of absurd size."""
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ItemError(f"{path} claims {picture.width}x{picture.height} pixels", "scale it down")
+            return np.array(picture.convert("RGB"))
+    except FileNotFoundError as error:
+        raise ItemError(f"no picture at {path}", "check the path") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ItemError(f"{path} is not a readable PNG ({error})", "write it again") from error
