@@ -59,10 +59,14 @@ def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> No
     allowed = sizes or SIZES[variant]
     if values["size"] not in allowed:
         raise UsageError(f"size {values['size']} is not one of this model's", f"choose {', '.join(allowed)} (width*height)")
-    if variant == "5b":
-        for name in ("guidance_scale_2", "lora_2"):
-            if values[name]:
-                raise UsageError(f"{name} is {values[name]!r} and the 5B has one expert", f"leave {name} out")
+    check_experts(variant, values)
+
+
+def check_experts(variant: str, values: Mapping[str, Any]) -> None:
+    """Refuse options of the second expert where there is none."""
+    for name in ("guidance_scale_2", "boundary_ratio", "lora_2"):
+        if variant == "5b" and values[name] not in (None, ""):
+            raise UsageError(f"{name} is {values[name]!r} and the 5B has one expert", f"leave {name} out")
 
 
 FAMILY = Family(

@@ -1,0 +1,38 @@
+"""Loading published weights: quietly, offline, and with a clear word when they are not whole."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+from safetensors import SafetensorError
+
+from stages.runtime.errors import JobError
+from stages.runtime.model import Model
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def quiet() -> None:
+    """Only errors of transformers and diffusers, and no progress bars of theirs: the item loop shows its own.
+
+    To be called before a pipeline is imported, since that import complains too.
+    """
+    for library in ("transformers", "diffusers"):
+        if find_spec(library):
+            logging = import_module(f"{library}.utils.logging")
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
+
+
+@contextmanager
+def loading(model: Model) -> Iterator[None]:
+    """Load quietly, and turn complaints about missing or torn files into a JobError that names the folder."""
+    quiet()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        remedy = f"fetch it again: hf download {model.hub}" if model.hub else "copy it again, with all its files"
+        raise JobError(f"the weights of model {model.name} in {model.folder()} are not whole ({reason})", remedy) from error

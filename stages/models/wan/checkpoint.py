@@ -1,0 +1,36 @@
+"""The state of an unfinished denoising, in one safetensors file."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from stages.models.wan.sampler import State
+
+
+def save(path: Path, state: State) -> None:
+    """Write the state whole or not at all: under another name first."""
+    outputs = {f"output_{i}": output for i, output in enumerate(state.outputs) if output is not None}
+    tensors = {"x": state.x, "sample": state.sample, **outputs} if state.outputs else {"x": state.x}
+    numbers = {"step": state.step, "order": state.order, "warm": state.warm, "outputs": len(state.outputs)}
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, {"state": json.dumps(numbers)})
+    temporary.replace(path)
+
+
+def load(path: Path, device: torch.device) -> State | None:
+    """The state that was saved; None where there is none. A damaged file is removed."""
+    try:
+        with safe_open(path, "pt") as file:
+            numbers = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
+        outputs = tuple(tensors.get(f"output_{i}") for i in range(numbers.pop("outputs")))
+        return State(x=tensors["x"], sample=tensors.get("sample"), outputs=outputs, **numbers)
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        path.unlink(missing_ok=True)
+        return None

@@ -1,0 +1,154 @@
+"""Encode for Wan2.2 image-to-video: a prompt and a first frame become embeddings and condition latents.
+
+The text passes UMT5 in the chosen precision, the frame the VAE in float32. Nothing is random: the mode of the VAE's
+posterior is taken, as `WanImageToVideoPipeline` does.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from stages.models.shared.loading import DTYPES, loading
+from stages.models.wan.common import check_repository, model_fields
+from stages.models.wan.options import MULTIPLE
+from stages.runtime.artifacts import Artifact, write_tensors
+from stages.runtime.errors import ItemError
+from stages.runtime.loop import log
+from stages.runtime.worker import Setting, Work
+
+
+class Encode:
+    """Writes `encoded`: prompt_embeds and negative_prompt_embeds [1, L, D], image_latents float32, mask uint8."""
+
+    def __init__(self, setting: Setting):
+        self.model, self.device = setting.model, torch.device(setting.device)
+
+    def phases(self) -> tuple[str, ...]:
+        return ("",)
+
+    def check(self, work: Work) -> None:
+        prompt_of(work)
+        source, multiple = work.inputs["image"], MULTIPLE[self.model.variant]
+        width, height = size_of(source)
+        if width % multiple or height % multiple:
+            raise ItemError(
+                f"{picture_of(source)} is {width}x{height} and the {self.model.variant} needs multiples of {multiple}",
+                "make it with extract_frames --size, or scale it",
+            )
+
+    def load(self, options: Mapping[str, Any], phase: str) -> None:
+        """Load tokenizer, text encoder and VAE. Raises JobError."""
+        check_repository(self.model)
+        with loading(self.model):
+            from diffusers import WanImageToVideoPipeline
+
+            self.pipe = WanImageToVideoPipeline.from_pretrained(
+                self.model.folder(),
+                transformer=None,
+                transformer_2=None,
+                dtype={"text_encoder": DTYPES[options["dtype"]], "default": torch.float32},
+                use_safetensors=True,
+            ).to(self.device)
+        if options["vae_tiling"]:
+            self.pipe.vae.enable_tiling()
+        self.negatives: dict[tuple[str, int], torch.Tensor] = {}
+
+    @torch.no_grad()
+    def run(self, work: Work, phase: str) -> None:
+        prompt, raw = prompt_of(work)
+        negative, length = work.options["negative_prompt"], work.options["max_sequence_length"]
+        frame = open_picture(picture_of(work.inputs["image"]))
+        self._warn_of_cut(work, prompt, length)
+        if (negative, length) not in self.negatives:
+            self.negatives[negative, length] = self._embed(negative, length)
+        image_latents, mask = self._condition(frame, work.options["frame_num"])
+        fields = {
+            **model_fields(self.model, work),
+            "width": frame.width,
+            "height": frame.height,
+            "num_frames": work.options["frame_num"],
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "raw": raw,
+        }
+        tensors = {
+            "prompt_embeds": self._embed(prompt, length),
+            "negative_prompt_embeds": self.negatives[negative, length],
+            "image_latents": image_latents,
+            "mask": mask,
+        }
+        write_tensors(work.output, "encoded", fields, tensors)
+
+    def _embed(self, text: str, length: int) -> torch.Tensor:
+        """Embeddings [1, length, D] of a text; the rows behind its end are zero."""
+        return self.pipe.encode_prompt(
+            text, do_classifier_free_guidance=False, max_sequence_length=length, device=self.device
+        )[0]
+
+    def _condition(self, frame: Image.Image, num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised latents of the condition, float32, and the mask of what it knows, uint8.
+
+        14b: the frame and grey behind it, [1, 16, T, h, w] and [1, 4, T, h, w] (a channel per frame of a latent).
+        5b: the frame alone, [1, 48, 1, h, w] and [1, 1, T, h, w].
+        """
+        vae = self.pipe.vae.config
+        width, height = frame.size
+        pixels = self.pipe.video_processor.preprocess(frame, height=height, width=width)  # [1, 3, H, W] in -1..1
+        grid = ((num_frames - 1) // 4 + 1, height // vae.scale_factor_spatial, width // vae.scale_factor_spatial)
+        unused = torch.empty(1, vae.z_dim, *grid)  # in the place of the noise, which is made by generate
+        _, *condition = self.pipe.prepare_latents(
+            pixels.to(self.device), 1, vae.z_dim, height, width, num_frames, torch.float32, self.device, None, unused
+        )
+        if self.model.variant == "5b":
+            image_latents, made = condition
+            mask = 1 - made
+        else:
+            mask, image_latents = condition[0].split((4, vae.z_dim), dim=1)
+        return image_latents, mask.to(torch.uint8)
+
+    def _warn_of_cut(self, work: Work, prompt: str, length: int) -> None:
+        from diffusers.pipelines.wan.pipeline_wan_i2v import prompt_clean
+
+        tokens = len(self.pipe.tokenizer(prompt_clean(prompt)).input_ids)
+        if tokens > length:
+            log("prompt_cut", item=work.item.id, tokens=tokens, kept=length, cut=tokens - length)
+
+
+def prompt_of(work: Work) -> tuple[str, str]:
+    """The prompt and the raw caption behind it. A prompt that is given wins over a caption's. Raises ItemError."""
+    caption = work.inputs.get("caption")
+    if work.options["prompt"]:
+        return work.options["prompt"], ""
+    if caption is None:
+        raise ItemError(f"item {work.item.id} has no prompt", "add --prompt TEXT, or --caption FILE of caption_vlm")
+    return caption.fields["prompt"], caption.fields["raw"]
+
+
+def picture_of(source: Artifact | Path) -> Path:
+    """The file of the first frame: the last one of frames, the last frame of a clip, or the user's own picture."""
+    if not isinstance(source, Artifact):
+        return source
+    if source.kind == "clip":
+        return source.member(".last.png")
+    if not source.fields["frames"]:
+        raise ItemError(f"{source.path} lists no frames", "make it again")
+    return source.member(source.fields["frames"][-1]["suffix"])
+
+
+def size_of(source: Artifact | Path) -> tuple[int, int]:
+    """Width and height of the first frame."""
+    if isinstance(source, Artifact):
+        return source.fields["width"], source.fields["height"]
+    return open_picture(source).size
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture, upright, in RGB. Raises ItemError for what is not one."""
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, OSError) as error:
+        raise ItemError(f"{path} is not a picture that can be read ({error})", "give a PNG or JPEG file") from None

@@ -1,0 +1,124 @@
+"""Tiny Wan2.2 repositories with random weights, in the public diffusers layout: half a megabyte, made in seconds.
+
+The same classes and files as the real ones, so everything runs, and the films are noise. For tests, benchmarks and trying
+out a workflow on a machine without the weights.
+"""
+
+from pathlib import Path
+
+import click
+
+TEXT_WIDTH = 32
+
+
+def make(folder: Path, variant: str, seed: int = 0) -> Path:
+    """Write a repository of variant "14b" or "5b" to `folder` and return it; the same seed gives the same weights."""
+    import torch
+
+    from stages.models.shared.loading import quiet
+
+    quiet()
+    from diffusers import WanImageToVideoPipeline, WanPipeline
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text = _text()
+        if variant == "14b":
+            pipeline = WanImageToVideoPipeline(
+                **text,
+                vae=_vae(z_dim=16),
+                scheduler=_scheduler(3.0),
+                transformer=_transformer(16 + 4 + 16, 16),
+                transformer_2=_transformer(16 + 4 + 16, 16),
+                boundary_ratio=0.9,
+            )
+        else:  # published as the text-to-video class
+            pipeline = WanPipeline(
+                **text,
+                vae=_vae(
+                    z_dim=48,
+                    decoder_base_dim=4,
+                    in_channels=12,
+                    out_channels=12,
+                    patch_size=2,
+                    is_residual=True,
+                    scale_factor_spatial=16,
+                    latents_mean=[0.01 * i for i in range(48)],
+                    latents_std=[1 + 0.01 * i for i in range(48)],
+                ),
+                scheduler=_scheduler(5.0),
+                transformer=_transformer(48, 48),
+                expand_timesteps=True,
+            )
+        pipeline.save_pretrained(folder)
+    return Path(folder)
+
+
+def _text():
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    from stages.models.shared.tiny import byte_tokenizer
+
+    pad, end, unknown = special = ("<pad>", "</s>", "<unk>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_tokenizer(special, end), pad_token=pad, eos_token=end, unk_token=unknown
+    )
+    config = UMT5Config(
+        vocab_size=len(tokenizer),
+        d_model=TEXT_WIDTH,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    return {"tokenizer": tokenizer, "text_encoder": UMT5EncoderModel(config).eval()}
+
+
+def _transformer(channels_in: int, channels_out: int):
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=channels_in,
+        out_channels=channels_out,
+        text_dim=TEXT_WIDTH,
+        freq_dim=256,
+        ffn_dim=64,
+        num_layers=2,
+        rope_max_seq_len=64,
+    ).eval()
+
+
+def _vae(**config):
+    from diffusers import AutoencoderKLWan
+
+    vae = AutoencoderKLWan(
+        **{"base_dim": 3 if config["z_dim"] == 16 else 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, **config}
+    )
+    vae.decoder.conv_out.weight.data *= 2  # so that the noise fills the range of the pixels
+    return vae.eval()
+
+
+def _scheduler(shift: float):
+    from diffusers import UniPCMultistepScheduler
+
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+
+
+@click.command(help="Write a tiny Wan2.2 repository to FOLDER. Its weights are random, so its films are noise.")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--variant", type=click.Choice(["14b", "5b"]), required=True)
+@click.option("--seed", default=0, show_default=True, help="Seed of the weights.")
+def main(folder: Path, variant: str, seed: int) -> None:
+    make(folder, variant, seed)
+    click.echo(f"{folder}: a tiny {variant} with random weights: its films are noise")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""A Wan transformer, loaded as the options say: precision, LoRA, placement, attention."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.loaders import WanLoraLoaderMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from stages.models.shared.loading import DTYPES, loading
+from stages.runtime.errors import ItemError, JobError
+from stages.runtime.loop import log
+from stages.runtime.model import Model
+
+
+def load_transformer(model: Model, name: str, options: Mapping[str, Any], device: torch.device) -> WanTransformer3DModel:
+    """The component `name` ("transformer", "transformer_2"), ready to run on `device`.
+
+    Raises JobError for weights that are not whole and for an attention that is not installed, ItemError for a LoRA that
+    does not fit.
+    """
+    dtype = DTYPES[options["dtype"]]
+    with loading(model):  # by dtype here, never by .to(): that would lower the modules that have to stay in float32
+        transformer = WanTransformer3DModel.from_pretrained(
+            model.folder(), subfolder=name, dtype=dtype, use_safetensors=True
+        ).eval()
+    lora, scale = ("lora_2", "lora_scale_2") if name == "transformer_2" else ("lora", "lora_scale")
+    if options[lora]:
+        fuse_lora(transformer, Path(options[lora]), options[scale])
+    if options["attention_backend"] != "native":
+        set_attention(transformer, options["attention_backend"])
+    if options["layerwise_casting"] != "none":
+        storage = getattr(torch, options["layerwise_casting"])
+        transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
+    place(transformer, options, device)
+    return transformer
+
+
+def place(transformer: WanTransformer3DModel, options: Mapping[str, Any], device: torch.device) -> None:
+    """Bring the weights to the device, or let groups of them come when they are needed. On a CPU they are there."""
+    if options["offload"] == "none" or device.type == "cpu":
+        transformer.to(device)
+        return
+    by_block = options["offload"] == "block_level"
+    transformer.enable_group_offload(
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type=options["offload"],
+        num_blocks_per_group=options["offload_blocks"] if by_block else None,
+        use_stream=options["offload_stream"],
+        record_stream=options["offload_stream"],
+    )
+
+
+def set_attention(transformer: WanTransformer3DModel, backend: str) -> None:
+    try:
+        transformer.set_attention_backend(backend)
+    except (ImportError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise JobError(
+            f"attention_backend {backend} cannot be used here ({reason})", "install it or choose native"
+        ) from error
+
+
+def fuse_lora(transformer: WanTransformer3DModel, path: Path, scale: float) -> None:
+    """Add `scale` times a LoRA's weights to the transformer's own: W + scale * (alpha / rank) * B A (arXiv:2106.09685).
+
+    Takes diffusers' names and those of the usual trainers. Raises ItemError for a file that cannot be read or has no
+    weights for this transformer; tells the log of names that it had to leave out.
+    """
+    try:
+        weights = WanLoraLoaderMixin.lora_state_dict(load_file(path))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ItemError(f"{path} is not a LoRA of Wan ({reason})", "give a LoRA in safetensors format") from error
+    weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    modules = {name for name, _ in transformer.named_modules()}
+    fitting = {name: tensor for name, tensor in weights.items() if name.split(".lora")[0] in modules}
+    if not fitting:
+        raise ItemError(
+            f"{path} has no weights for this transformer (its first is {next(iter(weights), 'none')})",
+            "give a LoRA that was trained for this model",
+        )
+    if left := sorted(weights.keys() - fitting.keys()):
+        log("lora", file=str(path), fused=len(fitting), left_out=len(left), first_left_out=left[0])
+    transformer.load_lora_adapter(fitting, prefix=None)
+    transformer.fuse_lora(lora_scale=scale)
+    transformer.unload_lora()

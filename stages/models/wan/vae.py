@@ -1,0 +1,42 @@
+"""Pixels from Wan latents, a few frames at a time."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+
+def denormalised(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
+    """Latents [1, C, T, h, w] on the VAE's own scale. Divides by 1 / std: multiplying by std ends in other bits."""
+    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1).to(latents)
+    inverse_std = 1.0 / torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1).to(latents)
+    return latents / inverse_std + mean
+
+
+@torch.no_grad()
+def decoded(vae: AutoencoderKLWan, z: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The frames of denormalised latents [1, C, T, h, w], one by one, [3, H, W] in -1..1: 1 + 4 (T - 1) of them.
+
+    Bit for bit what `vae.decode` returns: its causal convolutions remember what they need of the latents before, so the
+    memory does not grow with the length. Only in tiles (`vae.use_tiling`) the clip is decoded as a whole.
+    """
+    if vae.use_tiling:
+        yield from vae.decode(z, return_dict=False)[0][0].unbind(1)
+        return
+    try:
+        vae.clear_cache()
+        z = vae.post_quant_conv(z)
+        for i in range(z.shape[2]):
+            chunk = vae.decoder(z[:, :, i : i + 1], feat_cache=vae._feat_map, feat_idx=[0], first_chunk=i == 0)
+            if vae.config.patch_size is not None:
+                chunk = unpatchify(chunk, patch_size=vae.config.patch_size)
+            yield from chunk.clamp(-1.0, 1.0)[0].unbind(1)  # [3, 1 or 4, H, W]
+    finally:
+        vae.clear_cache()
+
+
+def pixels(frame: torch.Tensor) -> np.ndarray:
+    """A frame [3, H, W] in -1..1 as uint8 [H, W, 3]. The only place where colours are rounded."""
+    return ((frame / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
