@@ -145,9 +145,7 @@ def rgb_by_formula(path, size=(WIDTH, HEIGHT), weights=BT601, bits=8, full_range
     rows, columns = (np.arange(height) + 0.5) / 2 - 0.5, np.arange(width) / 2
     black, luma_range, chroma_range = (0, 255, 255) if full_range else (16, 219, 224)
     y = (y.reshape(-1, height, width) - black) * (255 / luma_range)
-    u, v = (
-        (_between(_between(c.reshape(-1, *half), rows, 1), columns, 2) - 128) * (255 / chroma_range) for c in (u, v)
-    )
+    u, v = ((_between(_between(c.reshape(-1, *half), rows, 1), columns, 2) - 128) * (255 / chroma_range) for c in (u, v))
     red, blue = y + 2 * (1 - kr) * v, y + 2 * (1 - kb) * u
     green = (y - kr * red - kb * blue) / (1 - kr - kb)
     return np.stack([red, green, blue], axis=-1).clip(0, 255)

@@ -25,7 +25,7 @@ from stages.plan import schema
 from stages.plan.clips import read_clips
 from stages.plan.families import ALL
 from stages.plan.recipes import RECIPES
-from stages.plan.resolve import Clip, Run, check_template, resolve_clip
+from stages.plan.resolve import Clip, Run, Values, check_template, resolve_clip
 from stages.plan.shards import assign
 from stages.runtime.artifacts import Failure, canonical, read_failure
 from stages.runtime.errors import UsageError
@@ -260,10 +260,11 @@ def plan_run(
     for row in rows:
         schema.check(row, "clip", f"clip {row['id']} of run {name}")
     ids = [row["id"] for row in rows]
-    probe = recipe.items(resolve_clip(run, rows[0], 0, 0)) if rows else {}
-    shards = assign(ids, fixed["shards"] if fixed else [], workers, max(1, len(probe) - 1))
+    settled: dict[bytes, Values] = {}
+    lanes = recipe.items(resolve_clip(run, rows[0], 0, 0, settled)) if rows else {}
+    shards = assign(ids, fixed["shards"] if fixed else [], workers, max(1, len(lanes) - 1))
     rank = {identity: number for number, shard in enumerate(shards) for identity in shard}
-    clips = [resolve_clip(run, row, index, rank[row["id"]]) for index, row in enumerate(rows)]
+    clips = [resolve_clip(run, row, index, rank[row["id"]], settled) for index, row in enumerate(rows)]
     planned = RunPlan(run, entry, clips, shards, warnings)
     add_jobs(planned, recipe)
     return planned

@@ -14,7 +14,7 @@ from stages.runtime.stages import Stage
 RESERVED = {"id", "output", "model"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """`inputs` maps an input's name to a path, or a list of paths; `options` an option's name to its value."""
 

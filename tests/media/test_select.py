@@ -13,9 +13,7 @@ from tests import zoo
 def same(got, video, indices) -> bool:
     """Whether the frames are those at `indices` of a video read whole."""
     truth = [frame.rgb for frame in frames(video)]
-    return [frame.index for frame in got] == indices and all(
-        np.array_equal(frame.rgb, truth[frame.index]) for frame in got
-    )
+    return [frame.index for frame in got] == indices and all(np.array_equal(frame.rgb, truth[frame.index]) for frame in got)
 
 
 @pytest.mark.parametrize(

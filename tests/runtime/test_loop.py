@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,7 @@ def test_kill_in_the_middle_of_a_shard_of_twelve_loses_at_most_the_item_in_hand(
         "import json, sys\nfrom pathlib import Path\nfrom tests.runtime import toys\nfrom stages.runtime.items import Item\n"
         "toys.loop(Path(sys.argv[1])).run([Item(**row) for row in json.load(sys.stdin)])"
     )
-    rows = json.dumps([vars(entry) for entry in items])
+    rows = json.dumps([asdict(entry) for entry in items])
     command = [sys.executable, "-c", script, str(tmp_path / "store")]
     done = subprocess.run(command, input=rows, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == -9
