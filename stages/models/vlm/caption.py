@@ -1,0 +1,140 @@
+"""Captions by InternVL, without remote code and without torchvision.
+
+The library's own processor for videos needs torchvision. This takes its parts: the tokenizer's chat template, an image
+processor on Pillow, one tile per frame, and the text that the processor would write for them. Token ids are equal to the
+library's, pixels up to the rounding of another resize. torch is imported only where a model is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.media.select import sample
+from stages.models.vlm.prompt import prompt_from
+from stages.runtime.artifacts import Artifact, write_index
+from stages.runtime.errors import ItemError, JobError
+from stages.runtime.model import Model
+from stages.runtime.worker import Setting, Work
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+# what InternVL's video processor takes where its file names no numbers (CLIP's)
+VIDEO_DEFAULTS = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+TAKEN = ("image_mean", "image_std", "size")
+
+
+class Caption:
+    """Writes `caption`: the raw description of a video and the prompt made of it, or the prompt that was given."""
+
+    def __init__(self, setting: Setting):
+        self.model, self.device = setting.model, setting.device
+
+    def phases(self) -> tuple[str, ...]:
+        return ("",)
+
+    def check(self, work: Work) -> None:
+        if isinstance(work.inputs["video"], Artifact):
+            work.inputs["video"].member(".mp4")
+
+    def load(self, options: Mapping[str, Any], phase: str) -> None:
+        """Load tokenizer, image processor and model. Raises JobError."""
+        from stages.models.shared.loading import DTYPES, loading
+
+        folder = self.model.folder()
+        refuse_remote_code(self.model, folder)
+        with loading(self.model):
+            from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.images = AutoImageProcessor.from_pretrained(folder, backend="pil", **video_numbers(folder))
+            self.vlm = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=DTYPES[options["dtype"]], use_safetensors=True
+            )
+        self.vlm.to(self.device).eval()
+
+    def run(self, work: Work, phase: str) -> None:
+        if work.options["prompt"]:
+            self._write(work, raw="", prompt=work.options["prompt"].strip(), frames=[], tokens=(0, 0))
+            return
+        source = work.inputs["video"]
+        path = source.member(".mp4") if isinstance(source, Artifact) else source
+        frames = sample(path, work.options["num_segments"], work.options["include_last"])
+        raw, tokens = self._describe([frame.rgb for frame in frames], work.options)
+        prompt = prompt_from(raw, work.options["prefix"])
+        if not prompt:
+            raise ItemError(f"the model said nothing usable about {path} ({raw!r})", "give a prompt, or another instruction")
+        self._write(work, raw, prompt, [frame.index for frame in frames], tokens)
+
+    def _describe(self, pictures: list[np.ndarray], options: Mapping[str, Any]) -> tuple[str, tuple[int, int]]:
+        """What the model says of uint8 pictures [H, W, 3], and the numbers of tokens in and out."""
+        inputs = self.inputs(pictures, options["instruction"])
+        out = self.vlm.generate(**inputs, do_sample=False, max_new_tokens=options["max_new_tokens"])
+        said = out[0, inputs["input_ids"].shape[1] :]
+        return self.tokenizer.decode(said, skip_special_tokens=True), (inputs["input_ids"].shape[1], len(said))
+
+    def inputs(self, pictures: list[np.ndarray], instruction: str) -> dict[str, torch.Tensor]:
+        """input_ids and attention_mask [1, L], and pixel_values [N, 3, S, S] of N pictures."""
+        content = [{"type": "video"}, {"type": "text", "text": instruction}]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        text = text.replace(self.tokenizer.video_token, self._frames_in_text(len(pictures)), 1)
+        tokens = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").to(self.device)
+        pixels = self.images(pictures, crop_to_patches=False, return_tensors="pt")["pixel_values"]
+        return {
+            "input_ids": tokens["input_ids"],
+            "attention_mask": tokens["attention_mask"],
+            "pixel_values": pixels.to(self.device, self.vlm.dtype),
+        }
+
+    def _frames_in_text(self, count: int) -> str:
+        """What stands for the video: a line per frame, with a place for each of its visual tokens."""
+        names = self.tokenizer
+        frame = names.context_image_token * self.vlm.config.image_seq_length
+        frame = f"{names.start_image_token}{frame}{names.end_image_token}"
+        return "\n".join(f"Frame{i + 1}: {frame}" for i in range(count))
+
+    def _write(self, work: Work, raw: str, prompt: str, frames: list[int], tokens: tuple[int, int]) -> None:
+        fields = {
+            "model": self.model.name if self.model else "",
+            "family": "vlm",
+            "variant": "",
+            "weights": work.weights,
+            "raw": raw,
+            "prompt": prompt,
+            "frames": frames,
+            "tokens": {"in": tokens[0], "out": tokens[1]},
+        }
+        write_index(work.output, "caption", fields)
+
+
+def refuse_remote_code(model: Model, folder: Path) -> None:
+    """Raise JobError for the layout that brings its own code."""
+    config = read_json(folder / "config.json")
+    if config.get("model_type") == "internvl_chat" or "auto_map" in config:
+        raise JobError(
+            f"model {model.name} in {folder} needs code of its own, which Kinemake does not run",
+            "use the repository whose name ends in -HF, such as OpenGVLab/InternVL3_5-8B-HF",
+        )
+
+
+def video_numbers(folder: Path) -> dict[str, Any]:
+    """Size, mean and standard deviation of the checkpoint's video processor; empty where it has none."""
+    config = read_json(folder / "video_preprocessor_config.json")
+    config = config or read_json(folder / "processor_config.json").get("video_processor", {})
+    return {name: value for name, value in {**VIDEO_DEFAULTS, **config}.items() if name in TAKEN} if config else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is no file."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise JobError(f"{path} is not JSON ({error})", "fetch the model again") from None

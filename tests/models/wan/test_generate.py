@@ -1,0 +1,211 @@
+"""What generate promises beside identity: resuming, one load per expert, its schedule, its refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+
+from stages.models.wan import checkpoint, sampler
+from stages.models.wan.sampler import State, make_scheduler, switch_step
+from tests.models.commands import stage
+
+STEPS = 6
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the program catches it."""
+
+
+def generate(encoded, output, *arguments, fails=0):
+    output.parent.mkdir(exist_ok=True)
+    arguments = ("--steps", STEPS, "--seed", 1, "--dtype", "float32", *arguments)
+    said = stage("generate", encoded, "-o", output, *arguments, fails=fails)
+    return said if fails else load_file(output)["latents"]
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Forward passes of any Wan transformer, by the file that its weights came from."""
+    counted, forward, load = {}, WanTransformer3DModel.forward, WanTransformer3DModel.from_pretrained
+
+    def loaded(folder, subfolder, **options):
+        model = load(folder, subfolder=subfolder, **options)
+        model.comes_from = subfolder
+        counted.setdefault(subfolder, 0)
+        return model
+
+    def counting(self, *arguments, **options):
+        counted[self.comes_from] += 1
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(WanTransformer3DModel, "from_pretrained", loaded)
+    monkeypatch.setattr(WanTransformer3DModel, "forward", counting)
+    return counted
+
+
+# -------------------------------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize("variant", ["14b", "5b"])
+@pytest.mark.parametrize("killed_after", range(1, STEPS))
+def test_killed_run_goes_on_to_the_same_bits(variant, killed_after, encoded, tmp_path, monkeypatch, passes):
+    whole = generate(encoded[variant], tmp_path / "whole" / "l.safetensors")
+    arguments = ("--checkpoint-every", 1, "--store", tmp_path / "store")
+    save = checkpoint.save
+
+    def save_and_die(path, state):
+        save(path, state)
+        if state.step == killed_after:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_and_die)
+        with pytest.raises(Killed):
+            generate(encoded[variant], tmp_path / "killed" / "l.safetensors", *arguments)
+    assert not list((tmp_path / "killed").iterdir())
+    passes.clear()
+    resumed = generate(encoded[variant], tmp_path / "killed" / "l.safetensors", *arguments)
+    assert torch.equal(resumed, whole)
+    assert sum(passes.values()) == 2 * (STEPS - killed_after)
+    assert not list((tmp_path / "store" / "partial").iterdir())
+
+
+def test_damaged_state_is_thrown_away(encoded, tmp_path, monkeypatch):
+    whole = generate(encoded["5b"], tmp_path / "whole" / "l.safetensors")
+    load, seen = checkpoint.load, []
+
+    def damaged(path, device):
+        path.write_bytes(b"\x08\0\0\0\0\0\0\0torn")
+        seen.append(load(path, device))
+        assert not path.exists()
+        return seen[-1]
+
+    monkeypatch.setattr(checkpoint, "load", damaged)
+    assert torch.equal(generate(encoded["5b"], tmp_path / "again" / "l.safetensors"), whole)
+    assert seen == [None]
+
+
+def test_state_survives_its_file(tmp_path):
+    state = State(3, torch.randn(1, 2, 3, 4, 5), (None, torch.randn(2)), torch.randn(3), 2, 1)
+    checkpoint.save(tmp_path / "s.safetensors", state)
+    again = checkpoint.load(tmp_path / "s.safetensors", torch.device("cpu"))
+    assert (again.step, again.order, again.warm, again.outputs[0]) == (3, 2, 1, None)
+    assert torch.equal(again.x, state.x) and torch.equal(again.sample, state.sample)
+    assert torch.equal(again.outputs[1], state.outputs[1])
+    assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
+    assert checkpoint.load(tmp_path / "none.safetensors", torch.device("cpu")) is None
+
+
+# -------------------------------------------------------------------------------------------------------------- shards
+
+
+def test_shard_loads_each_expert_once(encoded, tmp_path, passes):
+    rows = [
+        {"encoded": str(encoded["14b"]), "output": str(tmp_path / f"{seed}.safetensors"), "seed": seed, "steps": STEPS}
+        for seed in (1, 2, 3)
+    ]
+    manifest = tmp_path / "shard.jsonl"
+    manifest.write_text("".join(json.dumps({**row, "dtype": "float32"}) + "\n" for row in rows))
+    said = stage("generate", "--manifest", manifest)
+    report = json.loads(said.splitlines()[-1])
+    assert (report["made"], report["model_loads"]) == (3, 2)
+    assert sum(passes.values()) == 3 * 2 * STEPS
+    alone = generate(encoded["14b"], tmp_path / "alone" / "l.safetensors", "--seed", 2)
+    assert torch.equal(load_file(tmp_path / "2.safetensors")["latents"], alone)
+
+
+@pytest.mark.parametrize("boundary, used", [(0, {"transformer"}), (1, {"transformer_2"})])
+def test_expert_without_steps_is_not_loaded(boundary, used, encoded, tmp_path, passes):
+    generate(encoded["14b"], tmp_path / "a" / "l.safetensors", "--boundary-ratio", boundary)
+    assert passes == dict.fromkeys(used, 2 * STEPS)
+
+
+def test_guidance_is_each_experts_own(encoded, tmp_path, passes):
+    generate(encoded["14b"], tmp_path / "a" / "l.safetensors", "--guidance-scale", 4, "--guidance-scale-2", 1, "--shift", 3)
+    # 6 steps at shift 3: timesteps 999, 937, 857, 750, ..., so two of them are at 900 or above
+    assert passes == {"transformer": 2 * 2, "transformer_2": 4}
+
+
+# ------------------------------------------------------------------------------------------------------------ schedule
+
+
+def test_schedule_is_the_formula(tiny_wan):
+    config = UniPCMultistepScheduler.load_config(tiny_wan["14b"], subfolder="scheduler")
+    scheduler = make_scheduler(config, 40, 5.0, torch.device("cpu"))
+    sigma = np.linspace(1, 1 / 1000, 41)[:-1]
+    sigma = 5.0 * sigma / (1 + 4.0 * sigma)
+    sigma[0] -= 1e-6
+    assert config["flow_shift"] == 3.0  # the repository's, which must not be used
+    assert scheduler.timesteps.tolist() == (sigma * 1000).astype(int).tolist()
+    assert switch_step(scheduler, 0.9) == 15  # of 40, as published for shift 5
+
+
+def test_two_steps_at_one_timestep_are_two_steps(encoded, tmp_path, passes):
+    latents = generate(encoded["5b"], tmp_path / "a" / "l.safetensors", "--steps", 30, "--shift", 100)
+    assert passes == {"transformer": 60}
+    assert torch.isfinite(latents).all()
+
+
+def test_default_shift_follows_the_size(encoded, tmp_path):
+    default = generate(encoded["14b"], tmp_path / "a" / "l.safetensors")
+    assert torch.equal(default, generate(encoded["14b"], tmp_path / "b" / "l.safetensors", "--shift", 3))
+    assert not torch.equal(default, generate(encoded["14b"], tmp_path / "c" / "l.safetensors", "--shift", 5))
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+def test_numbers_that_are_not_finite_fail_the_item(encoded, tmp_path):
+    tensors = load_file(encoded["5b"])
+    tensors["prompt_embeds"][0, 0] = float("nan")
+    with open(encoded["5b"], "rb") as file:
+        header = json.loads(file.read(8 + int.from_bytes(file.read(8), "little") - 8).decode())
+    save_file(tensors, tmp_path / "e.safetensors", header["__metadata__"])
+    said = generate(tmp_path / "e.safetensors", tmp_path / "a" / "l.safetensors", fails=1)
+    assert "the prediction became NaN or infinite at step 1 of 6" in said
+
+
+def test_latents_that_are_not_finite_are_named():
+    with pytest.raises(Exception, match="latents became NaN or infinite at step 3 of 9"):
+        sampler.check_finite("latents", torch.tensor([1.0, float("inf")]), 2, 9)
+
+
+def test_condition_of_the_other_variant_is_refused(encoded, tiny_wan, tmp_path):
+    said = generate(encoded["5b"], tmp_path / "a" / "l.safetensors", "-m", tiny_wan["14b"], fails=1)
+    assert "was made for wan 5b" in said and "is wan 14b" in said
+
+
+def test_latents_of_the_other_variant_are_refused(encoded, tiny_wan, tmp_path):
+    generate(encoded["5b"], tmp_path / "a" / "l.safetensors")
+    output = tmp_path / "clip.json"
+    said = stage("decode", tmp_path / "a" / "l.safetensors", "-o", output, "-m", tiny_wan["14b"], fails=1)
+    assert "was made for wan 5b" in said
+
+
+@pytest.mark.parametrize("option", ["--guidance-scale-2", "--boundary-ratio"])
+def test_options_of_a_second_expert_are_refused_for_the_5b(option, encoded, tmp_path):
+    said = generate(encoded["5b"], tmp_path / "a" / "l.safetensors", option, 0.5, fails=2)
+    assert "the 5B has one expert" in said
+
+
+def test_attention_that_is_not_installed_is_named(encoded, tmp_path):
+    said = generate(encoded["5b"], tmp_path / "a" / "l.safetensors", "--attention-backend", "sage", fails=1)
+    assert "attention_backend sage cannot be used here" in said
+
+
+# ---------------------------------------------------------------------------------------------------- precision, memory
+
+
+def test_offload_changes_nothing_on_a_cpu(encoded, tmp_path):
+    plain = generate(encoded["5b"], tmp_path / "a" / "l.safetensors")
+    assert torch.equal(generate(encoded["5b"], tmp_path / "b" / "l.safetensors", "--offload", "block_level"), plain)
+
+
+def test_layerwise_casting_is_close_and_not_equal(encoded, tmp_path):
+    plain = generate(encoded["5b"], tmp_path / "a" / "l.safetensors")
+    cast = generate(encoded["5b"], tmp_path / "b" / "l.safetensors", "--layerwise-casting", "float8_e4m3fn")
+    assert not torch.equal(cast, plain)
+    assert (cast - plain).abs().mean() < 0.1 * plain.abs().mean()
