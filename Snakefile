@@ -38,12 +38,13 @@ for job in PLAN.jobs:
             job.log,
         params:
             fingerprint=job.fingerprint,
+            command=lambda wildcards, threads, job=job: job.command(threads),  # no trigger: it asks for threads
         resources:
             gpu=job.gpu,
         conda:
             f"envs/{job.stage.extra}.yaml"
         shell:
-            job.command
+            "{params.command} 2> {log:q}"
 
 
 for folder in PLAN.folders:
@@ -59,10 +60,11 @@ for folder in PLAN.folders:
             f"{folder}/work/logs/films/{{film}}.log",
         params:
             fingerprint=lambda wildcards, folder=folder: PLAN.film(folder, wildcards.film).fingerprint,
+            command=lambda wildcards, threads, folder=folder: PLAN.film(folder, wildcards.film).command(threads),
         conda:
             "envs/frames.yaml"
         shell:
-            PLAN.film_command(folder)
+            "{params.command} 2> {log:q}"
 
 
 onstart:

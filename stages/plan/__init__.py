@@ -65,9 +65,14 @@ class Job:
     def log(self) -> str:
         return f"{self.run.folder}/work/logs/{self.name}.log"
 
-    @property
-    def command(self) -> str:
-        return shell_command(self.stage, self.run, literal(self.manifest))
+    def command(self, threads: int) -> str:
+        """The shell command. Whatever came from a user is in the manifest, not here."""
+        words = [self.stage.name, "--manifest", self.manifest, "--store", self.run.store]
+        if self.stage.model:
+            words += ["--config", f"{self.run.folder}/config.yaml", "--threads", str(threads)]
+        if self.stage.writes != "film":  # a film that cannot be made is a failed job, so that Snakemake's report is true
+            words += ["--mark-failed"]
+        return shlex.join(words)
 
     @property
     def gpu(self) -> int:
@@ -88,18 +93,6 @@ class Job:
         ]
         model = self.model and [asdict(self.model), weights_state(self.model)]
         return hashlib.sha256(canonical([self.stage.version, family.version, model, work])).hexdigest()
-
-
-def shell_command(stage: Stage, run: Run, manifest: str) -> str:
-    """A stage's command as Snakemake formats it. Whatever came from a user is in the manifest, not here."""
-    model = f" --config {literal(run.folder)}/config.yaml --threads {{threads}}" if stage.model else ""
-    marking = "" if stage.writes == "film" else " --mark-failed"
-    return f"{stage.name} --manifest {manifest} --store {literal(run.store)}{model}{marking} 2> {{log:q}}"
-
-
-def literal(path: str) -> str:
-    """A path, quoted for the shell and safe from Snakemake's formatting."""
-    return shlex.quote(path).replace("{", "{{").replace("}", "}}")
 
 
 def weights_state(model: Model) -> list:
@@ -176,11 +169,6 @@ class Plan:
         if path not in self.films:
             raise UsageError(f"{path} is not the film of a clip", f"planned are {', '.join([*self.films][:5])}, ...")
         return self.films[path]
-
-    def film_command(self, folder: str) -> str:
-        """The shell command for every film of a run; the film's name is a wildcard."""
-        run = next(planned.run for planned in self.runs if planned.run.folder == folder)
-        return shell_command(STAGES["concat"], run, f"{literal(folder)}/work/manifests/films/{{wildcards.film:q}}.jsonl")
 
     @cached_property
     def failures(self) -> dict[str, Failure]:

@@ -186,7 +186,7 @@ def test_a_manifest_holds_all_that_the_shell_does_not(config):
     config["runs"]["demo"]["clips"] = [{"id": "x", "video": "$(touch pwned) 'a'\n.mp4", "prompt": 'say "{it}"; rm -rf ~'}]
     planned = plan.load(config, 1)
     planned.write()
-    commands = [job.command for job in planned.jobs]
+    commands = [job.command(1) for job in [*planned.jobs, *planned.films.values()]]
     assert not any("pwned" in command or "rm -rf" in command for command in commands)
     manifest = json.loads(Path("results/demo/work/manifests/demo.caption_vlm.000.jsonl").read_text())
     assert manifest["video"] == "$(touch pwned) 'a'\n.mp4"
