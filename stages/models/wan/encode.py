@@ -80,6 +80,9 @@ class Encode:
             "image_latents": image_latents,
             "mask": mask,
         }
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise ItemError(f"{name} of {work.item.id} has NaN or infinite numbers", "try --dtype bfloat16 or float32")
         write_tensors(work.output, "encoded", fields, tensors)
 
     def _embed(self, text: str, length: int) -> torch.Tensor:
