@@ -24,8 +24,8 @@ def target_size(source_size, size, fit: str, multiple: int = 1) -> tuple[int, in
     """(width, height) in pixels of the result for a source of `source_size` (width, height).
 
     `crop` and `pad` give `size` itself. `area` takes `size` as an area and keeps the source's aspect: both sides are
-    multiples of `multiple` and their product is at most the area (the rule of Wan2.2 TI2V-5B: one side is floored first,
-    the other takes what is left of the area; of the two ways, the one that comes nearer the source's aspect).
+    multiples of `multiple` and their product is at most the area (the rule of Wan2.2's 5B model: one side is floored
+    first, the other takes what is left of the area; of the two ways, the one that comes nearer the source's aspect).
     Raises UsageError: a size that is no multiple, an unknown fit.
     """
     _check_fit(fit)

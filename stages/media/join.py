@@ -78,7 +78,8 @@ def _nearest(ticks) -> int:
 
 def _end(source: Source) -> float:
     """Seconds at which the last frame of a video leaves the screen."""
-    return max(source.duration, float(frame_times(source)[-1]) + 1e-3)
+    last = float(frame_times(source)[-1])
+    return last + float(1 / source.fps) if source.constant_rate else max(source.duration, last)
 
 
 def _sound(source: Source, fps: Fraction) -> Sound:

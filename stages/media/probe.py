@@ -14,8 +14,7 @@ from stages.runtime.errors import ItemError
 
 # Only containers that hold their own data: a playlist or a concat script could name other files or URLs.
 CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,obu,flv,live_flv,asf,ogg,gif,ivf,"
-    "yuv4mpegpipe,nut,mxf,mxf_opatom,dv,m4v,mp3,wav,flac,aac"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,ivf,yuv4mpegpipe,nut,mxf,mp3,wav,flac,aac"
 )
 # Options of libavformat, for PyAV and for the ffmpeg program alike.
 SAFE_INPUT = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
@@ -36,8 +35,8 @@ class Source:
     `width`, `height` are pixels as displayed: upright, with square pixels. `fps` is the average rate, `duration` the
     seconds that the file declares for its picture (0.0: it does not), `start` the seconds of its first frame on the
     file's own clock. `declared_frames` is the container's own count (None: it has none) and may be wrong. `rotation` is
-    how many degrees the stored picture is turned clockwise for display. `color_space`, `color_range` and `color_trc` are the stored tags
-    in words, "" where the file has none.
+    how many degrees the stored picture is turned clockwise for display. `color_space`, `color_range` and `color_trc`
+    are the stored tags in words, "" where the file has none.
     """
 
     path: Path
@@ -94,10 +93,7 @@ def open_video(path):
         if not pictures:
             raise ItemError(f"{path} has no picture" + " (sound only)" * bool(container.streams.audio), "give a video")
         stream = pictures[0]
-        if stream.width * stream.height > MAX_PIXELS:
-            raise ItemError(
-                f"{path} claims {stream.width}x{stream.height} pixels, more than {MAX_PIXELS} in all", "scale it down"
-            )
+        _check_size(path, stream.width, stream.height)
         yield container, stream
 
 
@@ -117,6 +113,7 @@ def probe(path) -> Source:
         first = _first_frame(path, container, stream)
         aspect = Fraction(stream.sample_aspect_ratio or 1)
         width, height = max(1, round(first.width * aspect)), first.height
+        _check_size(path, width, height)
         rotation = -first.rotation % 360
         if rotation % 180 == 90:
             width, height = height, width
@@ -147,8 +144,13 @@ def frame_times(source: Source) -> np.ndarray:
     The one trustworthy count of frames short of decoding them all; of a truncated file, those that are there.
     """
     with open_video(source.path) as (container, stream):
-        ticks = _ticks(_displayed(container, stream))
-        return ticks * float(stream.time_base) - source.start
+        times = _ticks(_displayed(container, stream)) * float(stream.time_base)
+        return times - (source.start if stores_times(container) else times[:1])
+
+
+def stores_times(container) -> bool:
+    """Whether the container says when each frame is shown; AVI only says in which order they are decoded."""
+    return container.format.name != "avi"
 
 
 def _displayed(container, stream):
@@ -185,12 +187,18 @@ def _declared_duration(container, stream) -> float:
     """
     if stream.duration:
         return float(stream.duration * stream.time_base)
+    end = 0.0
     if tag := stream.metadata.get("DURATION"):  # Matroska
         hours, minutes, seconds = tag.split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    if container.duration and not container.streams.audio:
-        return container.duration / av.time_base
-    return 0.0
+        end = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    elif container.duration and not container.streams.audio:
+        end = container.duration / av.time_base
+    return max(0.0, end - float((stream.start_time or 0) * stream.time_base))
+
+
+def _check_size(path, width: int, height: int):
+    if width * height > MAX_PIXELS:
+        raise ItemError(f"{path} claims {width}x{height} pixels, more than {MAX_PIXELS} in all", "scale it down")
 
 
 def _first_frame(path, container, stream):

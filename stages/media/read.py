@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from stages.media.probe import Source, open_video, probe
+from stages.media.probe import Source, frame_times, open_video, probe, stores_times
 from stages.runtime.errors import ItemError
 
 # swscale's fast path rounds down and takes chroma from the nearest sample: frames come out 1 to 2 levels darker.
@@ -70,11 +71,10 @@ def frames_near_end(source: Source, seconds: float, *, threads: int | None = Non
     Their `index` counts from the first one yielded; `time` is the video's. Accurate conversion. Raises as `frames`.
     """
     with open_video(source.path) as (container, stream):
-        target = source.start + max(0.0, source.duration - seconds)
-        try:
-            container.seek(int(target / stream.time_base), stream=stream)
-        except av.FFmpegError:
-            pass  # a stream without an index is read from its start
+        if stores_times(container):
+            target = source.start + max(0.0, source.duration - seconds)
+            with suppress(av.FFmpegError):
+                container.seek(int(target / stream.time_base), stream=stream)
         yield from _frames(source, container, stream, True, threads)
 
 
@@ -83,10 +83,16 @@ def _frames(source, container, stream, accurate, threads):
     stream.thread_count = threads or min(available_threads(), 4)
     to_rgb = _converter(source, accurate)
     index, time, length = 0, 0.0, float(1 / source.fps)
+    times = None if stores_times(container) else frame_times(source)
     declared = source.declared_frames or round(source.duration * source.fps)
     try:
         for picture in _decode(container, stream):
-            time = float(picture.pts * stream.time_base) - source.start if picture.pts is not None else index * length
+            if times is not None:
+                time = float(times[min(index, len(times) - 1)])
+            elif picture.pts is not None:
+                time = float(picture.pts * stream.time_base) - source.start
+            else:
+                time += length if index else 0.0
             length = float((picture.duration or 0) * stream.time_base) or length
             yield Frame(index, time, to_rgb(picture))
             index += 1
@@ -105,10 +111,8 @@ def _decode(container, stream):
                 raise av.InvalidDataError(0, "the file ends within a frame")
             yield from stream.decode(packet)
     except av.FFmpegError as damage:
-        try:
+        with suppress(av.FFmpegError):
             yield from stream.decode(None)
-        except av.FFmpegError:
-            pass
         raise damage
 
 

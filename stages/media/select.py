@@ -59,11 +59,10 @@ def sample(path, n_segments: int, include_last: bool = False) -> list[Frame]:
     indices = midpoint_indices(times, n_segments, source.constant_rate)
     if include_last:
         indices.append(len(times) - 1)
-    if source.plain and os.getpid() == _IMPORTED_BY:  # decord's threads do not survive a fork
-        try:
-            return _sample_decord(source, indices, times)
-        except (ImportError, RuntimeError):  # not installed, or a file that it cannot read
-            pass
+    whole = len(times) >= (source.declared_frames or 0)
+    if source.plain and whole and os.getpid() == _IMPORTED_BY:  # decord's threads do not survive a fork
+        if (chosen := _sample_decord(source, indices, times)) is not None:
+            return chosen
     return pick(_whole(source, True, accurate=False), indices)
 
 
@@ -112,13 +111,19 @@ def _numbered(tail: Iterable[Frame], times: np.ndarray) -> list[Frame]:
     return [Frame(int(np.abs(times - frame.time).argmin()), frame.time, frame.rgb) for frame in tail]
 
 
-def _sample_decord(source: Source, indices: list[int], times: np.ndarray) -> list[Frame]:
-    import decord
-
-    reader = decord.VideoReader(os.path.abspath(source.path), num_threads=available_threads())
-    if len(reader) != len(times):
-        raise RuntimeError("decord counts other frames than the file holds")
-    batch = reader.get_batch(indices).asnumpy()
+def _sample_decord(source: Source, indices: list[int], times: np.ndarray) -> list[Frame] | None:
+    """The frames at `indices` by random access; None where decord is missing or cannot be relied on for the file."""
+    try:
+        import decord
+    except ImportError:
+        return None
+    try:
+        reader = decord.VideoReader(os.path.abspath(source.path), num_threads=available_threads())
+        if len(reader) != len(times):
+            return None
+        batch = reader.get_batch(indices).asnumpy()
+    except decord.DECORDError:
+        return None
     return [Frame(i, float(times[i]), rgb) for i, rgb in zip(indices, batch, strict=True)]
 
 

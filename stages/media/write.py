@@ -3,6 +3,7 @@
 import re
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,8 +16,13 @@ from PIL import Image, UnidentifiedImageError
 from stages.media.probe import MAX_PIXELS, SAFE_INPUT, local_url
 from stages.runtime.errors import ItemError, JobError, UsageError
 
-# Converted to BT.709 and tagged as such: a player that guesses by size would guess wrong for half of all sizes.
-BT709 = "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
+# Converted to BT.709 and tagged as such: a player that guesses by size would guess wrong for half of all sizes. Chroma
+# lies on the left because that is where H.264 decoders take it from unless told otherwise.
+BT709 = (
+    "scale=out_color_matrix=bt709:out_range=tv:out_chroma_loc=left"
+    ":flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact,"
+    "format=yuv420p,setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+)
 X264_THREADS = 4  # fixed, since the number of threads changes x264's bits
 
 
@@ -99,10 +105,8 @@ class VideoWriter:
 
     def _finish(self):
         """Close the stream and wait for the file to be whole."""
-        try:
+        with suppress(BrokenPipeError):
             self._process.stdin.close()
-        except BrokenPipeError:
-            pass
         if self._process.wait() != 0:
             raise self._failure()
 
@@ -131,10 +135,9 @@ def _encoding(codec: str, crf: int) -> dict:
         raise UsageError(f"unknown codec {codec!r}", "take h264 or lossless")
     if not 0 <= crf <= 51:
         raise UsageError(f"crf {crf} is out of range", "take 0 (best) to 51")
-    tags = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
-    x264 = {"c:v": "libx264", "preset": "medium", "crf": crf, "threads": X264_THREADS, "pix_fmt": "yuv420p"}
+    x264 = {"c:v": "libx264", "preset": "medium", "crf": crf, "threads": X264_THREADS}
     audio = {"c:a": "aac", "b:a": "192k", "flags:a": "+bitexact"}
-    return common | {"format": "mp4", "movflags": "+faststart", "vf": BT709} | tags | x264 | audio
+    return common | {"format": "mp4", "movflags": "+faststart", "vf": BT709} | x264 | audio
 
 
 def write_png(path, rgb: np.ndarray) -> None:

@@ -1,0 +1,98 @@
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+
+from stages.media.read import Truncated, frames
+from stages.media.select import first, last, midpoint_indices, midpoints, sample
+from stages.runtime.errors import UsageError
+from tests import zoo
+
+
+def same(got, video, indices) -> bool:
+    """Whether the frames are those at `indices` of a video read whole."""
+    truth = [frame.rgb for frame in frames(video)]
+    return [frame.index for frame in got] == indices and all(
+        np.array_equal(frame.rgb, truth[frame.index]) for frame in got
+    )
+
+
+@pytest.mark.parametrize(
+    ("frame_count", "segments", "indices"),
+    [
+        (81, 8, [5, 15, 25, 35, 45, 55, 65, 75]),  # InternVL's video processor gives these
+        (121, 8, [7, 22, 37, 52, 67, 82, 97, 112]),
+        (1, 3, [0, 0, 0]),
+        (4, 8, [0, 0, 1, 1, 2, 2, 2, 3]),
+    ],
+)
+def test_midpoints_of_equal_segments(frame_count, segments, indices):
+    assert midpoint_indices(np.arange(frame_count) / 16, segments) == indices
+
+
+def test_midpoints_of_a_varying_rate_go_by_time():
+    times = np.array([0.0, 0.1, 0.2, 0.3, 4.0])  # the fourth frame stands for most of the clip
+    assert midpoint_indices(times, 4, constant_rate=False) == [3, 3, 3, 3]
+    assert midpoint_indices(times, 40, constant_rate=False)[:3] == [0, 1, 2]
+
+
+def test_first_last_and_midpoints(tmp_path):
+    video = zoo.plain(tmp_path)
+    assert same(first(video, 2), video, [0, 1])
+    assert same(last(video), video, [32])
+    assert same(last(video, 5), video, [28, 29, 30, 31, 32])
+    assert same(midpoints(video, 8), video, [2, 6, 10, 14, 18, 22, 26, 30])
+    assert len(last(video, 100)) == len(first(video, 100)) == zoo.FRAMES
+    with pytest.raises(UsageError, match="0 frames"):
+        last(video, 0)
+
+
+@pytest.mark.parametrize("name", ["long.mp4", "long.mkv"])
+def test_last_frames_of_a_long_video(tmp_path, name):
+    video = zoo.plain(tmp_path, name, frames=401, sound=30)
+    assert same(last(video, 3), video, [398, 399, 400])
+
+
+@pytest.mark.parametrize("maker", [zoo.truncated, zoo.truncated_fragments, zoo.truncated_matroska])
+def test_last_frame_of_a_truncated_video_only_when_allowed(tmp_path, maker):
+    video = maker(tmp_path)
+    with pytest.raises(Truncated) as caught:
+        last(video)
+    (tail,) = last(video, allow_truncated=True)
+    assert tail.index == caught.value.decoded - 1
+    assert len(sample(video, 4, include_last=True)) == 5
+
+
+def test_last_frame_of_a_long_truncated_video(tmp_path):
+    video = zoo.cut(zoo.plain(tmp_path, frames=401, encoder=["-movflags", "+faststart"]))
+    with pytest.raises(Truncated) as caught:
+        last(video)
+    assert last(video, allow_truncated=True)[0].index == caught.value.decoded - 1
+
+
+@pytest.mark.parametrize("maker", [zoo.plain, zoo.varying_rate, lambda folder: zoo.rotated(folder, 90), zoo.ten_bit])
+def test_samples_are_the_midpoints_and_the_last(tmp_path, maker):
+    video = maker(tmp_path)
+    got, truth = sample(video, 4, include_last=True), [*midpoints(video, 4), *last(video)]
+    for one, other in zip(got, truth, strict=True):
+        assert (one.index, one.time) == (other.index, pytest.approx(other.time, abs=1e-3))
+        assert np.abs(one.rgb.astype(int) - other.rgb).mean() < 10
+
+
+def _sample_into(queue, video):
+    queue.put([frame.index for frame in sample(video, 4)])
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_sampling_works_in_a_forked_process(tmp_path):
+    if not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork")
+    video = zoo.plain(tmp_path)
+    indices = [frame.index for frame in sample(video, 4)]
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_sample_into, args=(queue, video))
+    child.start()
+    assert queue.get(timeout=30) == indices
+    child.join(timeout=30)
