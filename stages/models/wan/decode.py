@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLWan
 from stages.media.stats import ClipStatistics
 from stages.media.write import VideoWriter, write_png
 from stages.models.shared.loading import loading
-from stages.models.wan.common import check_origin, model_fields
+from stages.models.wan.common import check_origin, check_repository, model_fields
 from stages.models.wan.vae import decoded, denormalised, pixels
 from stages.runtime.artifacts import member_path, write_index
 from stages.runtime.worker import Setting, Work
@@ -31,6 +31,7 @@ class Decode:
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
         """Load the VAE in float32: in half precision colours walk along a chain. Raises JobError."""
+        check_repository(self.model)
         with loading(self.model):
             self.vae = AutoencoderKLWan.from_pretrained(
                 self.model.folder(), subfolder="vae", dtype=torch.float32, use_safetensors=True

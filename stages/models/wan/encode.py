@@ -32,10 +32,10 @@ class Encode:
     def check(self, work: Work) -> None:
         prompt_of(work)
         source, multiple = work.inputs["image"], MULTIPLE[self.model.variant]
-        width, height = size_of(source)
+        picture, (width, height) = picture_of(source), size_of(source)
         if width % multiple or height % multiple:
             raise ItemError(
-                f"{picture_of(source)} is {width}x{height} and the {self.model.variant} needs multiples of {multiple}",
+                f"{picture} is {width}x{height} and the {self.model.variant} needs multiples of {multiple}",
                 "make it with extract_frames --size, or scale it",
             )
 
@@ -80,6 +80,9 @@ class Encode:
             "image_latents": image_latents,
             "mask": mask,
         }
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise ItemError(f"{name} of {work.item.id} has NaN or infinite numbers", "try --dtype bfloat16 or float32")
         write_tensors(work.output, "encoded", fields, tensors)
 
     def _embed(self, text: str, length: int) -> torch.Tensor:

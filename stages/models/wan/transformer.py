@@ -30,8 +30,7 @@ def load_transformer(model: Model, name: str, options: Mapping[str, Any], device
     lora, scale = ("lora_2", "lora_scale_2") if name == "transformer_2" else ("lora", "lora_scale")
     if options[lora]:
         fuse_lora(transformer, Path(options[lora]), options[scale])
-    if options["attention_backend"] != "native":
-        set_attention(transformer, options["attention_backend"])
+    set_attention(transformer, options["attention_backend"], device)
     if options["layerwise_casting"] != "none":
         storage = getattr(torch, options["layerwise_casting"])
         transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
@@ -55,7 +54,10 @@ def place(transformer: WanTransformer3DModel, options: Mapping[str, Any], device
     )
 
 
-def set_attention(transformer: WanTransformer3DModel, backend: str) -> None:
+def set_attention(transformer: WanTransformer3DModel, backend: str, device: torch.device) -> None:
+    """Said for native too: the library remembers the last choice for the whole process."""
+    if device.type == "cpu" and backend not in ("native", "flex"):
+        raise JobError(f"attention_backend {backend} needs a GPU", "choose native")
     try:
         transformer.set_attention_backend(backend)
     except (ImportError, RuntimeError, ValueError) as error:
@@ -86,6 +88,10 @@ def fuse_lora(transformer: WanTransformer3DModel, path: Path, scale: float) -> N
         )
     if left := sorted(weights.keys() - fitting.keys()):
         log("lora", file=str(path), fused=len(fitting), left_out=len(left), first_left_out=left[0])
-    transformer.load_lora_adapter(fitting, prefix=None)
+    try:
+        transformer.load_lora_adapter(fitting, prefix=None)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ItemError(f"{path} does not fit this transformer ({reason})", "give a LoRA of this model's size") from error
     transformer.fuse_lora(lora_scale=scale)
     transformer.unload_lora()

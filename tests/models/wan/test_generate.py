@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from stages.models.wan import checkpoint, sampler
 from stages.models.wan.sampler import State, make_scheduler, switch_step
+from stages.models.wan.transformer import set_attention
+from stages.runtime.errors import JobError
 from tests.models.commands import stage
 
 STEPS = 6
@@ -191,9 +193,15 @@ def test_options_of_a_second_expert_are_refused_for_the_5b(option, encoded, tmp_
     assert "the 5B has one expert" in said
 
 
-def test_attention_that_is_not_installed_is_named(encoded, tmp_path):
+def test_attention_that_needs_a_gpu_is_refused_on_a_cpu(encoded, tmp_path):
     said = generate(encoded["5b"], tmp_path / "a" / "l.safetensors", "--attention-backend", "sage", fails=1)
-    assert "attention_backend sage cannot be used here" in said
+    assert "attention_backend sage needs a GPU" in said
+
+
+def test_attention_that_is_not_installed_is_named(tiny_wan):
+    model = WanTransformer3DModel.from_pretrained(tiny_wan["5b"], subfolder="transformer")
+    with pytest.raises(JobError, match="attention_backend sage cannot be used here"):
+        set_attention(model, "sage", torch.device("cuda"))
 
 
 # ---------------------------------------------------------------------------------------------------- precision, memory
