@@ -94,7 +94,10 @@ def _frames(source, container, stream, accurate, threads):
             else:
                 time += length if index else 0.0
             length = float((picture.duration or 0) * stream.time_base) or length
-            yield Frame(index, time, to_rgb(picture))
+            # Held until the next one exists: its memory is then reused, not handed back and faulted in anew (a tenth
+            # of all time).
+            frame = Frame(index, time, to_rgb(picture))
+            yield frame
             index += 1
     except av.FFmpegError as error:
         raise Truncated(source.path, index, max(declared, index + 1)) from error
