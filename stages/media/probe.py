@@ -1,7 +1,7 @@
 """What a video file is: opened safely, described before any frame of it is used."""
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -104,13 +104,8 @@ def probe(path) -> Source:
     """
     path = Path(path)
     with open_video(path) as (container, stream):
-        ticks = _ticks(islice(_displayed(container, stream), RATE_PACKETS))
-        duration = _declared_duration(container, stream)
-        start = float((stream.start_time or 0) * stream.time_base)
-        fps = stream.average_rate or stream.guessed_rate or Fraction(25)
-        constant_rate = _is_constant(ticks, stream.time_base, fps)
-    with open_video(path) as (container, stream):
-        first = _first_frame(path, container, stream)
+        first, ticks = _beginning(path, container, stream)
+        fps = Fraction(stream.average_rate or stream.guessed_rate or 25)
         aspect = Fraction(stream.sample_aspect_ratio or 1)
         width, height = max(1, round(first.width * aspect)), first.height
         _check_size(path, width, height)
@@ -121,16 +116,16 @@ def probe(path) -> Source:
             path=path,
             width=width,
             height=height,
-            fps=Fraction(fps),
-            duration=duration,
-            start=start,
+            fps=fps,
+            duration=_declared_duration(container, stream),
+            start=float((stream.start_time or 0) * stream.time_base),
             declared_frames=stream.frames or None,
             codec=stream.codec_context.name,
             pix_fmt=first.format.name,
             bit_depth=first.format.components[0].bits,
             rotation=rotation,
             sample_aspect=aspect,
-            constant_rate=constant_rate,
+            constant_rate=_is_constant(np.sort(ticks), stream.time_base, fps),
             color_space=MATRICES.get(first.colorspace, ""),
             color_range=RANGES.get(first.color_range, ""),
             color_trc=TRANSFERS.get(first.color_trc, ""),
@@ -144,7 +139,7 @@ def frame_times(source: Source) -> np.ndarray:
     The one trustworthy count of frames short of decoding them all; of a truncated file, those that are there.
     """
     with open_video(source.path) as (container, stream):
-        times = _ticks(_displayed(container, stream)) * float(stream.time_base)
+        times = np.sort(np.fromiter(map(_tick, _displayed(container, stream)), np.int64)) * float(stream.time_base)
         return times - (source.start if stores_times(container) else times[:1])
 
 
@@ -165,9 +160,9 @@ def _displayed(container, stream):
         return
 
 
-def _ticks(packets) -> np.ndarray:
-    """Presentation times of packets in display order, int64 [N], in the stream's time base."""
-    return np.sort(np.fromiter((p.pts if p.pts is not None else p.dts or 0 for p in packets), dtype=np.int64))
+def _tick(packet) -> int:
+    """When a packet's frame is shown, or where the container does not say, is decoded; in the stream's time base."""
+    return packet.pts if packet.pts is not None else packet.dts or 0
 
 
 def _is_constant(ticks: np.ndarray, time_base: Fraction, fps: Fraction) -> bool:
@@ -201,12 +196,21 @@ def _check_size(path, width: int, height: int):
         raise ItemError(f"{path} claims {width}x{height} pixels, more than {MAX_PIXELS} in all", "scale it down")
 
 
-def _first_frame(path, container, stream):
-    try:
-        for frame in container.decode(stream):
-            return frame
-    except av.FFmpegError as error:
-        raise ItemError(
-            f"{path} has no frame that can be decoded ({error.strerror})", "check the file, or encode it again"
-        ) from error
-    raise ItemError(f"{path} has no frames", "give a video with at least one frame")
+def _beginning(path, container, stream):
+    """The first frame, which alone tells rotation and colour tags, and the ticks of the first packets, in one pass."""
+    first, ticks, damage = None, [], None
+    for packet in islice(_displayed(container, stream), RATE_PACKETS):
+        ticks.append(_tick(packet))
+        try:
+            first = first or next(iter(stream.decode(packet)), None)
+        except av.FFmpegError as error:
+            damage = damage or error
+    if first is None and not damage:
+        with suppress(av.FFmpegError):
+            first = next(iter(stream.decode(None)), None)  # of a video so short that the decoder holds all of it
+    if first is None and ticks:
+        reason = f" ({damage.strerror})" if damage else ""
+        raise ItemError(f"{path} has no frame that can be decoded{reason}", "check the file, or encode it again")
+    if first is None:
+        raise ItemError(f"{path} has no frames", "give a video with at least one frame")
+    return first, ticks
