@@ -1,12 +1,11 @@
 # The plan becomes a DAG: a rule per shard of each stage, a job per film. What to make is in config.yaml.
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(workflow.basedir))
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-
 from stages import plan
+
+plan.find_stages()
 
 
 configfile: "config.yaml"

@@ -216,6 +216,13 @@ def load(config: Mapping[str, Any], workers: int) -> Plan:
     return Plan(runs, config["models"])
 
 
+def find_stages() -> None:
+    """Let jobs without an environment of their own find the stages that are installed beside this program."""
+    own = str(Path(sys.executable).parent)
+    if own not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([own, os.environ["PATH"]])
+
+
 def check_variant(model: Model) -> None:
     variants = ALL[model.family].variants
     if model.variant not in (variants or ("",)):

@@ -109,7 +109,7 @@ def find_model(name: str, config: Path | None, families: Mapping[str, Family]) -
     declared = (yaml.safe_load(path.read_text()) or {}).get("models", {}) if path.is_file() else {}
     if name in declared:
         try:
-            return declared_model(name, declared[name])
+            return with_variant(declared_model(name, declared[name]), families)
         except TypeError as error:
             raise UsageError(f"model {name} of {path} cannot be read ({error})", "compare it with docs/config.md") from None
     if Path(name).is_dir():
@@ -125,3 +125,17 @@ def find_model(name: str, config: Path | None, families: Mapping[str, Family]) -
         if (variant := family.detect(model.folder())) is not None:
             return replace(model, family=family.name, variant=variant)
     raise UsageError(f"{name} does not hold a model that this stage knows", f"known families: {', '.join(families)}")
+
+
+def with_variant(model: Model, families: Mapping[str, Family]) -> Model:
+    """The model with its variant told from its folder, where the declaration leaves it out. Raises UsageError."""
+    family = families.get(model.family)
+    if family is None or model.variant in (family.variants or ("",)):
+        return model
+    found = family.detect(model.folder())
+    if not found or model.variant:
+        raise UsageError(
+            f"model {model.name} of family {family.name} has the variant {model.variant!r}",
+            f"set variant to one of {', '.join(family.variants) or 'none'}",
+        )
+    return replace(model, variant=found)

@@ -53,7 +53,8 @@ class Option:
         if self.many:
             values = value if isinstance(value, (list, tuple)) else [value]
             return [self._parse_one(v) for v in values]
-        return None if value is None and self.default is None else self._parse_one(value)
+        optional = self.default is None or callable(self.default)  # a function may give None for a variant
+        return None if value is None and optional else self._parse_one(value)
 
     def _parse_one(self, value: Any) -> Any:
         value = self._convert(value)
