@@ -27,6 +27,7 @@ models/tiny-internvl: | .venv/installed
 demo: install models
 	$(BIN)/snakemake --cores $(CORES)
 	@find results -maxdepth 2 -name '*.mp4' | sort
+	@echo 'These films are noise behind their sources: the tiny models have random weights. README.md tells how to use real ones.'
 
 test: install
 	$(RUNS) pytest --quiet
