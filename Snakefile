@@ -24,6 +24,15 @@ rule all:
         list(PLAN.films),
 
 
+for run, films in PLAN.targets.items():
+
+    rule:
+        name:
+            run
+        input:
+            films,
+
+
 for job in PLAN.jobs:
 
     rule:
@@ -35,13 +44,13 @@ for job in PLAN.jobs:
             job.outputs,
         log:
             job.log,
+        conda:
+            f"envs/{job.stage.extra}.yaml"
+        resources:
+            gpu=job.gpu,
         params:
             fingerprint=job.fingerprint,
             command=lambda wildcards, threads, job=job: job.command(threads),  # no trigger: it asks for threads
-        resources:
-            gpu=job.gpu,
-        conda:
-            f"envs/{job.stage.extra}.yaml"
         shell:
             "{params.command} 2> {log:q}"
 
@@ -57,11 +66,15 @@ for folder in PLAN.folders:
             f"{folder}/{{film}}.mp4",
         log:
             f"{folder}/work/logs/films/{{film}}.log",
-        params:
-            fingerprint=lambda wildcards, folder=folder: PLAN.film(folder, wildcards.film).fingerprint,
-            command=lambda wildcards, threads, folder=folder: PLAN.film(folder, wildcards.film).command(threads),
         conda:
             "envs/frames.yaml"
+        params:
+            fingerprint=lambda wildcards, folder=folder: PLAN.film(
+                folder, wildcards.film
+            ).fingerprint,
+            command=lambda wildcards, threads, folder=folder: PLAN.film(
+                folder, wildcards.film
+            ).command(threads),
         shell:
             "{params.command} 2> {log:q}"
 

@@ -7,7 +7,7 @@ from stages.plan import schema
 from stages.plan.families import ALL
 from stages.plan.recipes import RECIPES
 from stages.runtime.artifacts import KINDS
-from stages.runtime.options import Option
+from stages.runtime.options import Family, Option, resolve
 from stages.runtime.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +27,8 @@ def options_page() -> str:
             parts.append(f"Other defaults than below: {changed}.\n")
     for name, family in ALL.items():
         parts.append(f"## Family `{name}`\n\n{_table(family.options)}")
+        if family.variants:
+            parts.append(f"### Defaults of `{name}` by variant, at the default size\n\n{_variants(family)}")
     return "\n".join(parts)
 
 
@@ -37,6 +39,18 @@ def _table(options: tuple[Option, ...]) -> str:
         choices = f" ({', '.join(map(str, option.choices))})" if option.choices else ""
         unit = f" [{option.unit}]" if option.unit else ""
         lines.append(f"| {name} | {', '.join(option.stages) or 'plan'} | {option.says()} | {option.help}{choices}{unit} |")
+    return "\n".join(lines) + "\n"
+
+
+def _variants(family: Family) -> str:
+    """The values that the defaults come to; texts that would fill the table are left to the table above."""
+    values = [resolve(family.options, {}, variant) for variant in family.variants]
+    lines = [f"| option | {' | '.join(family.variants)} |", "|---" * (len(values) + 1) + "|"]
+    for option in family.options:
+        found = [found[option.name] for found in values]
+        if isinstance(found[0], str) and len(found[0]) > 40 or "drawn" in option.default_text:
+            found = [option.says()] * len(found)
+        lines.append(f"| `{option.name}` | {' | '.join('none' if v in (None, '') else str(v) for v in found)} |")
     return "\n".join(lines) + "\n"
 
 

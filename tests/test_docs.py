@@ -1,14 +1,90 @@
-"""The documents are those of the code."""
+"""The documents are those of the code, and what they tell a reader to type works."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from docs import generate
+from stages.plan import schema
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("path", generate.files())
 def test_generated_files_are_those_of_the_code(path):
     assert (ROOT / path).read_text(encoding="utf-8") == generate.files()[path], "run `make generated`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_options_of_the_migration_table_exist():
+    """New names stand in the last column, in backticks."""
+    known = {*schema.all_options(), *schema.config_schema()["properties"], *schema.clip_schema()["properties"]}
+    known |= set(schema.config_schema()["properties"]["runs"]["additionalProperties"]["properties"]) | {"clips"}
+    for line in (ROOT / "docs" / "migration.md").read_text().splitlines():
+        if line.startswith("| `--"):
+            for name in re.findall(r"`([a-z_0-9]+)`", line.split("|")[-2]):
+                assert name in known, line
+
+
+def test_the_run_of_the_readme_is_a_valid_config():
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    declared = yaml.safe_load((ROOT / "config.yaml").read_text())["models"]
+    config = {**yaml.safe_load(text), "models": declared}
+    schema.check(config, "config", "README")
+    for run in config["runs"].values():
+        assert {run["model"], run["captioner"]} <= set(declared)
+
+
+def test_the_stages_of_the_readme_work_by_hand(tmp_path, tiny_wan, own_cache):
+    """The six commands as they stand there, with the demo's model."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny-wan-5b").symlink_to(tiny_wan["5b"])
+    for name in ("config.yaml", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    section = (ROOT / "README.md").read_text().split("## One stage by hand")[1].split("## ")[0]
+    commands = [line.strip() for line in section.splitlines() if line.startswith("    ")]
+    assert [command.split()[0] for command in commands] == [
+        "extract_frames",
+        "caption_vlm",
+        "encode",
+        "generate",
+        "decode",
+        "concat",
+    ]
+    for command in commands:
+        program = f"{sys.executable} -m stages.{command}"
+        done = subprocess.run(program, shell=True, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert (tmp_path / "film.mp4").stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["v2v", "chain"])
+def test_the_examples_do_what_the_old_commands_did(name, tmp_path, monkeypatch):
+    from stages import plan
+
+    monkeypatch.chdir(tmp_path)
+    base = yaml.safe_load((ROOT / "config.yaml").read_text())
+    example = yaml.safe_load((ROOT / "examples" / f"{name}.yaml").read_text())
+    planned = plan.load({**base, **example}, 8)
+    generated = [item.options for job in planned.jobs if job.stage.name == "generate" for item in job.items]
+    assert {(options["steps"], options["guidance_scale"]) for options in generated} == {(40, 5.0)}
+    encoded = [item.options["frame_num"] for job in planned.jobs if job.stage.name == "encode" for item in job.items]
+    assert set(encoded) == {81}
+    if name == "chain":
+        slowly = [job for job in planned.jobs if job.run.name == "continuous-slowly" and job.stage.name == "generate"]
+        assert [job.items[0].options["seed"] for job in slowly] == [42 + link for link in range(12)]
+        prefixes = {job.items[0].options["prefix"] for job in planned.jobs if job.stage.name == "caption_vlm"}
+        assert prefixes == {"continue video", "continue video slowly"}
+    else:
+        sizes = [job.items[0].options["size"] for job in planned.jobs if job.stage.name == "extract_frames"]
+        assert sizes == ["1280*720", "704*1280", "1280*704"]

@@ -122,6 +122,7 @@ class Plan:
         self.jobs = [job for run in runs for job in run.jobs]
         self.films = {film: job for run in runs for film, job in run.films.items()}
         self.folders = [run.run.folder for run in runs]
+        self.targets = {run.run.name: list(run.films) for run in runs}
         self.warnings = [warning for run in runs for warning in run.warnings]
         self._start = time.time()
 

@@ -123,7 +123,7 @@ def config_schema() -> dict[str, Any]:
             },
             "runs": {
                 "type": "object",
-                "propertyNames": {**name, "not": {"enum": ["store"]}},
+                "propertyNames": {**name, "not": {"enum": ["store", "all"]}},
                 "additionalProperties": run,
                 "description": "What to make, by name; the results are in RESULTS/NAME.",
             },

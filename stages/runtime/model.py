@@ -124,7 +124,10 @@ def find_model(name: str, config: Path | None, families: Mapping[str, Family]) -
     for family in families.values():
         if (variant := family.detect(model.folder())) is not None:
             return replace(model, family=family.name, variant=variant)
-    raise UsageError(f"{name} does not hold a model that this stage knows", f"known families: {', '.join(families)}")
+    raise UsageError(
+        f"{name} does not hold a model of family {' or '.join(families)}",
+        "its layout must be that of diffusers or transformers, as in the Hub's repositories ...-Diffusers and ...-HF",
+    )
 
 
 def with_variant(model: Model, families: Mapping[str, Family]) -> Model:
