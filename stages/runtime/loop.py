@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +24,7 @@ from stages.runtime.artifacts import KINDS, Artifact, Failure, canonical
 from stages.runtime.errors import ItemError, JobError, KinemakeError
 from stages.runtime.items import Item
 from stages.runtime.lease import lease
+from stages.runtime.log import log
 from stages.runtime.model import Model, cached_file_digest
 from stages.runtime.options import Option
 from stages.runtime.provenance import record
@@ -237,11 +236,11 @@ class Loop:
     def _attempt(self, order: Order, step: Callable[[Order], None]) -> None:
         """A step of an item. The item's own fault is recorded; a fault that is not the item's ends the job."""
         try:
-            step(order)
+            return step(order)
         except PassedOn as passed:
-            self._fail(order, passed.failure)
+            return self._fail(order, passed.failure)
         except ItemError as error:
-            self._fail(order, self._failure(order, error.reason, error.remedy))
+            return self._fail(order, self._failure(order, error.reason, error.remedy))
         except KinemakeError:
             raise
         except Exception as error:
@@ -249,17 +248,20 @@ class Loop:
                 raise JobError(reason, "mend that and run again: what is finished is kept") from error
             if self.debug:
                 raise
-            if not ran_out_of_memory(error):
-                traceback.print_exc()
-                reason = f"unexpected {type(error).__name__}: {first_line(error)}"
-                self._fail(order, self._failure(order, reason, "this is a bug of Kinemake: please report the log"))
-            elif self.plant.memory_saving and not order.memory_saving:
-                self._save_memory(order)
-                if order.status == "waiting":
-                    self._attempt(order, step)
-            else:
-                reason = f"memory ran out ({first_line(error)})"
-                self._fail(order, self._failure(order, reason, "use a smaller size, fewer frames or a larger device"))
+            if not (ran_out_of_memory(error) and self.plant.memory_saving and not order.memory_saving):
+                return self._fail(order, self._unexpected(order, error))
+        # Only here, where the error is gone and its traceback no longer holds on to the memory that ran out.
+        self._save_memory(order)
+        if order.status == "waiting":
+            self._attempt(order, step)
+
+    def _unexpected(self, order: Order, error: Exception) -> Failure:
+        if ran_out_of_memory(error):
+            reason = f"memory ran out ({first_line(error)})"
+            return self._failure(order, reason, "use a smaller size, fewer frames or a larger device")
+        traceback.print_exc()
+        reason = f"unexpected {type(error).__name__}: {first_line(error)}"
+        return self._failure(order, reason, "this is a bug of Kinemake: please report the log")
 
     def _save_memory(self, order: Order) -> None:
         """Switch to the memory-saving options. Where they change the result they change its key as well."""
@@ -335,9 +337,3 @@ def ran_out_of_memory(error: Exception) -> bool:
 
 def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]
-
-
-def log(event: str, **facts: Any) -> None:
-    """One JSON line on standard error, unless a person is watching the progress bar there."""
-    if not sys.stderr.isatty():
-        print(json.dumps({"event": event, **facts}, ensure_ascii=False), file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from stages.models.wan.common import check_repository, model_fields
 from stages.models.wan.options import MULTIPLE
 from stages.runtime.artifacts import Artifact, write_tensors
 from stages.runtime.errors import ItemError
-from stages.runtime.loop import log
+from stages.runtime.log import log
 from stages.runtime.worker import Setting, Work
 
 

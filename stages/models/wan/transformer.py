@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from stages.models.shared.loading import DTYPES, loading
 from stages.runtime.errors import ItemError, JobError
-from stages.runtime.loop import log
+from stages.runtime.log import log
 from stages.runtime.model import Model
 
 
