@@ -9,10 +9,16 @@ from pathlib import Path
 
 from stages.media.join import join
 from stages.runtime.artifacts import Artifact, index_path, member_path, write_index
+from stages.runtime.errors import ItemError
 from stages.runtime.worker import MediaWorker, Work
 
 
 class Concat(MediaWorker):
+    def check(self, work: Work) -> None:
+        for clip in work.inputs["clips"]:
+            if needs_lossless(work) and ".mkv" not in clip.members:
+                raise ItemError(f"{clip.path} has no lossless video to encode again", "decode it with --lossless")
+
     def run(self, work: Work, phase: str) -> None:
         clips: list[Artifact] = work.inputs["clips"]
         source: Path | None = work.inputs.get("source")
@@ -21,7 +27,7 @@ class Concat(MediaWorker):
             source.name if source else "",
             *(clip.path.with_suffix(".mp4").name for clip in clips),
         ]
-        if len(clips) == 1 and source is None:  # already encoded, and once is enough
+        if not needs_lossless(work):
             shutil.copyfile(clips[0].member(".mp4"), work.output)
             parts = [clips[0].fields["num_frames"]]
         else:
@@ -49,6 +55,11 @@ class Concat(MediaWorker):
             "parts": [{"name": name, "frames": count} for name, count in zip(names[-len(parts) :], parts)],
         }
         write_index(index_path(work.output), "film", fields, members)
+
+
+def needs_lossless(work: Work) -> bool:
+    """A clip alone is a film already, encoded once; anything else is encoded from the very pixels."""
+    return len(work.inputs["clips"]) > 1 or "source" in work.inputs
 
 
 def prompts_log(names: Sequence[str], clips: Sequence[Artifact]) -> str:

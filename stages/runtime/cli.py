@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from stages.runtime import artifacts
+from stages.runtime.artifacts import Failure
 from stages.runtime.errors import ItemError, JobError, KinemakeError, UsageError
 from stages.runtime.items import Item, item_of_row, read_manifest
 from stages.runtime.model import Model, find_model
@@ -149,12 +150,18 @@ def run_items(
 
     suffix = artifacts.KINDS[stage.writes].suffix
     batches: dict[tuple, tuple[Model | None, Family, list[Item]]] = {}
+    failures = []
     for item in items:
         if not item.output.endswith(suffix):
             raise UsageError(f"output {item.output} does not end with {suffix}", f"{stage.name} writes {suffix}")
-        model, family, completed = complete(stage, families, item, config)
+        try:
+            model, family, completed = complete(stage, families, item, config)
+        except ItemError as error:  # the model was to be told from an input that cannot be read
+            failures.append(Failure(stage.name, item.id, error.reason, error.remedy))
+            if mark_failed:
+                artifacts.write_failure(Path(item.output), failures[-1])
+            continue
         batches.setdefault((model and model.name, family.name), (model, family, []))[2].append(completed)
-    failures = []
     with ExitStack() as stack:
         for model, family, batch in batches.values():
             if store is None:
@@ -185,9 +192,8 @@ def complete(
     stage: Stage, families: Mapping[str, Family], item: Item, config: Path | None
 ) -> tuple[Model | None, Family, Item]:
     """The item with its model found and every option of the family resolved. Raises UsageError for an unknown option."""
-    first = item.inputs[stage.inputs[0].name]
-    facts = {} if isinstance(first, list) else _facts(Path(first))
-    name = item.model or (facts.get("model", "") if stage.inputs[0].kinds[0] != "file" else "")
+    facts = _facts(stage, item)
+    name = item.model or facts.get("model", "")
     model = find_model(name, config, families) if stage.model and name else None
     if model:
         family = families.get(model.family)
@@ -213,11 +219,17 @@ def complete(
     return model, family, replace(item, options=values, model=model.name if model else "")
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    """Fields of the artifact at `path`; none where it is not one (the loop will say what is wrong with it)."""
-    if path.suffix not in (".json", ".safetensors"):
+def _facts(stage: Stage, item: Item) -> dict[str, Any]:
+    """Fields of the artifact that the item reads first, for defaults that depend on it, the model above all.
+
+    Raises ItemError for one that cannot be read, where it would have to tell the model. Else the loop will say it.
+    """
+    spec = stage.inputs[0]
+    if "file" in spec.kinds or spec.many:
         return {}
     try:
-        return artifacts.read(path, artifacts.KINDS).fields
+        return artifacts.read(Path(item.inputs[spec.name]), spec.kinds).fields
     except ItemError:
-        return {}
+        if item.model:
+            return {}
+        raise
