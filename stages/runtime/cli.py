@@ -170,6 +170,7 @@ def run_items(
                 root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".kinemake-", dir=beside)))
             else:
                 root = store
+                Store(root).sweep()
             plant = Plant(
                 stage,
                 family.workers[stage.name],

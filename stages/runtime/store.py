@@ -10,14 +10,16 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stages.runtime.artifacts import index_path, member_path
 
 STEM = "artifact"
+LEFT_BEHIND = 3 * 24 * 3600  # seconds; no item takes that long
 CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}
 
 
@@ -48,6 +50,13 @@ class Store:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed days ago left in staging."""
+        for folder in self.root.glob("staging/*"):
+            with suppress(OSError):  # another process may be sweeping too
+                if time.time() - folder.stat().st_mtime > LEFT_BEHIND:
+                    shutil.rmtree(folder)
 
     def put(self, key: str, folder: Path) -> None:
         """Make `folder` the entry of `key`. Where another process was faster, its entry stands."""

@@ -1,6 +1,7 @@
 """The store publishes whole items, shares their bytes, and keeps times in the order of the work."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,12 @@ def test_a_link_is_as_old_as_the_item_unless_an_input_is_newer(store, tmp_path):
     os.utime(source, (2000, 2000))
     freshen(output, [source, Path("missing")])
     assert output.stat().st_mtime == 2000
+
+
+def test_what_killed_processes_left_is_swept_and_work_in_hand_is_not(store):
+    for name, age in (("old", 4), ("new", 1)):
+        folder = store.root / "staging" / name
+        folder.mkdir()
+        os.utime(folder, (time.time() - age * 86400,) * 2)
+    store.sweep()
+    assert [path.name for path in (store.root / "staging").iterdir()] == ["new"]

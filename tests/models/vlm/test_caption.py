@@ -15,7 +15,7 @@ from stages.models.vlm.prompt import clean
 from stages.runtime import artifacts
 from stages.runtime.model import Model
 from stages.runtime.worker import Setting
-from tests.models.commands import stage
+from tests.commands import stage
 
 
 @pytest.fixture(scope="module")

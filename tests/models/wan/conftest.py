@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.models.commands import stage
+from tests.commands import stage
 
 PROMPT, NEGATIVE = "a small  blue bird &amp; a lake, café", "静态，模糊不清"
 

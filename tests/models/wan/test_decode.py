@@ -4,7 +4,7 @@ from PIL import Image
 
 from stages.media.read import frames
 from stages.runtime import artifacts
-from tests.models.commands import stage
+from tests.commands import stage
 
 
 @pytest.fixture(scope="module")

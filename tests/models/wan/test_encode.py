@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from stages.runtime import artifacts
-from tests.models.commands import stage
+from tests.commands import stage
 
 SHORT = ("--frame-num", 5, "--dtype", "float32")
 

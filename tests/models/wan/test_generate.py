@@ -12,7 +12,7 @@ from stages.models.wan import checkpoint, sampler
 from stages.models.wan.sampler import State, make_scheduler, switch_step
 from stages.models.wan.transformer import set_attention
 from stages.runtime.errors import JobError
-from tests.models.commands import stage
+from tests.commands import stage
 
 STEPS = 6
 

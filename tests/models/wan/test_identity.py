@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from stages.media.read import frames
-from tests.models.commands import stage
+from tests.commands import stage
 from tests.models.wan.conftest import NEGATIVE, PROMPT, encode
 
 STEPS, SEED, SHIFT = 6, 7, 4.0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.models.commands import stage
+from tests.commands import stage
 
 RANK, WEIGHTS = 2, "diffusion_pytorch_model.safetensors"
 LAYERS = ("blocks.0.attn1.to_q", "blocks.1.attn2.to_v", "blocks.1.ffn.net.2")

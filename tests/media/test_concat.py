@@ -1,0 +1,71 @@
+"""`concat` as a user runs it: seams, the source in front, one encoding, the log of prompts."""
+
+import numpy as np
+import pytest
+
+from stages.media.probe import probe
+from stages.media.read import frames
+from stages.media.write import VideoWriter
+from stages.runtime import artifacts
+from tests import zoo
+from tests.commands import stage
+
+
+def clip(folder, name, colors, lossless=True):
+    """A clip of 64x48 frames of one grey each."""
+    folder.mkdir(exist_ok=True)
+    for suffix, codec in {".mp4": "h264", **({".mkv": "lossless"} if lossless else {})}.items():
+        with VideoWriter(folder / f"{name}{suffix}", 64, 48, 16, codec=codec) as video:
+            for color in colors:
+                video.write(np.full((48, 64, 3), color, np.uint8))
+    fields = dict.fromkeys(artifacts.KINDS["clip"].fields, "")
+    fields |= {"width": 64, "height": 48, "num_frames": len(colors), "fps": "16/1"}
+    fields |= {"seed": 40 + len(name), "raw": f"raw {name}", "prompt": f"prompt {name}"}
+    suffixes = [".mp4", ".mkv"] if lossless else [".mp4"]
+    artifacts.write_index(folder / f"{name}.json", "clip", fields, suffixes)
+    return folder / f"{name}.json"
+
+
+def greys(path):
+    return [round(float(frame.rgb.mean())) for frame in frames(path)]
+
+
+def test_links_are_joined_without_their_doubled_seams(tmp_path):
+    parts = [clip(tmp_path, "a", [10, 60, 110]), clip(tmp_path, "b", [110, 160, 210]), clip(tmp_path, "c", [210, 240])]
+    stage("concat", *parts, "--output", tmp_path / "film.mp4")
+    assert greys(tmp_path / "film.mp4") == pytest.approx([10, 60, 110, 160, 210, 240], abs=2)
+    film = artifacts.read(tmp_path / "film.mp4", ("film",))
+    assert film.fields["num_frames"] == 6
+    assert [part["frames"] for part in film.fields["parts"]] == [3, 2, 1]
+
+
+def test_a_clip_alone_is_not_encoded_again(tmp_path):
+    part = clip(tmp_path, "a", [10, 60], lossless=False)
+    stage("concat", part, "--output", tmp_path / "film.mp4")
+    assert (tmp_path / "film.mp4").read_bytes() == (tmp_path / "a.mp4").read_bytes()
+
+
+def test_the_source_comes_in_front_at_the_film_s_rate_with_its_sound(tmp_path):
+    source = zoo.plain(tmp_path, frames=24, fps=8, sound=3)
+    stage("concat", clip(tmp_path, "a", [10, 60, 110]), "--source", source, "--output", tmp_path / "film.mp4")
+    film = artifacts.read(tmp_path / "film.mp4", ("film",))
+    assert [part["frames"] for part in film.fields["parts"]] == [48, 2]
+    assert probe(tmp_path / "film.mp4").has_audio
+    stage("concat", tmp_path / "a.json", "--source", source, "--no-keep-audio", "--output", tmp_path / "silent.mp4")
+    assert not probe(tmp_path / "silent.mp4").has_audio
+
+
+def test_the_log_of_prompts_is_in_order(tmp_path):
+    parts = [clip(tmp_path, "a", [10, 60]), clip(tmp_path, "bb", [60, 110])]
+    source = zoo.plain(tmp_path)
+    stage("concat", *parts, "--source", source, "--prompts-log", "--output", tmp_path / "film.mp4")
+    assert (tmp_path / "film" / "prompts_log.txt").read_text() == (
+        "link 1: a.mp4\nseed: 41\nsource: plain.mp4\ncaption: raw a\nprompt: prompt a\n\n"
+        "link 2: bb.mp4\nseed: 42\nsource: a.mp4\ncaption: raw bb\nprompt: prompt bb\n"
+    )
+
+
+def test_what_was_decoded_without_its_lossless_video_cannot_be_joined(tmp_path):
+    parts = [clip(tmp_path, "a", [10], lossless=False), clip(tmp_path, "b", [10, 20])]
+    said = stage("concat", *parts, "--output", tmp_path / "film.mp4", fails=1)
+    assert "a.json has no lossless video to encode again: decode it with --lossless" in said

@@ -1,0 +1,72 @@
+"""`extract_frames` as a user runs it: which frames, how large, and what it says to files that are not whole."""
+
+import numpy as np
+import pytest
+
+from stages.media.write import read_png
+from stages.runtime import artifacts
+from tests import zoo
+from tests.commands import stage
+
+
+def extract(video, folder, *arguments, fails=0):
+    """The artifact of a run, or what it complained of."""
+    output = folder / "out" / "frames.json"
+    said = stage("extract_frames", video, "--output", output, *arguments, fails=fails)
+    return said if fails else artifacts.read(output, ("frames",))
+
+
+def pictures(artifact):
+    return [read_png(artifact.member(frame["suffix"])) for frame in artifact.fields["frames"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "indices"),
+    [
+        ([], [32]),
+        (["--select", "tail", "--count", 3], [30, 31, 32]),
+        (["--select", "segments", "--count", 4], [4, 12, 20, 28]),
+        (["--select", "first", "--count", 2], [0, 1]),
+        (["--select", "all"], list(range(33))),
+    ],
+    ids=["last", "tail", "segments", "first", "all"],
+)
+def test_the_frames_that_are_asked_for(tmp_path, arguments, indices):
+    artifact = extract(zoo.plain(tmp_path), tmp_path, *arguments)
+    assert [frame["index"] for frame in artifact.fields["frames"]] == indices
+    assert [frame["time"] for frame in artifact.fields["frames"]] == pytest.approx([index / zoo.FPS for index in indices])
+    assert len(artifact.members) == len(indices)
+
+
+def test_the_last_frame_has_the_colours_of_the_formula(tmp_path):
+    video = zoo.plain(tmp_path)
+    (picture,) = pictures(extract(video, tmp_path))
+    expected = zoo.rgb_by_formula(video)[-1]
+    assert np.abs(picture - expected).mean() < 0.7
+
+
+@pytest.mark.parametrize(
+    ("fit", "size"), [("crop", (64, 64)), ("pad", (64, 64)), ("area", (80, 48))], ids=["crop", "pad", "area"]
+)
+def test_the_size_that_is_asked_for(tmp_path, fit, size):
+    artifact = extract(zoo.plain(tmp_path), tmp_path, "--size", "64*64", "--fit", fit)
+    assert (artifact.fields["width"], artifact.fields["height"]) == size
+    (picture,) = pictures(artifact)
+    assert picture.shape == (*size[::-1], 3)
+    assert (fit == "pad") == (picture[0].max() == 0)  # black bars
+
+
+def test_a_truncated_video_is_refused_unless_allowed(tmp_path):
+    video = zoo.truncated(tmp_path)
+    said = extract(video, tmp_path, fails=1)
+    assert "is truncated or damaged" in said and "Traceback" not in said
+    assert not (tmp_path / "out" / "frames.json").exists()
+    whole = extract(video, tmp_path, "--allow-truncated", "--select", "all")
+    assert 0 < len(whole.fields["frames"]) < zoo.FRAMES
+
+
+def test_the_last_frame_of_a_clip_of_ours_can_be_taken_too(tmp_path):
+    video = zoo.plain(tmp_path, "clip.mp4")
+    fields = dict.fromkeys(artifacts.KINDS["clip"].fields, "")
+    artifacts.write_index(tmp_path / "clip.json", "clip", fields, [".mp4"])
+    assert np.array_equal(*pictures(extract(tmp_path / "clip.json", tmp_path)), *pictures(extract(video, tmp_path)))

@@ -1,0 +1,99 @@
+"""The command lines: what they answer at once, and what they say to a wrong word."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from stages.runtime.stages import STAGES
+from tests.commands import stage
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "diffusers", "transformers", "av", "cv2", "numpy")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_help_needs_no_heavy_library(name):
+    code = (
+        f"import sys; from click.testing import CliRunner; from stages.{name} import main\n"
+        f"assert CliRunner().invoke(main, ['--help']).exit_code == 0\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_without_arguments_it_shows_its_help(name):
+    command = importlib.import_module(f"stages.{name}").main
+    result = CliRunner().invoke(command, [])
+    assert result.exit_code == 2 and "Usage:" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("encode", ["a.png"], "error: no output is given: add --output FILE"),
+        ("encode", ["--output", "x.safetensors"], "error: no image is given"),
+        ("encode", ["a.png", "--output", "x.json"], "output x.json does not end with .safetensors"),
+        ("encode", ["a.png", "--output", "x.safetensors"], "error: no model is given"),
+        ("encode", ["a.png", "--output", "x.safetensors", "--model", "nothing"], "model nothing is no folder, no Hub id"),
+        ("encode", ["a.png", "--output", "x.safetensors", "--frame-num", "many"], "'many' is not a valid integer"),
+        ("extract_frames", ["a.mp4", "--output", "x.json", "--select", "some"], "'some' is not one of 'last'"),
+        ("extract_frames", ["--manifest", "missing.jsonl"], "'missing.jsonl' does not exist"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, name, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    said = stage(name, *arguments, fails=2)
+    assert message in said and "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nonsense", "line 1 of .* is not JSON"),
+        ('{"video": "a.mp4"}', "line 1 of .* has no output"),
+        ('{"output": "x.json"}', "line 1 of .* has no video"),
+        ('{"video": 3, "output": "x.json"}', "video of line 1 of .* is 3: it must be a path"),
+        ('{"video": "a.mp4", "output": "x.json", "sizze": "1*1"}', "option sizze is not one of extract_frames"),
+        ('{"video": "a.mp4", "output": "x.json", "count": 0}', "option count is 0: it must be at least 1"),
+        ('{"video": "a", "output": "x.json"}\n{"video": "b", "output": "x.json"}', "makes x.json twice"),
+    ],
+)
+def test_a_manifest_that_cannot_be_done_names_its_line(tmp_path, line, message):
+    manifest = tmp_path / "shard.jsonl"
+    manifest.write_text(line)
+    assert re.search(message, stage("extract_frames", "--manifest", manifest, fails=2))
+
+
+def test_a_failed_item_by_hand_is_exit_code_1_and_leaves_nothing(tmp_path):
+    said = stage("extract_frames", tmp_path / "none.mp4", "--output", tmp_path / "x.json", fails=1)
+    assert said.splitlines()[-1] == f"error: {tmp_path / 'none.mp4'} does not exist: mend the path"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_item_of_a_manifest_is_marked_only_when_asked(tmp_path):
+    manifest = tmp_path / "shard.jsonl"
+    manifest.write_text(json.dumps({"id": "a", "video": "none.mp4", "output": str(tmp_path / "x.json")}))
+    said = stage("extract_frames", "--manifest", manifest, fails=1)
+    assert "error: 1 of 1 items failed" in said or "none.mp4 does not exist" in said
+    assert not (tmp_path / "x.json").exists()
+    stage("extract_frames", "--manifest", manifest, "--mark-failed")
+    assert json.loads((tmp_path / "x.json").read_text())["kinemake.kind"] == "failed"
+
+
+def test_the_traceback_is_there_for_who_asks(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.extract_frames", "none.mp4", "--output", str(tmp_path / "x.json"), "--debug"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" in done.stderr
