@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from stages.runtime import artifacts
-from stages.runtime.artifacts import Failure
-from stages.runtime.errors import ItemError, JobError, KinemakeError, UsageError
+from stages.runtime.errors import KinemakeError, UsageError
 from stages.runtime.items import Item, item_of_row, read_manifest
-from stages.runtime.model import Model, find_model
-from stages.runtime.options import Family, Option, resolve
+from stages.runtime.options import Family, Option
 from stages.runtime.stages import Stage
 
 CLICK_TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING, bool: click.BOOL}
@@ -28,11 +23,11 @@ def clean_errors(command: Callable) -> Callable:
     """Our errors as one sentence on standard error: exit code 2 for usage, 1 for work that failed."""
 
     @wraps(command)
-    def run(*args: Any, debug: bool, **kwargs: Any) -> None:
+    def run(**values: Any) -> None:
         try:
-            command(*args, debug=debug, **kwargs)
+            command(**values)
         except KinemakeError as error:
-            if debug:
+            if values["debug"]:
                 raise
             click.echo(f"error: {error}", err=True)
             sys.exit(2 if isinstance(error, UsageError) else 1)
@@ -45,19 +40,12 @@ def stage_command(stage: Stage, families: Mapping[str, Family]) -> click.Command
     families = {name: family for name, family in families.items() if stage.name in family.workers}
 
     @clean_errors
-    def main(
-        manifest: Path | None,
-        output: str | None,
-        store: Path | None,
-        mark_failed: bool,
-        debug: bool,
-        config: Path | None = None,
-        device: str = "cpu",
-        threads: int | None = None,
-        **values: Any,
-    ) -> None:
+    def main(manifest: Path | None, output: str | None, config: Path | None = None, **values: Any) -> None:
+        from stages.runtime.shard import Running, run_items
+
+        running = Running(**{field.name: values.pop(field.name) for field in fields(Running) if field.name in values})
         items = read_manifest(manifest, stage) if manifest else [_item_by_hand(stage, values, output)]
-        run_items(stage, families, items, config, store, device, threads, mark_failed, debug)
+        run_items(stage, families, items, config, running)
 
     first, *others = stage.inputs
     params: list[click.Parameter] = [
@@ -131,106 +119,3 @@ def _item_by_hand(stage: Stage, values: dict[str, Any], output: str | None) -> I
     if not output:
         raise UsageError("no output is given", "add --output FILE")
     return item_of_row({**given, "output": output}, stage, "the command line")
-
-
-def run_items(
-    stage: Stage,
-    families: Mapping[str, Family],
-    items: Sequence[Item],
-    config: Path | None,
-    store: Path | None,
-    device: str,
-    threads: int | None,
-    mark_failed: bool,
-    debug: bool,
-) -> None:
-    """Run the items, a loop per model. Raises JobError when some failed and failures are not to be marked."""
-    from stages.runtime.loop import Loop, Plant
-    from stages.runtime.store import Store
-
-    suffix = artifacts.KINDS[stage.writes].suffix
-    batches: dict[tuple, tuple[Model | None, Family, list[Item]]] = {}
-    failures = []
-    for item in items:
-        if not item.output.endswith(suffix):
-            raise UsageError(f"output {item.output} does not end with {suffix}", f"{stage.name} writes {suffix}")
-        try:
-            model, family, completed = complete(stage, families, item, config)
-        except ItemError as error:  # the model was to be told from an input that cannot be read
-            failures.append(Failure(stage.name, item.id, error.reason, error.remedy))
-            if mark_failed:
-                artifacts.write_failure(Path(item.output), failures[-1])
-            continue
-        batches.setdefault((model and model.name, family.name), (model, family, []))[2].append(completed)
-    with ExitStack() as stack:
-        for model, family, batch in batches.values():
-            if store is None:
-                beside = Path(batch[0].output).parent
-                beside.mkdir(parents=True, exist_ok=True)
-                root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".kinemake-", dir=beside)))
-            else:
-                root = store
-                Store(root).sweep()
-            plant = Plant(
-                stage,
-                family.workers[stage.name],
-                family.of_stage(stage.name),
-                model,
-                version=(family.name, family.version),
-                weights=family.weights.get(stage.name, ()),
-                needs_model=family.needs_model,
-                memory_saving=family.memory_saving.get(stage.name, {}),
-            )
-            loop = Loop(plant, store=Store(root), device=device, threads=threads, mark_failed=mark_failed, debug=debug)
-            failures += loop.run(batch).failures
-    if failures and not mark_failed:
-        if len(items) == 1:
-            raise ItemError(failures[0].reason, failures[0].remedy)
-        raise JobError(f"{len(failures)} of {len(items)} items failed, the first is {failures[0]}")
-
-
-def complete(
-    stage: Stage, families: Mapping[str, Family], item: Item, config: Path | None
-) -> tuple[Model | None, Family, Item]:
-    """The item with its model found and every option of the family resolved. Raises UsageError for an unknown option."""
-    facts = _facts(stage, item)
-    name = item.model or facts.get("model", "")
-    model = find_model(name, config, families) if stage.model and name else None
-    if model:
-        family = families.get(model.family)
-        if family is None:
-            raise UsageError(
-                f"model {model.name} is of family {model.family}", f"{stage.name} knows {', '.join(families) or 'none'}"
-            )
-    elif len(families) == 1:
-        (family,) = families.values()
-    else:
-        raise UsageError("no model is given", "add --model NAME, FOLDER or HUB_ID")
-    options = family.of_stage(stage.name)
-    known = {option.name for option in options}
-    if unknown := [key for key in item.options if key not in known]:
-        raise UsageError(
-            f"option {unknown[0]} is not one of {stage.name} for family {family.name}",
-            f"known are {', '.join(sorted(known))}",
-        )
-    declared = {key: value for key, value in (model.all_options if model else {}).items() if key in known}
-    values = resolve(options, {**declared, **item.options}, model.variant if model else "", known=facts)
-    if model is None and stage.model and family.needs_model(stage.name, values):
-        raise UsageError("no model is given", "add --model NAME, FOLDER or HUB_ID")
-    return model, family, replace(item, options=values, model=model.name if model else "")
-
-
-def _facts(stage: Stage, item: Item) -> dict[str, Any]:
-    """Fields of the artifact that the item reads first, for defaults that depend on it, the model above all.
-
-    Raises ItemError for one that cannot be read, where it would have to tell the model. Else the loop will say it.
-    """
-    spec = stage.inputs[0]
-    if "file" in spec.kinds or spec.many:
-        return {}
-    try:
-        return artifacts.read(Path(item.inputs[spec.name]), spec.kinds).fields
-    except ItemError:
-        if item.model:
-            return {}
-        raise
