@@ -13,7 +13,10 @@ configfile: "config.yaml"
 
 limits = workflow.global_resources
 workers = next((limits[name].value for name in ("gpu", "_cores") if name in limits), 1)
-PLAN = plan.load(config, workers)
+try:
+    PLAN = plan.load(config, workers)
+except plan.UsageError as error:
+    sys.exit(f"error: {error}")  # an exception would be shown with a traceback
 if workflow.is_main_process:
     PLAN.begin()
 
@@ -35,13 +38,13 @@ for job in PLAN.jobs:
             job.outputs,
         log:
             job.log,
+        conda:
+            f"envs/{job.stage.extra}.yaml"
+        resources:
+            gpu=job.gpu,
         params:
             fingerprint=job.fingerprint,
             command=lambda wildcards, threads, job=job: job.command(threads),  # no trigger: it asks for threads
-        resources:
-            gpu=job.gpu,
-        conda:
-            f"envs/{job.stage.extra}.yaml"
         shell:
             "{params.command} 2> {log:q}"
 
@@ -57,11 +60,11 @@ for folder in PLAN.folders:
             f"{folder}/{{film}}.mp4",
         log:
             f"{folder}/work/logs/films/{{film}}.log",
+        conda:
+            "envs/frames.yaml"
         params:
             fingerprint=lambda wildcards, folder=folder: PLAN.film(folder, wildcards.film).fingerprint,
             command=lambda wildcards, threads, folder=folder: PLAN.film(folder, wildcards.film).command(threads),
-        conda:
-            "envs/frames.yaml"
         shell:
             "{params.command} 2> {log:q}"
 
