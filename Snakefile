@@ -13,7 +13,10 @@ configfile: "config.yaml"
 
 limits = workflow.global_resources
 workers = next((limits[name].value for name in ("gpu", "_cores") if name in limits), 1)
-PLAN = plan.load(config, workers)
+try:
+    PLAN = plan.load(config, workers)
+except plan.UsageError as error:
+    sys.exit(f"error: {error}")  # an exception would be shown with a traceback
 if workflow.is_main_process:
     PLAN.begin()
 
@@ -69,12 +72,8 @@ for folder in PLAN.folders:
         conda:
             "envs/frames.yaml"
         params:
-            fingerprint=lambda wildcards, folder=folder: PLAN.film(
-                folder, wildcards.film
-            ).fingerprint,
-            command=lambda wildcards, threads, folder=folder: PLAN.film(
-                folder, wildcards.film
-            ).command(threads),
+            fingerprint=lambda wildcards, folder=folder: PLAN.film(folder, wildcards.film).fingerprint,
+            command=lambda wildcards, threads, folder=folder: PLAN.film(folder, wildcards.film).command(threads),
         shell:
             "{params.command} 2> {log:q}"
 

@@ -13,7 +13,7 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from stages.runtime.model import Model, declared_model
 from stages.runtime.stages import STAGES, Stage
 
 PLAN_VERSION = 1
+PATTERN = set("{}\n")  # Snakemake reads what is in braces as a wildcard, and warns of line breaks
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,18 @@ class Job:
 
     @property
     def inputs(self) -> list[str]:
-        """What must be there first. A user's file that is missing is left out: its clip fails, not the whole DAG."""
-        made = f"{self.run.folder}/"
-        files = {path: None for item in self.items for path in item.files}
-        return [path for path in files if path.startswith(made) or os.path.isfile(path)]
+        """What must be there first. A user's file that is missing is left out: its clip fails, not the whole DAG.
+
+        So is one whose name Snakemake would take for a pattern. The fingerprint has the state of each.
+        """
+        return [path for path in self._files if self._is_made(path) or (os.path.isfile(path) and not set(path) & PATTERN)]
+
+    @property
+    def _files(self) -> list[str]:
+        return list(dict.fromkeys(path for item in self.items for path in item.files))
+
+    def _is_made(self, path: str) -> bool:
+        return path.startswith(f"{self.run.folder}/")
 
     @property
     def outputs(self) -> list[str]:
@@ -92,13 +101,19 @@ class Job:
             for item in self.items
         ]
         model = self.model and [asdict(self.model), weights_state(self.model)]
-        return hashlib.sha256(canonical([self.stage.version, family.version, model, work])).hexdigest()
+        given = files_state(path for path in self._files if not self._is_made(path))
+        return hashlib.sha256(canonical([self.stage.version, family.version, model, given, work])).hexdigest()
 
 
 def weights_state(model: Model) -> list:
-    """Names, sizes and times of a model folder's files: new weights under the same path are another model."""
-    files = sorted(path for path in Path(model.path).rglob("*") if path.is_file()) if model.path else []
-    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    """State of a model folder's files: new weights under the same path are another model."""
+    return files_state(sorted(map(str, Path(model.path).rglob("*")))) if model.path else []
+
+
+def files_state(paths: Iterable[str]) -> list:
+    """Names, sizes and times of the files among `paths`."""
+    states = [(path, os.stat(path)) for path in paths if os.path.isfile(path)]
+    return [[path, state.st_size, state.st_mtime_ns] for path, state in states]
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 import unicodedata
@@ -32,7 +33,11 @@ def read_clips(source: Any, where: str) -> tuple[list[dict[str, Any]], list[str]
         rows = list(_file_rows(Path(source)))
     seen: dict[str, str] = {}
     for place, row in rows:
-        row.setdefault("id", slug(Path(row["video"]).stem) if isinstance(row.get("video"), str) else "")
+        if "id" not in row and not isinstance(row.get("video"), str):
+            raise UsageError(f"{place} has neither a video nor an id", f"it has {', '.join(map(str, row)) or 'nothing'}")
+        if any("\udc80" <= letter <= "\udcff" for letter in str(row.get("video"))):  # bytes that are no letters
+            raise UsageError(f"the name of the video of {place} is not UTF-8", "rename the file")
+        row.setdefault("id", slug(Path(row["video"]).stem))
         identity = str(row["id"])
         if not ID.fullmatch(identity) or identity in RESERVED_IDS:
             raise UsageError(
@@ -63,7 +68,7 @@ def _folder_rows(source: Mapping[str, Any], warnings: list[str]) -> Iterator[tup
         row: dict[str, Any] = {"video": str(path)}
         if prompts:
             text = prompts / f"{path.stem}.txt"
-            prompt = text.read_text().strip() if text.is_file() else ""
+            prompt = utf8_text(text).strip() if text.is_file() else ""
             if prompt:
                 row["prompt"] = prompt
             else:
@@ -79,13 +84,12 @@ def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise UsageError(f"the file of clips {path} does not exist", "mend the path")
     if path.suffix == ".csv":
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            for number, cells in enumerate(csv.DictReader(file), 2):
-                if None in cells or None in cells.values():
-                    raise UsageError(f"row {number} of {path} has another number of cells than the header", "mend the row")
-                yield f"row {number} of {path}", {name: cell for name, cell in cells.items() if cell != ""}
+        for number, cells in enumerate(csv.DictReader(io.StringIO(utf8_text(path))), 2):
+            if None in cells or None in cells.values():
+                raise UsageError(f"row {number} of {path} has another number of cells than the header", "mend the row")
+            yield f"row {number} of {path}", {name: cell for name, cell in cells.items() if cell != ""}
     elif path.suffix == ".jsonl":
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        for number, line in enumerate(utf8_text(path).split("\n"), 1):
             if not line.strip():
                 continue
             try:
@@ -97,6 +101,14 @@ def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"line {number} of {path}", row
     else:
         raise UsageError(f"the file of clips {path} ends with {path.suffix!r}", "it must be .jsonl or .csv")
+
+
+def utf8_text(path: Path) -> str:
+    """The file's text. Raises UsageError where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start + 1})", "save it as UTF-8") from None
 
 
 def slug(text: str) -> str:

@@ -57,6 +57,8 @@ def test_names_that_differ_in_lost_letters_stay_apart():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
+        ([{"vido": "x", "prompt": "p"}], "clip 1 of run x has neither a video nor an id: it has vido, prompt"),
+        ([{"video": "caf\udce9.mp4"}], "the name of the video of clip 1 of run x is not UTF-8: rename the file"),
         ([{"id": "a/b", "video": "x"}], "the id of clip 1 of run x is 'a/b'"),
         ([{"id": "..", "video": "x"}], "is '..'"),
         ([{"id": "plan", "video": "x"}], "is 'plan'"),
@@ -87,3 +89,17 @@ def test_a_file_that_cannot_be_read_names_the_line(tmp_path, name, text, message
 def test_what_is_missing_is_named(source):
     with pytest.raises(UsageError, match="missing.* does not exist"):
         read_clips(source, "run x")
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UsageError, match=r"a\.txt is not UTF-8 text \(byte 4\): save it as UTF-8"):
+        read_clips({"videos": str(tmp_path), "prompts": str(tmp_path)}, "run x")
+
+
+def test_line_ends_and_marks_of_other_systems_are_no_part_of_a_prompt(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    rows, _ = read_clips({"videos": str(tmp_path), "prompts": str(tmp_path)}, "run x")
+    assert rows[0]["prompt"] == "one\ntwo"

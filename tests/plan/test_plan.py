@@ -198,6 +198,20 @@ def test_a_missing_video_fails_its_clip_and_not_the_dag(config, jobs):
     assert jobs()["demo.extract_frames.000"].inputs == ["a.mp4"]
 
 
+@pytest.mark.parametrize("name", ["{x}.mp4", "new\nline.mp4"])
+def test_a_video_whose_name_snakemake_would_misread_counts_by_its_state(config, name):
+    config["runs"]["demo"]["clips"] = [{"video": name, "prompt": "p"}]
+    missing = fingerprints(config)
+    Path(name).write_text("one")
+    there = fingerprints(config)
+    Path(name).write_text("another")
+    changed = fingerprints(config)
+    job = "demo.extract_frames.000"
+    assert name not in plan.load(config, 1).jobs[0].inputs
+    assert len({missing[job], there[job], changed[job]}) == 3
+    assert there["demo.encode.000"] == changed["demo.encode.000"]
+
+
 def test_captions_that_are_all_given_take_no_gpu(config, jobs):
     config["runs"]["demo"]["clips"] = [{"video": "a.mp4", "prompt": "p"}]
     made = jobs()
