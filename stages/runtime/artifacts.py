@@ -329,15 +329,21 @@ def read(path: Path, kinds: Iterable[str]) -> Artifact:
     for suffix, facts in artifact.members.items():
         member = member_path(index_path(artifact.path), suffix)
         if not member.is_file() or member.stat().st_size != facts["bytes"]:
-            raise ItemError(f"{member}, a member of {path}, is missing or not whole", "make it again")
+            raise ItemError(f"{member}, a member of {path}, is missing or not whole", f"remove {path} and run again")
     return artifact
 
 
 def read_failure(path: Path) -> Failure | None:
-    """The failure that stands at `path`; None where there is no file, or a good or unreadable one."""
+    """The failure that stands at `path`; None where there is no file, or a good or unreadable one.
+
+    A failure is told by its first bytes: a plan looks at every file of thousands of clips.
+    """
     try:
+        with open(path, "rb") as file:
+            if f'"kinemake.kind": "{FAILED}"'.encode() not in file.read(80):
+                return None
         return _open(Path(path))[0].failure
-    except ItemError:
+    except (OSError, ItemError):
         return None
 
 

@@ -276,7 +276,7 @@ class Loop:
     def _fail(self, order: Order, failure: Failure) -> None:
         order.status = "failed"
         self.report.failures.append(failure)
-        self._log_item(order, reason=str(failure))
+        self._log_item(order, failed_in=failure.stage, reason=failure.reason, remedy=failure.remedy)
         if self.mark_failed:
             artifacts.write_failure(Path(order.item.output), failure)
 

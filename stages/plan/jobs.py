@@ -1,0 +1,102 @@
+"""A job: a shard of a stage, as Snakemake runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stages.plan.families import ALL
+from stages.plan.resolve import Run
+from stages.runtime.artifacts import canonical
+from stages.runtime.items import Item
+from stages.runtime.model import Model
+from stages.runtime.stages import Stage
+
+PATTERN = set("{}\n")  # Snakemake reads what is in braces as a wildcard, and warns of line breaks
+
+
+@dataclass(frozen=True)
+class Job:
+    """A shard of a stage: one Snakemake job, one process."""
+
+    name: str
+    stage: Stage
+    run: Run
+    items: Sequence[Item]
+    model: Model | None
+
+    @property
+    def inputs(self) -> list[str]:
+        """What must be there first. A user's file that is missing is left out: its clip fails, not the whole DAG.
+
+        So is one whose name Snakemake would take for a pattern. The fingerprint has the state of each.
+        """
+        return [path for path in self._files if self._is_made(path) or (os.path.isfile(path) and not set(path) & PATTERN)]
+
+    @property
+    def _files(self) -> list[str]:
+        return list(dict.fromkeys(path for item in self.items for path in item.files))
+
+    def _is_made(self, path: str) -> bool:
+        return path.startswith(f"{self.run.folder}/")
+
+    @property
+    def outputs(self) -> list[str]:
+        return [item.output for item in self.items]
+
+    @property
+    def manifest(self) -> str:
+        return f"{self.run.folder}/work/manifests/{self.name}.jsonl"
+
+    @property
+    def log(self) -> str:
+        return f"{self.run.folder}/work/logs/{self.name}.log"
+
+    @property
+    def is_film(self) -> bool:
+        return self.stage.writes == "film"
+
+    def command(self, threads: int) -> str:
+        """The shell command. Whatever came from a user is in the manifest, not here."""
+        words = [self.stage.name, "--manifest", self.manifest, "--store", self.run.store]
+        if self.stage.model:
+            words += ["--config", f"{self.run.folder}/config.yaml", "--threads", str(threads)]
+        if not self.is_film:  # a film that cannot be made is a failed job, so that Snakemake's report is true
+            words += ["--mark-failed"]
+        return shlex.join(words)
+
+    @property
+    def gpu(self) -> int:
+        return int(self.stage.model and any(ALL[self.family].needs_model(self.stage.name, i.options) for i in self.items))
+
+    @property
+    def family(self) -> str:
+        return self.model.family if self.model else next(n for n, f in ALL.items() if self.stage.name in f.workers)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the results would: a parameter, the model, the version of the code. Devices do not enter."""
+        family = ALL[self.family]
+        changing = {option.name for option in family.of_stage(self.stage.name) if option.changes_result}
+        work = [
+            [item.inputs, item.output, {name: value for name, value in item.options.items() if name in changing}]
+            for item in self.items
+        ]
+        model = self.model and [asdict(self.model), weights_state(self.model)]
+        given = files_state(path for path in self._files if not self._is_made(path))
+        return hashlib.sha256(canonical([self.stage.version, family.version, model, given, work])).hexdigest()
+
+
+def weights_state(model: Model) -> list:
+    """State of a model folder's files: new weights under the same path are another model."""
+    return files_state(sorted(map(str, Path(model.path).rglob("*")))) if model.path else []
+
+
+def files_state(paths: Iterable[str]) -> list:
+    """Names, sizes and times of the files among `paths`."""
+    states = [(path, os.stat(path)) for path in paths if os.path.isfile(path)]
+    return [[path, state.st_size, state.st_mtime_ns] for path, state in states]

@@ -1,0 +1,158 @@
+"""A run of the config, planned: its clips, its shards, the jobs of their items."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stages.plan import schema
+from stages.plan.clips import read_clips
+from stages.plan.families import ALL
+from stages.plan.jobs import Job
+from stages.plan.recipes import RECIPES
+from stages.plan.resolve import Clip, Run, Values, check_template, resolve_clip
+from stages.plan.shards import assign
+from stages.runtime.errors import UsageError
+from stages.runtime.items import Item
+from stages.runtime.model import Model
+from stages.runtime.stages import STAGES
+
+PLAN_VERSION = 1
+
+
+@dataclass
+class RunPlan:
+    """A run, planned: its clips, shards and jobs."""
+
+    run: Run
+    entry: Mapping[str, Any]
+    clips: list[Clip]
+    shards: list[list[str]]
+    warnings: list[str]
+    jobs: list[Job] = field(default_factory=list)
+    films: dict[str, Job] = field(default_factory=dict)
+
+
+def check_variant(model: Model) -> None:
+    variants = ALL[model.family].variants
+    if model.variant not in (variants or ("",)):
+        raise UsageError(
+            f"model {model.name} of family {model.family} has the variant {model.variant!r}",
+            f"set variant to one of {', '.join(variants)}" if variants else "leave variant out",
+        )
+
+
+def plan_run(
+    name: str, config: Mapping[str, Any], models: Mapping[str, Model], folder: str, store: str, workers: int
+) -> RunPlan:
+    entry = config["runs"][name]
+    fixed = read_fixed(Path(folder) / "plan.json")
+    film = entry.get("name", "{clip}.mp4")
+    check_template(film, f"name of run {name}")
+    recipe = RECIPES[entry["recipe"]]
+    run = Run(
+        name=name,
+        folder=folder,
+        store=store,
+        recipe=entry["recipe"],
+        models=pick_models(name, entry, models),
+        options=entry.get("options", {}),
+        overriding=config.get("options", {}),
+        film=film,
+        seed=fixed["seed"] if fixed else secrets.randbelow(2**31),
+    )
+    rows, warnings = read_clips(entry["clips"], f"run {name}")
+    for row in rows:
+        schema.check(row, "clip", f"clip {row['id']} of run {name}")
+    ids = [row["id"] for row in rows]
+    settled: dict[bytes, Values] = {}
+    lanes = recipe.items(resolve_clip(run, rows[0], 0, 0, settled)) if rows else {}
+    shards = assign(ids, fixed["shards"] if fixed else [], workers, max(1, len(lanes) - 1))
+    rank = {identity: number for number, shard in enumerate(shards) for identity in shard}
+    clips = [resolve_clip(run, row, index, rank[row["id"]], settled) for index, row in enumerate(rows)]
+    planned = RunPlan(run, entry, clips, shards, warnings)
+    add_jobs(planned, recipe)
+    return planned
+
+
+def pick_models(name: str, entry: Mapping[str, Any], models: Mapping[str, Model]) -> dict[str, Model | None]:
+    """The run's models by family: `model` generates, `captioner` captions and may be left out."""
+    picked: dict[str, Model | None] = dict.fromkeys(RECIPES[entry["recipe"]].FAMILIES)
+    for key in ("model", "captioner"):
+        if key not in entry:
+            continue
+        if entry[key] not in models:
+            raise UsageError(f"{key} of run {name} is {entry[key]!r}", f"declared models are {', '.join(models)}")
+        model = models[entry[key]]
+        if model.family not in picked or (model.family == "vlm") != (key == "captioner"):
+            raise UsageError(
+                f"{key} of run {name} is {model.name}, of family {model.family}", "name a model of another family"
+            )
+        picked[model.family] = model
+    if missing := [family for family, model in picked.items() if model is None and family != "vlm"]:
+        raise UsageError(f"run {name} has no model", f"recipe {entry['recipe']} needs one of family {missing[0]}: add model")
+    return picked
+
+
+def add_jobs(planned: RunPlan, recipe) -> None:
+    """Group the clips' items into jobs: a shard's items of one stage (of one link) together, a film by itself."""
+    run, outputs = planned.run, {}
+    groups: dict[tuple[int, str], list[Item]] = {}
+    for clip in planned.clips:
+        for lane, items in recipe.items(clip).items():
+            check_captioner(run, clip, lane, items)
+            groups.setdefault((clip.rank, lane) if lane != "concat" else (clip.index, f"concat.{clip.id}"), []).extend(items)
+            for item in items:
+                if item.output in outputs:
+                    raise UsageError(
+                        f"{item.output} of run {run.name} would be made for {outputs[item.output]} and for {item.id}",
+                        "use {clip} in the name template",
+                    )
+                outputs[item.output] = item.id
+    for (rank, lane), items in groups.items():
+        stage = STAGES[lane.partition(".")[0]]
+        model = next((m for m in run.models.values() if m and m.name == items[0].model), None)
+        if stage.name == "concat":
+            film = items[0].output
+            name = film.removeprefix(f"{run.folder}/").removesuffix(".mp4")
+            planned.films[film] = Job(f"films/{name}", stage, run, items, None)
+        else:
+            planned.jobs.append(Job(f"{run.name}.{lane}.{rank:03d}", stage, run, items, model))
+
+
+def check_captioner(run: Run, clip: Clip, lane: str, items: Sequence[Item]) -> None:
+    if lane.startswith("caption_vlm") and run.models.get("vlm") is None and not all(i.options["prompt"] for i in items):
+        raise UsageError(f"clip {clip.id} of run {run.name} has no prompt and the run no captioner", "add one of them")
+
+
+def read_fixed(path: Path) -> dict[str, Any] | None:
+    """What an earlier plan fixed. Raises UsageError where the file is not one of ours."""
+    if not path.is_file():
+        return None
+    try:
+        fixed = json.loads(path.read_text())
+        if fixed["version"] == PLAN_VERSION and isinstance(fixed["seed"], int) and isinstance(fixed["shards"], list):
+            return fixed
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UsageError(f"{path} is not a plan of this version", "remove it to plan anew (the store keeps what was made)")
+
+
+def resolved_row(clip: Clip) -> dict[str, Any]:
+    """The clip with every option written out; planned again from this row, it gives the same items."""
+    row: dict[str, Any] = {"id": clip.id, "video": clip.video}
+    if clip.prompts:
+        row["prompts"] = list(clip.prompts)
+    values: dict[str, list] = {}
+    for family in clip.values.values():
+        for name, value in family.items():
+            values.setdefault(name, []).append(value)
+    for name, found in values.items():
+        same = all(value == found[0] for value in found)  # dtype may differ between models: those carry it
+        if same and found[0] not in (None, []) and name not in row and name != "prompt":
+            row[name] = found[0]
+    return row
