@@ -1,10 +1,9 @@
 """The families, found by their folders: `stages/models/<family>/options.py` declares a FAMILY."""
 
 import importlib
-import pkgutil
+from pathlib import Path
 
 FAMILIES = {
-    module.name: importlib.import_module(f"{__name__}.{module.name}.options").FAMILY
-    for module in pkgutil.iter_modules(__path__)
-    if module.ispkg and module.name != "shared"
+    path.parent.name: importlib.import_module(f"{__name__}.{path.parent.name}.options").FAMILY
+    for path in sorted(Path(__file__).parent.glob("*/options.py"))
 }

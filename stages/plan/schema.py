@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from stages.models import FAMILIES
 from stages.plan.families import ALL
 from stages.plan.recipes import RECIPES
 from stages.runtime.errors import UsageError
@@ -51,13 +52,13 @@ def config_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {name: _option_schema(option) for name, option in all_options().items()},
     }
-    variants = sorted({variant for family in ALL.values() for variant in family.variants})
+    variants = sorted({variant for family in FAMILIES.values() for variant in family.variants})
     model = {
         "type": "object",
         "additionalProperties": False,
         "required": ["family"],
         "properties": {
-            "family": {"enum": sorted(ALL), "description": "Which code runs the model."},
+            "family": {"enum": sorted(FAMILIES), "description": "Which code runs the model."},
             "variant": {"enum": variants, "description": "Which of the family's architectures it is."},
             "path": {**TEXT, "description": "Folder of the weights, in diffusers' or transformers' layout."},
             "hub": {"type": "string", "pattern": HUB_ID, "description": "Id on the model hub, instead of path."},

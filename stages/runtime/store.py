@@ -78,27 +78,32 @@ class Store:
 def publish(entry: Path, output: Path) -> None:
     """Hard-link an entry's files to their places, copied across file systems: members first, the declared one last.
 
-    Links keep the time at which the item was made, so times stay in the order of the work, and touching one run's file
-    cannot make another run's look old.
+    They keep the time at which the item was made, so times stay in the order of the work. Snakemake touches each declared
+    file that a job leaves, so where another run holds a link to it already, this one gets a copy: else that run's file
+    would look newer than what was made of it.
     """
     declared = f"{STEM}{output.suffix}"
     index = index_path(Path(declared)).name
     files = [path for path in sorted(entry.rglob("*")) if path.is_file()]
     files.sort(key=lambda path: (path.name == declared, path.name == index))
     for path in files:
-        place(path, member_path(output, path.relative_to(entry).as_posix().removeprefix(STEM)))
+        copy = path.name == declared and path.stat().st_nlink > 1
+        place(path, member_path(output, path.relative_to(entry).as_posix().removeprefix(STEM)), copy)
 
 
-def place(source: Path, target: Path) -> None:
-    """Put a hard link or a copy of `source` at `target`, in one step."""
+def place(source: Path, target: Path, copy: bool) -> None:
+    """Put a hard link to `source` at `target`, or a copy where it is asked for or a link cannot be, in one step."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         try:
-            os.link(source, temporary)
+            if not copy:
+                os.link(source, temporary)
         except OSError as error:
             if error.errno not in CANNOT_LINK:
                 raise
+            copy = True
+        if copy:
             shutil.copy2(source, temporary)
         temporary.replace(target)
     finally:

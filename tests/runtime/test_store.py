@@ -35,9 +35,18 @@ def test_members_follow_the_name_of_the_output(store, tmp_path):
 
 def test_the_declared_file_comes_last(store, tmp_path, monkeypatch):
     placed = []
-    monkeypatch.setattr(stores, "place", lambda source, target: placed.append(target.name))
+    monkeypatch.setattr(stores, "place", lambda source, target, copy: placed.append(target.name))
     store.link("abcd", tmp_path / "clip.json")
     assert placed[-1] == "clip.json"
+
+
+def test_touching_one_runs_file_leaves_the_others_time(store, tmp_path):
+    store.link("abcd", tmp_path / "one" / "clip.json")
+    before = (tmp_path / "one" / "clip.json").stat().st_mtime_ns
+    store.link("abcd", tmp_path / "two" / "clip.json")
+    os.utime(tmp_path / "two" / "clip.json", ns=(before + 10**9, before + 10**9))
+    assert (tmp_path / "one" / "clip.json").stat().st_mtime_ns == before
+    assert (tmp_path / "two" / "clip.last.png").samefile(tmp_path / "one" / "clip.last.png")  # only that file is twice there
 
 
 def test_across_file_systems_it_copies(store, tmp_path, monkeypatch):
