@@ -29,7 +29,7 @@ from stages.runtime.model import Model, cached_file_digest
 from stages.runtime.options import Option
 from stages.runtime.provenance import record
 from stages.runtime.stages import Stage
-from stages.runtime.store import STEM, Store, freshen
+from stages.runtime.store import STEM, Store
 from stages.runtime.worker import Setting, Work, Worker, find_worker
 
 
@@ -145,9 +145,7 @@ class Loop:
             self._publish(order, "reused")
 
     def _publish(self, order: Order, status: str) -> None:
-        output = Path(order.item.output)
-        self.store.link(order.key, output)
-        freshen(output, [Path(path) for path in order.item.files])
+        self.store.link(order.key, Path(order.item.output))
         order.status = status
         self.report.made += status == "made"
         self.report.reused += status == "reused"

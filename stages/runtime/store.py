@@ -127,10 +127,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def freshen(output: Path, inputs: list[Path]) -> None:
-    """Raise the time of `output` where an input is newer, so that make-like tools see it as up to date."""
-    newest = max((path.stat().st_mtime_ns for path in inputs if path.exists()), default=0)
-    if output.stat().st_mtime_ns < newest:
-        os.utime(output, ns=(newest, newest))

@@ -2,12 +2,11 @@
 
 import os
 import time
-from pathlib import Path
 
 import pytest
 
 from stages.runtime import store as stores
-from stages.runtime.store import Store, freshen
+from stages.runtime.store import Store
 
 
 def put(store: Store, key: str, text: str) -> None:
@@ -69,21 +68,6 @@ def test_a_failed_item_leaves_no_entry(store):
         (folder / "artifact.json").write_text("half")
         raise RuntimeError
     assert list((store.root / "staging").iterdir()) == []
-
-
-def test_a_link_is_as_old_as_the_item_unless_an_input_is_newer(store, tmp_path):
-    entry = store.entry("abcd") / "artifact.json"
-    os.utime(entry, (1000, 1000))
-    source = tmp_path / "source"
-    source.touch()
-    os.utime(source, (500, 500))
-    output = tmp_path / "clip.json"
-    store.link("abcd", output)
-    freshen(output, [source])
-    assert output.stat().st_mtime == 1000
-    os.utime(source, (2000, 2000))
-    freshen(output, [source, Path("missing")])
-    assert output.stat().st_mtime == 2000
 
 
 def test_what_killed_processes_left_is_swept_and_work_in_hand_is_not(store):
