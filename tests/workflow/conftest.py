@@ -1,0 +1,96 @@
+"""The pipeline as users run it: the `snakemake` program in a folder with a config, on tiny models with random weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import zoo
+
+ROOT = Path(__file__).parents[2]
+ONE_WORKER = ("--resources", "gpu=1", "--cores", 2)  # one shard of up to 16 clips
+TINY = {"size": "32*32", "frame_num": 5, "steps": 2, "max_new_tokens": 4, "seed": 7}
+
+
+class Project:
+    """A folder with a config.yaml; `root` is the checkout whose Snakefile makes its films."""
+
+    def __init__(self, folder: Path, models: dict, root: Path = ROOT):
+        self.folder, self.models, self.root = folder, models, root
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def configure(self, store: str = "results/store", **runs) -> None:
+        config = {"models": self.models, "store": store, "runs": runs}
+        self.path("config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
+
+    def start(self, *arguments, program: str = "snakemake", **options) -> subprocess.Popen:
+        """Start a program that is installed beside this interpreter."""
+        if program == "snakemake":
+            arguments = ("--snakefile", self.root / "Snakefile", *arguments)
+        command = [str(Path(sys.executable).with_name(program)), *map(str, arguments)]
+        own = {"PYTHONPATH": str(self.root), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=self.folder, env={**os.environ, **own}, **streams, **options)
+
+    def run(self, *arguments, fails: int = 0, program: str = "snakemake") -> str:
+        """Run a program to its end and return its standard error. `fails` is the exit code to expect."""
+        return ended(self.start(*arguments, program=program), fails)[1]
+
+    def output(self, *arguments) -> str:
+        """What `snakemake` writes to its standard output: what a dry run plans."""
+        return ended(self.start(*arguments))[0]
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Size and time of every file but Snakemake's own."""
+        found = [path for path in self.folder.rglob("*") if path.is_file() and ".snakemake" not in path.parts]
+        return {str(path.relative_to(self.folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+
+    def log(self, run: str, job: str) -> list[dict]:
+        """The lines of a job's log that are JSON."""
+        lines = self.path(f"results/{run}/work/logs/{run}.{job}.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def shards(self, run: str) -> dict[str, dict]:
+        """The closing line of every job of a run that loads models or takes frames, by job."""
+        logs = self.path(f"results/{run}/work/logs").glob("*.log")
+        names = sorted(path.name.removeprefix(f"{run}.").removesuffix(".log") for path in logs)
+        return {name: next(line for line in self.log(run, name) if line["event"] == "shard") for name in names}
+
+    def read(self, name: str) -> dict:
+        return json.loads(self.path(f"results/{name}").read_text())
+
+
+def ended(process: subprocess.Popen, fails: int = 0) -> tuple[str, str]:
+    """Standard output and standard error of a program, at its end."""
+    out, err = process.communicate()
+    assert process.returncode == fails, out + err
+    return out, err
+
+
+@pytest.fixture(scope="session")
+def models(tiny_wan, tiny_vlm):
+    """Declarations of the tiny models."""
+    small = {"family": "wan", "dtype": "float32", "sizes": ["32*32"]}
+    return {
+        "two-experts": {**small, "variant": "14b", "path": str(tiny_wan["14b"])},
+        "one-expert": {**small, "variant": "5b", "path": str(tiny_wan["5b"])},
+        "eye": {"family": "vlm", "path": str(tiny_vlm), "dtype": "float32"},
+    }
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, models):
+    """A project of the test module."""
+    return Project(tmp_path_factory.mktemp("project"), models)
+
+
+def frame_count(film: Path, size=(32, 32)) -> int:
+    """Frames of a film as the ffmpeg program decodes it."""
+    return len(zoo.rgb_by_ffmpeg(film, size))

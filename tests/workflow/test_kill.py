@@ -1,0 +1,103 @@
+"""Killed in the middle of a shard: the next run makes what is missing and nothing else."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from stages.runtime import artifacts
+from tests import zoo
+from tests.models.commands import stage
+from tests.workflow.conftest import ONE_WORKER, TINY, Project, frame_count
+
+CLIPS = [f"clip{number:02d}" for number in range(12)]
+LATENTS = "results/night/work/{}/latents.safetensors"
+
+
+def kill_session(leader: int) -> None:
+    """Kill every process of a session at once, as a power cut would."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and os.getsid(int(entry.name)) == leader:
+                members.append(int(entry.name))
+        except OSError:
+            continue  # ended meanwhile
+    for member in members:
+        os.kill(member, signal.SIGKILL)
+
+
+def finished(project: Project) -> list[str]:
+    """Clips whose latents the log of generate calls made."""
+    log = project.path("results/night/work/logs/night.generate.000.log")
+    lines = log.read_text().splitlines() if log.exists() else []
+    return re.findall(r'"item": "(clip\d\d)", "status": "made"', "\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def killed(project):
+    """A project whose snakemake and stage were killed after a few of twelve clips; the clips that were done by then."""
+    zoo.plain(project.folder, "a.mp4", frames=5, size=(64, 48))
+    rows = [{"id": clip, "video": "a.mp4", "prompt": f"prompt of {clip}"} for clip in CLIPS]
+    options = {**TINY, "steps": 60}
+    project.configure(night={"recipe": "v2v", "clips": rows, "model": "one-expert", "options": options})
+    process = project.start(*ONE_WORKER, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(finished(project)) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    kill_session(process.pid)
+    process.communicate()
+    return project, finished(project)
+
+
+@pytest.fixture(scope="module")
+def rerun(killed):
+    project, _ = killed
+    assert "--unlock" in project.run(*ONE_WORKER, fails=1)
+    project.run(*ONE_WORKER, "--unlock")
+    return project.run(*ONE_WORKER)
+
+
+def test_what_was_finished_is_whole_and_nothing_else_is_there(killed):
+    project, done = killed
+    assert 3 <= len(done) < 12
+    there = [clip for clip in CLIPS if project.path(LATENTS.format(clip)).exists()]
+    assert there[: len(done)] == done and len(there) <= len(done) + 1
+    for clip in there:
+        tensors = artifacts.read(project.path(LATENTS.format(clip)), ("latents",)).tensors()
+        assert tensors["latents"].isfinite().all()
+
+
+def test_the_rerun_makes_only_what_is_missing_and_says_so(killed, rerun):
+    project, done = killed
+    (shard,) = [line for line in project.log("night", "generate.000") if line["event"] == "shard"]
+    assert shard["reused"] - len(done) in (0, 1)  # killed between keeping an item and logging it
+    assert shard["made"] == 12 - shard["reused"]
+    made = shard["made"] + 12 + 12  # decode, concat
+    assert f"items: {made} made, {shard['reused']} reused from the store, 0 failed" in rerun
+
+
+def test_all_films_are_there(killed, rerun):
+    project, _ = killed
+    assert {frame_count(project.path(f"results/night/{clip}.mp4")) for clip in CLIPS} == {5}
+
+
+def test_the_results_are_those_of_a_run_that_was_not_killed(killed, rerun, tmp_path, models):
+    project, done = killed
+    for clip in (done[0], CLIPS[len(done)], CLIPS[-1]):
+        encoded = project.path(f"results/night/work/{clip}/encoded.safetensors")
+        options = ("--model", models["one-expert"]["path"], "--dtype", "float32", "--steps", 60, "--seed", TINY["seed"])
+        stage("generate", encoded, "--output", tmp_path / f"{clip}.safetensors", *options)
+        alone = artifacts.read(tmp_path / f"{clip}.safetensors", ("latents",)).tensors()["latents"]
+        inside = artifacts.read(project.path(LATENTS.format(clip)), ("latents",)).tensors()["latents"]
+        assert (alone == inside).all()
+
+
+def test_no_half_of_anything_is_left(killed, rerun):
+    project, _ = killed
+    left = [path for path in project.path("results").rglob("*") if path.name.endswith(".tmp") or path.name == "partial"]
+    assert [path for path in left if path.is_file() or list(path.iterdir())] == []
+    assert "Nothing to be done" in project.run(*ONE_WORKER)
