@@ -71,7 +71,7 @@ def test_sixteen_clips_were_one_shard(project, first):
 def test_the_last_table_names_film_stage_reason_and_remedy(first):
     table = first[first.index("items: ") :].splitlines()
     assert counts(first) == (5 * 15 + 16, 0, 5)  # the prompt is taken; five stages report the failure
-    assert re.split(r"\s{2,}", table[1]) == ["film", "stage", "reason and remedy"]
+    assert re.split(r"\s{2,}", table[1]) == ["film or job", "stage", "reason and remedy"]
     found, stage, reason = re.split(r"\s{2,}", table[2], maxsplit=2)
     assert (found, stage) == (f"results/batch/{BAD}.mp4", "extract_frames")
     assert reason.startswith(REASON) and "give a whole mp4" in reason

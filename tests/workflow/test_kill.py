@@ -10,7 +10,7 @@ import pytest
 
 from stages.runtime import artifacts
 from tests import zoo
-from tests.models.commands import stage
+from tests.commands import stage
 from tests.workflow.conftest import ONE_WORKER, TINY, Project, frame_count
 
 CLIPS = [f"clip{number:02d}" for number in range(12)]
