@@ -51,7 +51,7 @@ class Concat(MediaWorker):
             "width": clips[0].fields["width"],
             "height": clips[0].fields["height"],
             "num_frames": sum(parts),
-            "fps": str(fps),
+            "fps": clips[0].fields["fps"],
             "parts": [{"name": name, "frames": count} for name, count in zip(names[-len(parts) :], parts)],
         }
         write_index(index_path(work.output), "film", fields, members)
