@@ -54,6 +54,7 @@ class Report:
     made: int = 0
     reused: int = 0
     loads: int = 0
+    passed_on: int = 0  # failures of earlier stages, among the failures
     failures: list[Failure] = field(default_factory=list)
 
 
@@ -106,7 +107,8 @@ class Loop:
             items=len(items),
             made=self.report.made,
             reused=self.report.reused,
-            failed=len(self.report.failures),
+            failed=len(self.report.failures) - self.report.passed_on,
+            passed_on=self.report.passed_on,
             model_loads=self.report.loads,
             process_seconds=round(time.monotonic() - STARTED, 3),
         )
@@ -236,6 +238,7 @@ class Loop:
         try:
             return step(order)
         except PassedOn as passed:
+            self.report.passed_on += 1
             return self._fail(order, passed.failure)
         except ItemError as error:
             return self._fail(order, self._failure(order, error.reason, error.remedy))
