@@ -18,7 +18,8 @@ def options_page() -> str:
     parts = ["# Options\n", "Made by `make generated` from the declarations in the code.\n"]
     parts.append(
         "Each goes into `options` of a run or a model in the config, into a clip's row, or onto the command line of its "
-        "stage (`--guidance-scale` for `guidance_scale`). Options in *italics* do not change the result.\n"
+        "stage (`--guidance-scale` for `guidance_scale`). Options in *italics* do not change the result. A dagger (†) marks "
+        "what the recipe sets itself: such an option is for stages that are run by hand.\n"
     )
     for name, recipe in RECIPES.items():
         parts.append(f"## Recipe `{name}`\n\n{_table(recipe.OPTIONS)}")
@@ -36,6 +37,7 @@ def _table(options: tuple[Option, ...]) -> str:
     lines = ["| option | stage | default | what it does |", "|---|---|---|---|"]
     for option in options:
         name = f"`{option.name}`" if option.changes_result else f"*`{option.name}`*"
+        name += "†" if option.by_recipe else ""
         choices = f" ({', '.join(map(str, option.choices))})" if option.choices else ""
         unit = f" [{option.unit}]" if option.unit else ""
         lines.append(f"| {name} | {', '.join(option.stages) or 'plan'} | {option.says()} | {option.help}{choices}{unit} |")

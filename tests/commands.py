@@ -8,7 +8,7 @@ from click.testing import CliRunner
 def stage(name: str, *arguments, fails: int = 0) -> str:
     """Run a stage's command in this process and return its standard error. `fails` is the exit code to expect."""
     command = importlib.import_module(f"stages.{name}").main
-    if name in ("caption_vlm", "encode", "generate", "decode"):
+    if name in ("caption_vlm", "encode", "generate", "decode") and "--device" not in arguments:
         arguments = (*arguments, "--device", "cpu", "--threads", "1")
     result = CliRunner().invoke(command, [str(argument) for argument in arguments])
     assert result.exit_code == fails, result.stderr or result.exception

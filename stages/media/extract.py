@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from stages.media import select
 from stages.media.fit import fit_image, parse_size, target_size
 from stages.media.probe import Source, probe
-from stages.media.read import Frame, Truncated, frames
+from stages.media.read import Frame
 from stages.media.write import write_png
 from stages.runtime.artifacts import Artifact, member_path, write_index
 from stages.runtime.worker import MediaWorker, Work
@@ -47,10 +46,9 @@ def chosen(source: Source, how: str, count: int, allow_truncated: bool) -> Itera
     elif how == "segments":
         yield from select.midpoints(source.path, count, allow_truncated=allow_truncated)
     elif how == "first":
-        yield from select.first(source.path, count)
+        yield from select.first(source.path, count, allow_truncated=allow_truncated)
     else:
-        with suppress(Truncated if allow_truncated else ()):
-            yield from frames(source)
+        yield from select.whole(source, allow_truncated)
 
 
 def facts(source: Source) -> dict:

@@ -39,6 +39,7 @@ class Concat(MediaWorker):
                 fit=work.options["fit"],
                 crf=work.options["crf"],
                 keep_audio=work.options["keep_audio"],
+                allow_truncated=work.options["allow_truncated"],
             )
             parts = [film.source_frames] * bool(source) + film.part_frames
         members = [".mp4"]

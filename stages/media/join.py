@@ -10,6 +10,7 @@ from pathlib import Path
 from stages.media.fit import fit_image
 from stages.media.probe import Source, frame_times, probe
 from stages.media.read import Frame, frames
+from stages.media.select import whole
 from stages.media.write import Sound, VideoWriter
 from stages.runtime.errors import ItemError, UsageError
 
@@ -24,12 +25,23 @@ class Film:
     has_audio: bool
 
 
-def join(parts, output, *, fps, source=None, fit: str = "crop", crf: int = 17, keep_audio: bool = True) -> Film:
+def join(
+    parts,
+    output,
+    *,
+    fps,
+    source=None,
+    fit: str = "crop",
+    crf: int = 17,
+    keep_audio: bool = True,
+    allow_truncated: bool = False,
+) -> Film:
     """Write `parts` (paths of videos of one size, in order) to the mp4 `output` at exactly `fps`, seams removed.
 
     Frame 0 of a part reproduces the last frame of what lies before it, so it is left out wherever something does.
     `source` (a path) comes in front: at the film's rate by its timestamps, fitted to the film's size by `fit`, its
-    sound kept under it unless told otherwise. A part's own rate is not looked at: its frames are shown one per film frame.
+    sound kept under it unless told otherwise; a truncated one is refused unless allowed. A part's own rate is not looked
+    at: its frames are shown one per film frame.
     Raises ItemError for a video that cannot be read whole, parts of different sizes or of one frame that would vanish.
     """
     if not parts:
@@ -37,11 +49,14 @@ def join(parts, output, *, fps, source=None, fit: str = "crop", crf: int = 17, k
     size = _common_size(parts)
     fps = Fraction(fps).limit_denominator(1001)
     front = probe(source) if source else None
-    sound = _sound(front, fps) if front and front.has_audio and keep_audio else None
+    end = _end(front, allow_truncated) if front else 0.0
+    sound = (
+        Sound(front.path, front.start, _nearest(end * fps) / float(fps)) if end and front.has_audio and keep_audio else None
+    )
     source_frames, part_frames = 0, []
     with VideoWriter(output, *size, fps, crf=crf, sound=sound) as film:
         if front:
-            for rgb in at_constant_rate(frames(front), fps, _end(front)):
+            for rgb in at_constant_rate(whole(front, allow_truncated), fps, end):
                 film.write(fit_image(rgb, size, fit))
             source_frames = film.frames
         for part in parts:
@@ -76,15 +91,10 @@ def _nearest(ticks) -> int:
     return floor(Fraction(ticks).limit_denominator(10**6) + Fraction(1, 2))
 
 
-def _end(source: Source) -> float:
-    """Seconds at which the last frame of a video leaves the screen."""
+def _end(source: Source, allow_truncated: bool) -> float:
+    """Seconds at which the last frame of a video leaves the screen; of a truncated one, the last that is there."""
     last = float(frame_times(source)[-1])
-    return last + float(1 / source.fps) if source.constant_rate else max(source.duration, last)
-
-
-def _sound(source: Source, fps: Fraction) -> Sound:
-    """The source's sound, as long as its picture."""
-    return Sound(source.path, source.start, _nearest(_end(source) * fps) / float(fps))
+    return last + float(1 / source.fps) if allow_truncated else max(source.duration, last + 1e-3)
 
 
 def _common_size(parts) -> tuple[int, int]:

@@ -30,9 +30,14 @@ FAMILY = Family(
             "Which frames: the last one, the last COUNT (tail), the midpoints of COUNT segments, the first COUNT, or all",
             ("extract_frames",),
             choices=("last", "tail", "segments", "first", "all"),
+            by_recipe=True,
         ),
-        Option("count", int, 8, "How many frames, for tail, segments and first", ("extract_frames",), minimum=1),
-        Option("size", str, "", "Size of the frames, width*height; empty keeps the video's", ("extract_frames",)),
+        Option(
+            "count", int, 8, "How many frames, for tail, segments and first", ("extract_frames",), minimum=1, by_recipe=True
+        ),
+        Option(
+            "size", str, "", "Size of the frames, width*height; empty keeps the video's", ("extract_frames",), by_recipe=True
+        ),
         FIT,
         Option(
             "multiple",
@@ -42,10 +47,11 @@ FAMILY = Family(
             ("extract_frames",),
             "pixels",
             minimum=2,
+            by_recipe=True,
         ),
-        Option("allow_truncated", bool, False, "Take the good frames of a truncated video", ("extract_frames",)),
+        Option("allow_truncated", bool, False, "Take the good frames of a truncated video", ("extract_frames", "concat")),
         Option("keep_audio", bool, True, "Keep the sound of the source in front", ("concat",)),
-        Option("prompts_log", bool, False, "Also write prompts_log.txt", ("concat",)),
+        Option("prompts_log", bool, False, "Also write prompts_log.txt", ("concat",), by_recipe=True),
         Option(
             "names",
             str,
@@ -54,6 +60,7 @@ FAMILY = Family(
             ("concat",),
             many=True,
             default_text="the names of the files",
+            by_recipe=True,
         ),
         WRITE_OPTIONS[0],
     ),

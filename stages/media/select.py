@@ -17,10 +17,10 @@ PREROLL = 5.0  # seconds decoded before the frames that are wanted
 _IMPORTED_BY = os.getpid()
 
 
-def first(path, count: int = 1) -> list[Frame]:
-    """The first `count` frames (fewer where the video is shorter)."""
+def first(path, count: int = 1, *, allow_truncated: bool = False) -> list[Frame]:
+    """The first `count` frames (fewer where the video is shorter). Raises as `last`, for damage before them."""
     _check_count(count)
-    return list(islice(frames(path), count))
+    return list(islice(whole(probe(path), allow_truncated), count))
 
 
 def last(path, count: int = 1, *, allow_truncated: bool = False) -> list[Frame]:
@@ -38,14 +38,14 @@ def last(path, count: int = 1, *, allow_truncated: bool = False) -> list[Frame]:
             tail = ()
         if len(tail) == count:
             return _numbered(tail, frame_times(source))
-    return list(deque(_whole(source, allow_truncated), maxlen=count))
+    return list(deque(whole(source, allow_truncated), maxlen=count))
 
 
 def midpoints(path, count: int, *, allow_truncated: bool = False) -> list[Frame]:
     """The frames in the middle of `count` equal segments; frames of a short video repeat. Raises as `last`."""
     source = probe(path)
     indices = midpoint_indices(frame_times(source), count, source.constant_rate)
-    return pick(_whole(source, allow_truncated), indices)
+    return pick(whole(source, allow_truncated), indices)
 
 
 def sample(path, n_segments: int, include_last: bool = False) -> list[Frame]:
@@ -59,11 +59,11 @@ def sample(path, n_segments: int, include_last: bool = False) -> list[Frame]:
     indices = midpoint_indices(times, n_segments, source.constant_rate)
     if include_last:
         indices.append(len(times) - 1)
-    whole = len(times) >= (source.declared_frames or 0)
-    if source.plain and whole and os.getpid() == _IMPORTED_BY:  # decord's threads do not survive a fork
+    complete = len(times) >= (source.declared_frames or 0)
+    if source.plain and complete and os.getpid() == _IMPORTED_BY:  # decord's threads do not survive a fork
         if (chosen := _sample_decord(source, indices, times)) is not None:
             return chosen
-    return pick(_whole(source, True, accurate=False), indices)
+    return pick(whole(source, True, accurate=False), indices)
 
 
 def midpoint_indices(times: np.ndarray, count: int, constant_rate: bool = True) -> list[int]:
@@ -95,7 +95,8 @@ def pick(stream: Iterable[Frame], indices: list[int]) -> list[Frame]:
     return chosen + [frame] * len(wanted)
 
 
-def _whole(source: Source, allow_truncated: bool, accurate: bool = True) -> Iterator[Frame]:
+def whole(source: Source, allow_truncated: bool, accurate: bool = True) -> Iterator[Frame]:
+    """Every frame, as `frames`; of a truncated video, where that is allowed, those that are there, and no error."""
     decoded = 0
     try:
         for frame in frames(source, accurate=accurate):

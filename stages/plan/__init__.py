@@ -49,7 +49,7 @@ class Plan:
             write_if_changed(f"{run.folder}/clips.jsonl", lines)
             names = {model.name for model in run.models.values() if model}
             entry = {**planned.entry, "clips": f"{run.folder}/clips.jsonl"}
-            entry["options"] = {**run.options, **run.overriding, "seed": run.seed}
+            entry["options"] = {"seed": run.seed, **run.options, **run.overriding}
             config = {
                 "results": str(Path(run.folder).parent),
                 "store": run.store,
@@ -64,7 +64,8 @@ class Plan:
     def begin(self) -> None:
         """Say what is odd about the clips, and remove what failed the last time, so that it is tried again.
 
-        This has to come before the DAG is built. Not while another Snakemake works here: its jobs read those files.
+        This has to come before the DAG is built, in a dry run too: else that would not show what will run. Not while
+        another Snakemake works here: its jobs read those files.
         """
         for warning in self.warnings:
             say(f"warning: {warning}")
@@ -96,6 +97,8 @@ class Plan:
                     rows.append((event["output"], event["failed_in"], f"{event['reason']}: {event['remedy']}"))
             if error and not job.is_film:  # the fault of a whole job; a film's is in its item
                 rows.append((job.name, job.stage.name, error))
+            elif self._ran(job) and not any(event["event"] == "shard" for event in events):
+                rows.append((job.name, job.stage.name, f"it ended without a word, as one that was killed: see {job.log}"))
         text = f"items: {counts['made']} made, {counts['reused']} reused from the store, {counts['failed']} failed\n"
         if rows:
             rows.insert(0, ("film or job", "stage", "reason and remedy"))
@@ -103,12 +106,14 @@ class Plan:
             text += "".join(f"{what:{widths[0]}}  {stage:{widths[1]}}  {reason}\n" for what, stage, reason in rows)
         return text
 
+    def _ran(self, job: Job) -> bool:
+        return os.path.isfile(job.log) and os.stat(job.log).st_mtime >= self._start
+
     def _read_log(self, job: Job) -> tuple[list[dict[str, Any]], str]:
         """The events of a job that ran since this plan was made, and the error that ended it, if one did."""
-        log = Path(job.log)
-        if not log.is_file() or log.stat().st_mtime < self._start:
+        if not self._ran(job):
             return [], ""
-        lines = log.read_text(errors="replace").splitlines()
+        lines = Path(job.log).read_text(errors="replace").splitlines()
         events = [json.loads(line) for line in lines if line.startswith('{"event": ') and line.endswith("}")]
         return events, "".join(line.removeprefix("error: ") for line in lines[-1:] if line.startswith("error: "))
 

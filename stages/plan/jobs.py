@@ -87,7 +87,9 @@ class Job:
             for item in self.items
         ]
         model = self.model and [asdict(self.model), weights_state(self.model)]
-        given = files_state(path for path in self._files if not self._is_made(path))
+        files = {option.name for option in family.of_stage(self.stage.name) if option.is_file}
+        named = {value for item in self.items for name, value in item.options.items() if name in files}
+        given = files_state([*(path for path in self._files if not self._is_made(path)), *sorted(named)])
         return hashlib.sha256(canonical([self.stage.version, family.version, model, given, work])).hexdigest()
 
 

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from stages.plan.clips import RESERVED_IDS
 from stages.plan.families import ALL
 from stages.plan.recipes import RECIPES
 from stages.runtime.artifacts import canonical
 from stages.runtime.errors import UsageError
 from stages.runtime.items import Item
 from stages.runtime.model import Model
-from stages.runtime.options import Family, resolve
+from stages.runtime.options import Family, Option, resolve
 from stages.runtime.stages import STAGES
 
+PROMPT = Option("prompt", str, "", "The prompt of every clip that has none of its own; nothing is captioned", ())
 TEMPLATE_FIELDS = ("clip", "idx", "link", "seed", "model", "rank")
 
 
@@ -72,7 +74,7 @@ class Clip:
         return f"{self.run.folder}/{self.name(template, **fields)}"
 
     def name(self, template: str, **fields: Any) -> str:
-        model = next((model for family, model in self.run.models.items() if model and family != "vlm"), None)
+        model = next((m for family, m in self.run.models.items() if m and "generate" in ALL[family].workers), None)
         known = {"clip": self.id, "idx": self.index, "rank": self.rank, "model": model.name if model else "", **fields}
         try:
             name = template.format_map(known)
@@ -82,8 +84,12 @@ class Clip:
                 f"its fields are {', '.join(known)}",
             ) from None
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or path.parts[0] in ("work",):
-            raise UsageError(f"the name template {template!r} gives {name!r}", "a name stays inside the run's folder")
+        first = path.parts[0].removesuffix(".mp4")
+        if path.is_absolute() or ".." in path.parts or first in RESERVED_IDS:
+            raise UsageError(
+                f"the name template {template!r} gives {name!r}",
+                f"a name stays inside the run's folder and is not {', '.join(sorted(RESERVED_IDS))}",
+            )
         return name
 
     def item(self, stage: str, output: str, *, label: str = "", **inputs_and_options: Any) -> Item:
@@ -105,29 +111,45 @@ class Clip:
 
 def check_template(template: str, where: str) -> None:
     """Raise UsageError for a template that names an unknown field."""
-    for _, name, _, _ in string.Formatter().parse(template):
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template)]
+    except ValueError as error:
+        raise UsageError(f"{where} is {template!r} ({error})", "mend its braces") from None
+    for name in fields:
         if name is not None and name not in TEMPLATE_FIELDS:
             raise UsageError(f"{where} has the field {name!r}", f"known are {', '.join(TEMPLATE_FIELDS)}")
+
+
+def options_of(run: Run, name: str) -> tuple[Option, ...]:
+    """The options of a family, or of the run's recipe under "recipe"."""
+    return RECIPES[run.recipe].OPTIONS if name == "recipe" else ALL[name].options
 
 
 def settle(run: Run, own: Mapping[str, Any]) -> Values:
     """The option values of a clip with options of its `own`. Raises UsageError for a value that an option does not take."""
     recipe = RECIPES[run.recipe]
+    generating = [model for family, model in run.models.items() if model and "generate" in ALL[family].workers]
     values = {}
-    for name in (*recipe.FAMILIES, "media"):
-        family, model = ALL[name], run.models.get(name)
-        given = {"seed": run.seed, **recipe.DEFAULTS, **(model.all_options if model else {}), **run.options}
+    for name in (*recipe.FAMILIES, "media", "recipe"):
+        model = run.models.get(name)
+        models = [model] if model else [] if name in run.models else generating  # media and recipe follow what generates
+        given: dict[str, Any] = {"seed": run.seed, **recipe.DEFAULTS}
+        for one in models:
+            given |= one.all_options
+        given |= {**run.options, **own, **run.overriding}
         variant = model.variant if model else ""
-        values[name] = resolve(family.options, {**given, **own, **run.overriding}, variant)
-        family.check(variant, values[name], model.sizes if model else ())
-    values["recipe"] = resolve(recipe.OPTIONS, {**recipe.DEFAULTS, **run.options, **own, **run.overriding})
+        options = options_of(run, name)
+        given = {option.name: given[option.name] for option in options if option.name in given and not option.by_recipe}
+        values[name] = resolve(options, given, variant)
+        if name != "recipe":
+            ALL[name].check(variant, values[name], model.sizes if model else ())
     return Values(values)
 
 
 def resolve_clip(run: Run, row: Mapping[str, Any], index: int, rank: int, settled: dict[bytes, Values]) -> Clip:
     """A row with its options settled; `settled` remembers what was settled before. Raises UsageError, naming the clip."""
     own = {name: value for name, value in row.items() if name not in ("id", "video", "prompt", "prompts")}
-    prompts = tuple(row.get("prompts") or ([row["prompt"]] if row.get("prompt") else []))
+    prompts = prompts_of(run, row)
     key = canonical(own)
     try:
         if key not in settled:
@@ -135,3 +157,13 @@ def resolve_clip(run: Run, row: Mapping[str, Any], index: int, rank: int, settle
     except UsageError as error:
         raise UsageError(f"clip {row['id']} of run {run.name}: {error.reason}", error.remedy) from None
     return Clip(run, row["id"], index, rank, row["video"], prompts, settled[key])
+
+
+def prompts_of(run: Run, row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The prompts that are given for a clip: command line > clip > run > model; none where it is to be captioned."""
+    if prompt := run.overriding.get("prompt"):
+        return (prompt,)
+    if row.get("prompts") or row.get("prompt"):
+        return tuple(row.get("prompts") or [row["prompt"]])
+    places = [run.options, *(model.options for model in run.models.values() if model)]
+    return tuple(place["prompt"] for place in places if place.get("prompt"))[:1]

@@ -14,7 +14,7 @@ from stages.plan.clips import read_clips
 from stages.plan.families import ALL
 from stages.plan.jobs import Job
 from stages.plan.recipes import RECIPES
-from stages.plan.resolve import Clip, Run, Values, check_template, resolve_clip
+from stages.plan.resolve import Clip, Run, Values, check_template, options_of, resolve_clip
 from stages.plan.shards import assign
 from stages.runtime.errors import UsageError
 from stages.runtime.items import Item
@@ -88,12 +88,12 @@ def pick_models(name: str, entry: Mapping[str, Any], models: Mapping[str, Model]
         if entry[key] not in models:
             raise UsageError(f"{key} of run {name} is {entry[key]!r}", f"declared models are {', '.join(models)}")
         model = models[entry[key]]
-        if model.family not in picked or (model.family == "vlm") != (key == "captioner"):
+        if model.family not in picked or ("caption_vlm" in ALL[model.family].workers) != (key == "captioner"):
             raise UsageError(
                 f"{key} of run {name} is {model.name}, of family {model.family}", "name a model of another family"
             )
         picked[model.family] = model
-    if missing := [family for family, model in picked.items() if model is None and family != "vlm"]:
+    if missing := [name for name, model in picked.items() if model is None and "caption_vlm" not in ALL[name].workers]:
         raise UsageError(f"run {name} has no model", f"recipe {entry['recipe']} needs one of family {missing[0]}: add model")
     return picked
 
@@ -110,7 +110,7 @@ def add_jobs(planned: RunPlan, recipe) -> None:
                 if item.output in outputs:
                     raise UsageError(
                         f"{item.output} of run {run.name} would be made for {outputs[item.output]} and for {item.id}",
-                        "use {clip} in the name template",
+                        "use {clip} in the name templates, and {link} in that of the links",
                     )
                 outputs[item.output] = item.id
     for (rank, lane), items in groups.items():
@@ -125,7 +125,7 @@ def add_jobs(planned: RunPlan, recipe) -> None:
 
 
 def check_captioner(run: Run, clip: Clip, lane: str, items: Sequence[Item]) -> None:
-    if lane.startswith("caption_vlm") and run.models.get("vlm") is None and not all(i.options["prompt"] for i in items):
+    if lane.startswith("caption_vlm") and not all(item.model or item.options["prompt"] for item in items):
         raise UsageError(f"clip {clip.id} of run {run.name} has no prompt and the run no captioner", "add one of them")
 
 
@@ -148,11 +148,12 @@ def resolved_row(clip: Clip) -> dict[str, Any]:
     if clip.prompts:
         row["prompts"] = list(clip.prompts)
     values: dict[str, list] = {}
-    for family in clip.values.values():
-        for name, value in family.items():
-            values.setdefault(name, []).append(value)
+    for family, settled in clip.values.items():
+        for option in options_of(clip.run, family):
+            if not option.by_recipe:
+                values.setdefault(option.name, []).append(settled[option.name])
     for name, found in values.items():
         same = all(value == found[0] for value in found)  # dtype may differ between models: those carry it
-        if same and found[0] not in (None, []) and name not in row and name != "prompt":
+        if same and found[0] not in (None, []):
             row[name] = found[0]
     return row

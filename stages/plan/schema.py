@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 from stages.models import FAMILIES
 from stages.plan.families import ALL
 from stages.plan.recipes import RECIPES
+from stages.plan.resolve import PROMPT
 from stages.runtime.errors import UsageError
 from stages.runtime.model import HUB_ID
 from stages.runtime.options import Option
@@ -23,8 +24,8 @@ TEXT = {"type": "string", "minLength": 1}
 def all_options() -> dict[str, Option]:
     """Every option that a run may set, by name; what two families call by one name has one description."""
     declared = [option for family in ALL.values() for option in family.options]
-    declared += [option for recipe in RECIPES.values() for option in recipe.OPTIONS]
-    return {option.name: option for option in reversed(declared)}
+    declared += [PROMPT, *(option for recipe in RECIPES.values() for option in recipe.OPTIONS)]
+    return {option.name: option for option in reversed(declared) if not option.by_recipe}
 
 
 @cache

@@ -193,8 +193,9 @@ class Artifact:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what the artifact says: its provenance (seconds, machine) does not enter."""
-        content = {"kind": self.kind, "fields": self.fields, "members": self.members}
+        """SHA-256 of what the artifact says. Its provenance (seconds, machine) and the model's name do not enter."""
+        fields = {name: value for name, value in self.fields.items() if name != "model"}  # the weights' digest is there
+        content = {"kind": self.kind, "fields": fields, "members": self.members}
         sha = hashlib.sha256(canonical(content))
         if self.path.suffix == ".safetensors":
             sha.update(canonical(self._header))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -44,6 +45,8 @@ def stage_command(stage: Stage, families: Mapping[str, Family]) -> click.Command
         from stages.runtime.shard import Running, run_items
 
         running = Running(**{field.name: values.pop(field.name) for field in fields(Running) if field.name in values})
+        if manifest:
+            refuse_beside_manifest({**values, "output": output})
         items = read_manifest(manifest, stage) if manifest else [_item_by_hand(stage, values, output)]
         run_items(stage, families, items, config, running)
 
@@ -64,6 +67,7 @@ def stage_command(stage: Stage, families: Mapping[str, Family]) -> click.Command
             click.Option(
                 ["--device"],
                 default="auto",
+                callback=_check_device,
                 show_default=True,
                 help="auto leases a free GPU, or takes the CPU where there is none; cpu; cuda:1.",
             ),
@@ -109,6 +113,18 @@ def _family_parameters(stage: Stage, families: Mapping[str, Family]) -> list[cli
             )
         )
     return params
+
+
+def refuse_beside_manifest(values: Mapping[str, Any]) -> None:
+    """Raise UsageError for an item's input or option on the command line: the manifest's lines have them."""
+    if given := [name for name, value in values.items() if value not in (None, ())]:
+        raise UsageError(f"{given[0]} is given beside --manifest", "write it into the manifest's lines")
+
+
+def _check_device(context: click.Context, parameter: click.Parameter, device: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise click.BadParameter(f"{device!r} is not auto, cpu, cuda or cuda:NUMBER.")
+    return device
 
 
 def _item_by_hand(stage: Stage, values: dict[str, Any], output: str | None) -> Item:

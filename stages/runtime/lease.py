@@ -24,17 +24,29 @@ _held: list[int] = []  # descriptors of this process's locks: never closed, free
 
 def visible_devices() -> list[str]:
     """The devices this process may use: `CUDA_VISIBLE_DEVICES`, else `KINEMAKE_GPUS` (a number or a list: a pretended
-    pool), else what the driver reports, by UUID."""
+    pool), else all that the driver reports.
+
+    By UUID wherever the driver tells it: two processes may know one card by different numbers, and two cards by one.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [device for device in visible.split(",") if device not in ("", "-1", "NoDevFiles")]
+        named = [device for device in visible.split(",") if device not in ("", "-1", "NoDevFiles")]
+        uuids = driver_uuids() if any(device.isdigit() for device in named) else {}
+        return [uuids.get(device, device) for device in named]
     if pretended := os.environ.get("KINEMAKE_GPUS"):
         return [str(i) for i in range(int(pretended))] if pretended.isdigit() else pretended.split(",")
+    return list(driver_uuids().values())
+
+
+def driver_uuids() -> dict[str, str]:
+    """UUIDs by the driver's index, in the order of the bus, which CUDA is told to follow; empty without a driver."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
     try:
-        query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
-        return subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.split()
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
-        return []
+        return {}
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    return dict(line.split(", ") for line in lines)
 
 
 def lock_folder() -> Path:

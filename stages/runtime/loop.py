@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,8 +174,7 @@ class Loop:
         os.environ["HF_HUB_OFFLINE"] = "1"
         if self.threads:
             os.environ["OMP_NUM_THREADS"] = str(self.threads)
-        if self.device == "auto":
-            lease()
+        leased = lease() if self.device == "auto" else []
         if self.device == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         import torch
@@ -182,6 +182,10 @@ class Loop:
         if self.threads:
             torch.set_num_threads(self.threads)
         if self.device == "auto":
+            if torch.cuda.is_available() and not leased:
+                raise JobError(
+                    "torch sees a GPU that cannot be leased", "put nvidia-smi on the path, or name it: --device cuda:0"
+                )
             return "cuda" if torch.cuda.is_available() else "cpu"
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise JobError(f"device {self.device} is asked for and torch sees no GPU", "use --device cpu or auto")
@@ -247,9 +251,9 @@ class Loop:
         except Exception as error:
             if reason := job_fault(error):
                 raise JobError(reason, "mend that and run again: what is finished is kept") from error
-            if self.debug:
-                raise
             if not (ran_out_of_memory(error) and self.plant.memory_saving and not order.memory_saving):
+                if self.debug:
+                    raise
                 return self._fail(order, self._unexpected(order, error))
         # Only here, where the error is gone and its traceback no longer holds on to the memory that ran out.
         self._save_memory(order)
@@ -301,6 +305,8 @@ def open_input(value: str | list[str], kinds: tuple[str, ...]) -> Artifact | Pat
     if "file" in kinds and not (typed and path.suffix in {KINDS[kind].suffix for kind in typed}):
         if not path.is_file():
             raise ItemError(f"{path} does not exist", "mend the path")
+        if not os.access(path, os.R_OK):
+            raise ItemError(f"{path} may not be read by this user", "change its permissions")
         return path
     return artifacts.read(path, typed)
 
@@ -323,7 +329,8 @@ def digest(opened: Artifact | Path) -> str:
 
 def job_fault(error: Exception) -> str:
     """What a fault that would hit the next item as well is called; empty for an item's own."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or re.search(r"\(os error (28|122)\)|No space left on device", str(error)):  # safetensors has errors of its own
         return "the disk is full"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
         return f"{error.filename} cannot be written ({error.strerror})"
@@ -333,7 +340,8 @@ def job_fault(error: Exception) -> str:
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch has no class for it
+    return on_cpu or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def first_line(error: Exception) -> str:

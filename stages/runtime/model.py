@@ -106,7 +106,7 @@ def find_model(name: str, config: Path | None, families: Mapping[str, Family]) -
     path = config or Path("config.yaml")
     if config and not config.is_file():
         raise UsageError(f"the config {config} does not exist", "mend the path")
-    declared = (yaml.safe_load(path.read_text()) or {}).get("models", {}) if path.is_file() else {}
+    declared = declared_models(path) if path.is_file() else {}
     if name in declared:
         try:
             return with_variant(declared_model(name, declared[name]), families)
@@ -128,6 +128,15 @@ def find_model(name: str, config: Path | None, families: Mapping[str, Family]) -
         f"{name} does not hold a model of family {' or '.join(families)}",
         "its layout must be that of diffusers or transformers, as in the Hub's repositories ...-Diffusers and ...-HF",
     )
+
+
+def declared_models(config: Path) -> Mapping[str, Any]:
+    """What a config says under models. Raises UsageError where it cannot be read."""
+    try:
+        return (yaml.safe_load(config.read_text()) or {}).get("models") or {}
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        reason = str(error).replace("\n", " ")
+        raise UsageError(f"the config {config} cannot be read ({reason})", "mend it") from None
 
 
 def with_variant(model: Model, families: Mapping[str, Family]) -> Model:

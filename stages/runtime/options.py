@@ -40,6 +40,7 @@ class Option:
     is_file: bool = False  # the value is a path, and the file's content is what changes the result
     check: Callable[[Any], str | None] | None = None  # -> what is wrong with the value, or None
     default_text: str = ""
+    by_recipe: bool = False  # set by the recipe: a person sets it by hand only, not in a config
 
     @property
     def flag(self) -> str:

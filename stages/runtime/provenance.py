@@ -14,7 +14,21 @@ from typing import Any
 
 from stages.runtime.model import Model, cached_file_digest
 
-LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "av", "numpy", "pillow", "opencv-python-headless")
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "av",
+    "decord",
+    "imageio-ffmpeg",  # its version tells that of the ffmpeg program in it
+    "numpy",
+    "pillow",
+    "opencv-python-headless",
+)
 
 
 def record(*, model: Model | None, **facts: Any) -> dict[str, Any]:
@@ -28,8 +42,11 @@ def record(*, model: Model | None, **facts: Any) -> dict[str, Any]:
 
 
 def peak_memory() -> dict[str, int]:
-    """Highest memory of this process so far, in bytes: resident, and allocated on the GPU where there is one."""
-    peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    """Highest memory so far, in bytes: of this process, of the largest of its children, on the GPU where there is one."""
+    peak = {
+        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "child": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+    }
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available():
         peak["gpu"] = torch.cuda.max_memory_allocated()

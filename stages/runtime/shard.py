@@ -97,8 +97,12 @@ def store_of(batch: Batch, folder: Path | None) -> Iterator[Store]:
         yield store
         return
     beside = Path(batch.items[0].output).parent
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".kinemake-", dir=beside) as name:
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=".kinemake-", dir=beside)
+    except OSError as error:
+        raise JobError(f"{beside} cannot be written ({error.strerror})", "choose another place for the output") from error
+    with temporary as name:
         yield Store(Path(name))
 
 

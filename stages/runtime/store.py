@@ -19,7 +19,7 @@ from pathlib import Path
 from stages.runtime.artifacts import index_path, member_path
 
 STEM = "artifact"
-LEFT_BEHIND = 3 * 24 * 3600  # seconds; no item takes that long
+LEFT_BEHIND = 14 * 24 * 3600  # seconds; no item takes that long
 CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}
 
 
@@ -52,11 +52,11 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove what processes that were killed days ago left in staging."""
-        for folder in self.root.glob("staging/*"):
+        """Remove what processes that were killed weeks ago left: items in staging, states of long items."""
+        for left in (*self.root.glob("staging/*"), *self.root.glob("partial/*")):
             with suppress(OSError):  # another process may be sweeping too
-                if time.time() - folder.stat().st_mtime > LEFT_BEHIND:
-                    shutil.rmtree(folder)
+                if time.time() - left.stat().st_mtime > LEFT_BEHIND:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def put(self, key: str, folder: Path) -> None:
         """Make `folder` the entry of `key`. Where another process was faster, its entry stands."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from stages.media import select
 from stages.media.probe import probe
 from stages.media.read import frames
 from stages.media.write import VideoWriter
@@ -53,6 +54,15 @@ def test_the_source_comes_in_front_at_the_film_s_rate_with_its_sound(tmp_path):
     assert probe(tmp_path / "film.mp4").has_audio
     stage("concat", tmp_path / "a.json", "--source", source, "--no-keep-audio", "--output", tmp_path / "silent.mp4")
     assert not probe(tmp_path / "silent.mp4").has_audio
+
+
+def test_a_truncated_source_is_refused_unless_allowed(tmp_path):
+    source, part = zoo.truncated(tmp_path), clip(tmp_path, "a", [10, 60])
+    said = stage("concat", part, "--source", source, "--output", tmp_path / "film.mp4", fails=1)
+    assert "is truncated or damaged" in said
+    stage("concat", part, "--source", source, "--allow-truncated", "--output", tmp_path / "film.mp4")
+    read = len(select.last(source, 99, allow_truncated=True))
+    assert [part["frames"] for part in artifacts.read(tmp_path / "film.mp4", ("film",)).fields["parts"]] == [read, 1]
 
 
 def test_the_log_of_prompts_is_in_order(tmp_path):

@@ -65,6 +65,12 @@ def test_a_truncated_video_is_refused_unless_allowed(tmp_path):
     assert 0 < len(whole.fields["frames"]) < zoo.FRAMES
 
 
+def test_the_first_frames_of_a_truncated_video_too(tmp_path):
+    video = zoo.truncated(tmp_path)
+    allowed = extract(video, tmp_path, "--select", "first", "--count", 40, "--allow-truncated")
+    assert 0 < len(allowed.fields["frames"]) < zoo.FRAMES
+
+
 def test_the_last_frame_of_a_clip_of_ours_can_be_taken_too(tmp_path):
     video = zoo.plain(tmp_path, "clip.mp4")
     fields = dict.fromkeys(artifacts.KINDS["clip"].fields, "")

@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from stages import plan
+from stages.plan.families import ALL
+from stages.plan.schema import all_options
 from stages.runtime.errors import UsageError
 
 
@@ -253,3 +255,99 @@ def test_a_model_needs_the_variant_that_its_family_has(config):
     del config["models"]["big"]["variant"]
     with pytest.raises(UsageError, match="model big of family wan has the variant '': set variant to one of 14b, 5b"):
         plan.load(config, 1)
+
+
+OTHER_VALUES = {
+    "size": "704*1280",
+    "link_name": "{link}_{clip}.mp4",
+    "frame_num": 17,
+    "guidance_scale_2": None,
+    "boundary_ratio": None,
+    "lora_2": None,
+}
+
+
+def other_value(option):
+    """A value that is not the option's default; None where the 5b has no use for the option."""
+    if option.name in OTHER_VALUES:
+        return OTHER_VALUES[option.name]
+    if option.choices:
+        return next(choice for choice in option.choices if choice != option.default)
+    return {bool: option.default is False, int: 7, float: 7.0, str: "other"}[option.type]
+
+
+@pytest.mark.parametrize("place", ["model", "run", "clip", "command line"])
+@pytest.mark.parametrize("name", sorted(all_options()))
+def test_every_option_counts_wherever_it_is_given(config, name, place):
+    """In one place at a time, each option that a config takes changes what the stages are told to do."""
+    option = all_options()[name]
+    value = other_value(option)
+    if value is None:
+        return
+    run = config["runs"]["demo"] | {"clips": [{"video": "a.mp4"}], "options": {"seed": 1}}
+    run["recipe"] = "chain" if name in ("links", "prompt_mode", "link_name") else "v2v"
+    config["models"]["small"]["options"] = {}
+
+    def told():
+        config["runs"]["demo"] = run
+        planned = plan.load(config, 1)
+        return [item.line() for job in [*planned.jobs, *planned.films.values()] for item in job.items]
+
+    before = told()
+    vlm = name in {option.name for option in ALL["vlm"].options} - {"dtype"}
+    if name == "seed":
+        run["options"] = {}
+    {
+        "model": config["models"]["eye" if vlm else "small"].setdefault("options", {}),
+        "run": run["options"],
+        "clip": run["clips"][0],
+        "command line": config.setdefault("options", {}),
+    }[place][name] = value
+    assert told() != before
+
+
+@pytest.mark.parametrize("winner", ["command line", "clip", "run"])
+def test_a_prompt_follows_the_same_order(config, winner):
+    order = ["command line", "clip", "run"]
+    places = {"command line": {}, "clip": {"video": "a.mp4"}, "run": {"seed": 1}}
+    config["options"], config["runs"]["demo"]["clips"] = places["command line"], [places["clip"]]
+    config["runs"]["demo"]["options"] = places["run"]
+    del config["runs"]["demo"]["captioner"]
+    for place in order[order.index(winner) :]:
+        places[place]["prompt"] = f"of the {place}"
+    jobs = {job.name: job for job in plan.load(config, 1).jobs}
+    assert jobs["demo.caption_vlm.000"].items[0].options["prompt"] == f"of the {winner}"
+    assert jobs["demo.encode.000"].items[0].options["prompt"] == ""
+
+
+def test_new_weights_of_a_lora_under_the_same_path_are_a_change(config):
+    Path("style.safetensors").write_text("one")
+    config["runs"]["demo"]["options"]["lora"] = "style.safetensors"
+    before = fingerprints(config)
+    Path("style.safetensors").write_text("three")
+    after = fingerprints(config)
+    assert {name for name in before if before[name] != after[name]} == {"demo.generate.000"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"options": {"size": "1280x704"}}, "option size is '1280x704': write width\\*height"),
+        ({"name": "{clip.mp4"}, "name of run demo is '{clip.mp4'"),
+        ({"name": "plan.mp4", "clips": [{"video": "a.mp4"}]}, "gives 'plan.mp4': a name stays inside"),
+        ({"clips": [{"video": "a.mp4", "prompts": ["p", "q"]}]}, "clip a of run demo has 2 prompts: v2v takes one"),
+        ({"options": {"frame_num": 1, "source_first": True}}, "has frame_num 1: a clip that is joined needs 5 or more"),
+        ({"options": {"select": "all"}}, "config.runs.demo.options has the unknown key 'select'"),
+    ],
+    ids=["size", "braces", "reserved", "prompts", "seam", "recipe's own"],
+)
+def test_what_would_fail_late_is_said_at_once(config, change, message):
+    config["runs"]["demo"].update(change)
+    with pytest.raises(UsageError, match=message):
+        plan.load(config, 1)
+
+
+def test_the_resolved_config_states_the_seed_that_is_used(config):
+    planned = plan.load(config, 1)
+    planned.write()
+    assert yaml.safe_load(Path("results/demo/config.yaml").read_text())["runs"]["demo"]["options"]["seed"] == 7

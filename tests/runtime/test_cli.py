@@ -45,6 +45,7 @@ def test_without_arguments_it_shows_its_help(name):
         ("encode", ["a.png", "--output", "x.safetensors", "--model", "nothing"], "model nothing is no folder, no Hub id"),
         ("encode", ["a.png", "--output", "x.safetensors", "--frame-num", "many"], "'many' is not a valid integer"),
         ("extract_frames", ["a.mp4", "--output", "x.json", "--select", "some"], "'some' is not one of 'last'"),
+        ("encode", ["a.png", "--output", "x.safetensors", "--device", "gpu"], "'gpu' is not auto, cpu, cuda or cuda:NUMBER"),
         ("extract_frames", ["--manifest", "missing.jsonl"], "'missing.jsonl' does not exist"),
     ],
 )
@@ -71,6 +72,26 @@ def test_a_manifest_that_cannot_be_done_names_its_line(tmp_path, line, message):
     manifest = tmp_path / "shard.jsonl"
     manifest.write_text(line)
     assert re.search(message, stage("extract_frames", "--manifest", manifest, fails=2))
+
+
+def test_options_beside_a_manifest_are_refused_and_not_dropped(tmp_path):
+    manifest = tmp_path / "shard.jsonl"
+    manifest.write_text('{"video": "a.mp4", "output": "x.json"}')
+    said = stage("extract_frames", "--manifest", manifest, "--size", "96*64", fails=2)
+    assert "size is given beside --manifest: write it into the manifest's lines" in said
+
+
+def test_a_config_that_is_no_yaml_is_one_sentence(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("models: {a: ")
+    arguments = ("a.png", "--output", tmp_path / "x.safetensors", "--model", "a", "--config", config)
+    assert f"the config {config} cannot be read" in stage("encode", *arguments, fails=2)
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    said = stage("extract_frames", "a.mp4", "--output", tmp_path / "file" / "x.json", fails=1)
+    assert "cannot be written" in said and "Traceback" not in said
 
 
 def test_a_failed_item_by_hand_is_exit_code_1_and_leaves_nothing(tmp_path):

@@ -102,6 +102,19 @@ def test_under_slurm_the_assigned_device_is_taken_as_it_is(pool, monkeypatch):
     assert not (pool / "locks").exists()
 
 
+def test_a_card_has_one_name_whatever_it_is_called(pool, monkeypatch):
+    program = pool / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho '0, GPU-aaaa'\necho '1, GPU-bbbb'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(pool), prepend=os.pathsep)
+    monkeypatch.delenv("KINEMAKE_GPUS")
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    assert lease.visible_devices() == ["GPU-aaaa", "GPU-bbbb"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert lease.visible_devices() == ["GPU-bbbb"]
+    assert os.environ.pop("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"  # CUDA has to count as the driver does
+
+
 def test_no_device_means_the_cpu(pool, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert lease.lease(1) == []

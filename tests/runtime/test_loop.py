@@ -12,6 +12,7 @@ import pytest
 from stages.runtime import artifacts
 from stages.runtime.errors import JobError
 from stages.runtime.items import Item
+from stages.runtime.loop import job_fault, ran_out_of_memory
 from tests.runtime import toys
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +127,29 @@ def test_a_full_disk_ends_the_job_and_marks_nothing(tmp_path):
         toys.loop(tmp_path / "store").run([item(tmp_path, "a", "fine"), item(tmp_path, "b", "full")])
     assert prompt(tmp_path, "a") == "fine"
     assert not (tmp_path / "out" / "b.json").exists()
+
+
+def test_safetensors_own_error_of_a_full_disk_is_told_too():
+    from safetensors import SafetensorError
+
+    assert job_fault(SafetensorError("I/O error: No space left on device (os error 28)")) == "the disk is full"
+    assert job_fault(SafetensorError("HeaderTooLarge")) == ""
+
+
+def test_memory_that_ran_out_on_the_cpu_is_told_too():
+    import torch
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert ran_out_of_memory(caught.value)
+
+
+def test_a_file_that_may_not_be_read_fails_its_item_alone(tmp_path, monkeypatch):
+    items = [item(tmp_path, "secret", "text"), item(tmp_path, "open", "text")]
+    monkeypatch.setattr(os, "access", lambda path, mode: "secret" not in str(path))
+    report = toys.loop(tmp_path / "store").run(items)
+    assert report.made == 1
+    assert "secret.txt may not be read by this user" in report.failures[0].reason
 
 
 def test_kill_in_the_middle_of_a_shard_of_twelve_loses_at_most_the_item_in_hand(tmp_path):

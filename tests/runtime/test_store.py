@@ -71,7 +71,7 @@ def test_a_failed_item_leaves_no_entry(store):
 
 
 def test_what_killed_processes_left_is_swept_and_work_in_hand_is_not(store):
-    for name, age in (("old", 4), ("new", 1)):
+    for name, age in (("old", 15), ("new", 1)):
         folder = store.root / "staging" / name
         folder.mkdir()
         os.utime(folder, (time.time() - age * 86400,) * 2)

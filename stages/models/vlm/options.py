@@ -27,7 +27,9 @@ FAMILY = Family(
     name="vlm",
     version=1,
     options=(
-        Option("prompt", str, "", "A prompt that replaces the description: no model is loaded", ("caption_vlm",)),
+        Option(
+            "prompt", str, "", "A prompt that replaces the description: no model is loaded", ("caption_vlm",), by_recipe=True
+        ),
         Option("prefix", str, "", "Put before the description", ("caption_vlm",)),
         Option("instruction", str, "Describe this video in detail.", "What the model is asked", ("caption_vlm",)),
         Option(

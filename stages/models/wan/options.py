@@ -5,6 +5,7 @@ frames of the 5B (upstream 50 and 121): the defaults here are those of the video
 """
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,10 @@ def default_shift(variant: str, values: Mapping[str, Any]) -> float:
     else:  # by hand: of the encoded clip; the item will be refused where that is not readable
         width, height = values.get("width", 0), values.get("height", 0)
     return 3.0 if variant == "14b" and 0 < width * height <= 832 * 480 else 5.0
+
+
+def check_size(value: str) -> str | None:
+    return None if re.fullmatch(r"[1-9]\d*\*[1-9]\d*", value) else 'write width*height, for example "1280*720"'
 
 
 def check_frame_num(value: int) -> str | None:
@@ -80,9 +85,10 @@ FAMILY = Family(
             lambda variant, values: SIZES[variant][0],
             "Size of the clip, width*height: 14b takes 1280*720, 720*1280, 832*480, 480*832; 5b 1280*704, 704*1280",
             (),
+            check=check_size,
             default_text="14b: 1280*720, 5b: 1280*704",
         ),
-        Option("prompt", str, "", "The prompt, where no caption file is given", ("encode",)),
+        Option("prompt", str, "", "The prompt, where no caption file is given", ("encode",), by_recipe=True),
         Option(
             "negative_prompt",
             str,
@@ -222,7 +228,7 @@ FAMILY = Family(
             "checkpoint_every",
             int,
             0,
-            "Save the state every so many steps, so that a killed job goes on from there; 0: only between the experts",
+            "Save the state in the store every so many steps, for a killed job to go on from; 0: only between the experts",
             ("generate",),
             "steps",
             minimum=0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stages.plan.recipes.v2v import SOURCE_FIRST, caption_item, first_frame
+from stages.plan.recipes.v2v import SOURCE_FIRST, caption_item, check_seam, first_frame
 from stages.runtime.errors import UsageError
 from stages.runtime.options import Option
 
@@ -33,6 +33,7 @@ def items(clip: Clip) -> dict[str, list[Item]]:
     """The items of a clip, by the job that they belong to: each stage of each link is one."""
     recipe, seed, links = clip.values["recipe"], clip.values["wan"]["seed"], range(clip.values["recipe"]["links"])
     prompts = prompts_of(clip, len(links))
+    check_seam(clip, recipe["source_first"] or len(links) > 1)
     frames = clip.work("frames.json")
     jobs = {"extract_frames": [first_frame(clip, frames)]}
     pixels: list[str] = []

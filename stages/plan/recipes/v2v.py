@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stages.models.wan.options import MULTIPLE
+from stages.runtime.errors import UsageError
 from stages.runtime.options import Option
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ def items(clip: Clip) -> dict[str, list[Item]]:
     """The items of a clip, by the job that they belong to."""
     wan = clip.values["wan"]
     source_first = clip.values["recipe"]["source_first"]
+    if len(clip.prompts) > 1:
+        raise UsageError(f"clip {clip.id} of run {clip.run.name} has {len(clip.prompts)} prompts", "v2v takes one")
+    check_seam(clip, source_first)
+    lossless = wan["lossless"] or source_first
     frames, caption, pixels = clip.work("frames.json"), clip.work("caption.json"), clip.work("clip.json")
     encoded, latents = clip.work("encoded.safetensors"), clip.work("latents.safetensors")
     front = {"source": clip.video} if source_first else {}
@@ -29,7 +34,7 @@ def items(clip: Clip) -> dict[str, list[Item]]:
         "caption_vlm": [caption_item(clip, clip.video, caption, clip.prompts[0] if clip.prompts else "")],
         "encode": [clip.item("encode", encoded, image=frames, caption=caption)],
         "generate": [clip.item("generate", latents, encoded=encoded)],
-        "decode": [clip.item("decode", pixels, latents=latents, lossless=source_first)],
+        "decode": [clip.item("decode", pixels, latents=latents, lossless=lossless)],
         "concat": [clip.item("concat", clip.result(clip.run.film, seed=wan["seed"]), clips=[pixels], **front)],
     }
 
@@ -40,6 +45,12 @@ def first_frame(clip: Clip, output: str) -> Item:
     return clip.item(
         "extract_frames", output, video=clip.video, select="last", size=clip.values["wan"]["size"], multiple=multiple
     )
+
+
+def check_seam(clip: Clip, joined: bool) -> None:
+    """Raise UsageError where a clip would vanish in the film: its first frame repeats the one before it."""
+    if joined and clip.values["wan"]["frame_num"] == 1:
+        raise UsageError(f"clip {clip.id} of run {clip.run.name} has frame_num 1", "a clip that is joined needs 5 or more")
 
 
 def caption_item(clip: Clip, video: str, output: str, prompt: str, label: str = "") -> Item:
