@@ -24,7 +24,7 @@ if workflow.is_main_process:
 rule all:
     default_target: True
     input:
-        list(PLAN.films),
+        lambda wildcards: list(PLAN.films),
 
 
 for run, films in PLAN.targets.items():
@@ -33,7 +33,7 @@ for run, films in PLAN.targets.items():
         name:
             run
         input:
-            films,
+            lambda wildcards, films=films: films,  # looked at only when the run is asked for by name
 
 
 for job in PLAN.jobs:

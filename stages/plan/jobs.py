@@ -19,7 +19,7 @@ from stages.runtime.stages import Stage
 PATTERN = set("{}\n")  # Snakemake reads what is in braces as a wildcard, and warns of line breaks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """A shard of a stage: one Snakemake job, one process."""
 

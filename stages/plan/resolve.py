@@ -43,6 +43,7 @@ class Values(dict[str, dict[str, Any]]):
     def __init__(self, values: Mapping[str, dict[str, Any]]):
         super().__init__(values)
         self._of_stage: dict[str, tuple[Family, Mapping[str, Any]]] = {}
+        self._changed: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
 
     def of_stage(self, stage: str) -> tuple[Family, Mapping[str, Any]]:
         """The family that does the stage, and the values of the stage's options."""
@@ -51,6 +52,17 @@ class Values(dict[str, dict[str, Any]]):
             options = {option.name: self[family.name][option.name] for option in family.of_stage(stage)}
             self._of_stage[stage] = family, options
         return self._of_stage[stage]
+
+    def changed(self, stage: str, own: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The values of the stage's options with some `own`; clip after clip with the same ones share them."""
+        _, options = self.of_stage(stage)
+        if all(options[name] == value for name, value in own.items()):
+            return options
+        last, merged = self._changed.get(stage, (None, {}))
+        if last != own:
+            merged = {**options, **own}
+            self._changed[stage] = own, merged
+        return merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +106,16 @@ class Clip:
 
     def item(self, stage: str, output: str, *, label: str = "", **inputs_and_options: Any) -> Item:
         """An item of a stage: the stage's inputs by name, and options that the recipe sets itself."""
-        family, options = self.values.of_stage(stage)
+        family, _ = self.values.of_stage(stage)
         names = {spec.name for spec in STAGES[stage].inputs}
         inputs = {name: value for name, value in inputs_and_options.items() if name in names}
         own = {name: value for name, value in inputs_and_options.items() if name not in names}
-        changed = any(options[name] != value for name, value in own.items())
         model = self.run.models.get(family.name)
         return Item(
             id=f"{self.id}/{label}" if label else self.id,
             inputs=inputs,
             output=output,
-            options={**options, **own} if changed else options,
+            options=self.values.changed(stage, own),
             model=model.name if model else "",
         )
 
