@@ -68,7 +68,7 @@ for folder in PLAN.folders:
         output:
             f"{folder}/{{film}}.mp4",
         log:
-            f"{folder}/work/logs/films/{{film}}.log",
+            f"{folder}/steps/logs/films/{{film}}.log",
         retries: 0  # what fails here is the clip's own fault
         conda:
             "envs/frames.yaml"

@@ -63,7 +63,7 @@ def run_once() -> dict:
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wall = time.monotonic() - start
         stages: dict[str, dict[str, float]] = {}
-        for log in folder.glob("results/many/work/logs/**/*.log"):
+        for log in folder.glob("results/many/steps/logs/**/*.log"):
             events = [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"event"')]
             for event in events:
                 figures = stages.setdefault(event["stage"], {"jobs": 0, "loads": 0, "process": 0.0, "items": 0.0})

@@ -16,7 +16,7 @@ from stages.runtime.errors import UsageError
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv")
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-RESERVED_IDS = {"work", "plan", "config"}  # names of the run's own files
+RESERVED_IDS = {"steps", "plan", "config"}  # names of the run's own files
 
 
 def read_clips(source: Any, where: str) -> tuple[list[dict[str, Any]], list[str]]:

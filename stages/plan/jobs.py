@@ -50,11 +50,11 @@ class Job:
 
     @property
     def manifest(self) -> str:
-        return f"{self.run.folder}/work/manifests/{self.name}.jsonl"
+        return f"{self.run.folder}/steps/manifests/{self.name}.jsonl"
 
     @property
     def log(self) -> str:
-        return f"{self.run.folder}/work/logs/{self.name}.log"
+        return f"{self.run.folder}/steps/logs/{self.name}.log"
 
     @property
     def is_film(self) -> bool:

@@ -77,9 +77,9 @@ class Clip:
     prompts: tuple[str, ...]
     values: Values
 
-    def work(self, name: str) -> str:
-        """Path of an artifact of this clip."""
-        return f"{self.run.folder}/work/{self.id}/{name}"
+    def step(self, name: str) -> str:
+        """Path of an artifact of this clip that lies between the stages."""
+        return f"{self.run.folder}/steps/{self.id}/{name}"
 
     def result(self, template: str, **fields: Any) -> str:
         """Path of a result, named by a template."""

@@ -27,7 +27,7 @@ def changed(config, workers=1, **change):
 
 def test_v2v_is_six_stages(jobs):
     made = {name: (job.outputs, job.inputs) for name, job in jobs().items()}
-    work = "results/demo/work"
+    work = "results/demo/steps"
     assert made == {
         "demo.extract_frames.000": ([f"{work}/a/frames.json", f"{work}/b/frames.json"], []),
         "demo.caption_vlm.000": ([f"{work}/a/caption.json", f"{work}/b/caption.json"], []),
@@ -79,7 +79,7 @@ def test_the_first_description_can_serve_all_links(config, jobs):
     config["runs"]["demo"] |= {"recipe": "chain", "options": {"links": 3, "prompt_mode": "first"}}
     made = jobs()
     assert [name for name in made if "caption" in name] == ["demo.caption_vlm.link01.000"]
-    assert "results/demo/work/a/link01/caption.json" in made["demo.encode.link03.000"].inputs
+    assert "results/demo/steps/a/link01/caption.json" in made["demo.encode.link03.000"].inputs
 
 
 @pytest.mark.parametrize(("clip", "prompts"), [({"prompt": "p"}, ["p"]), ({"prompts": ["p", "q"]}, ["p", "q"])])
@@ -190,7 +190,7 @@ def test_a_manifest_holds_all_that_the_shell_does_not(config):
     planned.write()
     commands = [job.command(1) for job in [*planned.jobs, *planned.films.values()]]
     assert not any("pwned" in command or "rm -rf" in command for command in commands)
-    manifest = json.loads(Path("results/demo/work/manifests/demo.caption_vlm.000.jsonl").read_text())
+    manifest = json.loads(Path("results/demo/steps/manifests/demo.caption_vlm.000.jsonl").read_text())
     assert manifest["video"] == "$(touch pwned) 'a'\n.mp4"
     assert manifest["prompt"] == 'say "{it}"; rm -rf ~'
 

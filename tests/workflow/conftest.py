@@ -54,12 +54,12 @@ class Project:
 
     def log(self, run: str, job: str) -> list[dict]:
         """The lines of a job's log that are JSON."""
-        lines = self.path(f"results/{run}/work/logs/{run}.{job}.log").read_text().splitlines()
+        lines = self.path(f"results/{run}/steps/logs/{run}.{job}.log").read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def shards(self, run: str) -> dict[str, dict]:
         """The closing line of every job of a run that loads models or takes frames, by job."""
-        logs = self.path(f"results/{run}/work/logs").glob("*.log")
+        logs = self.path(f"results/{run}/steps/logs").glob("*.log")
         names = sorted(path.name.removeprefix(f"{run}.").removesuffix(".log") for path in logs)
         return {name: next(line for line in self.log(run, name) if line["event"] == "shard") for name in names}
 

@@ -66,10 +66,12 @@ def test_a_real_clip_is_continued(project):
 
 def test_each_link_starts_from_the_last_frame_of_the_one_before(project):
     for number in (1, 2, 3):
-        encoded = artifacts.read(project.path(f"results/chain/work/made/link{number:02d}/encoded.safetensors"), ("encoded",))
+        encoded = artifacts.read(
+            project.path(f"results/chain/steps/made/link{number:02d}/encoded.safetensors"), ("encoded",)
+        )
         record = encoded.provenance[-1]
         start = (
-            "results/chain/work/made/frames.json" if number == 1 else f"results/chain/made/video_{number - 1:02d}_made.json"
+            "results/chain/steps/made/frames.json" if number == 1 else f"results/chain/made/video_{number - 1:02d}_made.json"
         )
         assert record["files"][0] == start
         kind = "frames" if number == 1 else "clip"

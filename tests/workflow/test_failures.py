@@ -59,7 +59,7 @@ def test_the_neighbours_get_their_films(project, first):
 
 def test_the_failure_travels_in_the_place_of_the_work(project, first):
     names = ("frames.json", "encoded.safetensors", "latents.safetensors", "clip.json")
-    failures = [read_failure(project.path(f"results/batch/work/{BAD}/{name}")) for name in names]
+    failures = [read_failure(project.path(f"results/batch/steps/{BAD}/{name}")) for name in names]
     assert {failure.reason.partition(" (")[0] for failure in failures} == {REASON}
     assert {failure.stage for failure in failures} == {"extract_frames"}
 

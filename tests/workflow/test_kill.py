@@ -14,7 +14,7 @@ from tests.commands import stage
 from tests.workflow.conftest import ONE_WORKER, TINY, Project, frame_count
 
 CLIPS = [f"clip{number:02d}" for number in range(12)]
-LATENTS = "results/night/work/{}/latents.safetensors"
+LATENTS = "results/night/steps/{}/latents.safetensors"
 
 
 def kill_session(leader: int) -> None:
@@ -32,7 +32,7 @@ def kill_session(leader: int) -> None:
 
 def finished(project: Project) -> list[str]:
     """Clips whose latents the log of generate calls made."""
-    log = project.path("results/night/work/logs/night.generate.000.log")
+    log = project.path("results/night/steps/logs/night.generate.000.log")
     lines = log.read_text().splitlines() if log.exists() else []
     return re.findall(r'"item": "(clip\d\d)", "status": "made"', "\n".join(lines))
 
@@ -88,7 +88,7 @@ def test_all_films_are_there(killed, rerun):
 def test_the_results_are_those_of_a_run_that_was_not_killed(killed, rerun, tmp_path, models):
     project, done = killed
     for clip in (done[0], CLIPS[len(done)], CLIPS[-1]):
-        encoded = project.path(f"results/night/work/{clip}/encoded.safetensors")
+        encoded = project.path(f"results/night/steps/{clip}/encoded.safetensors")
         options = ("--model", models["one-expert"]["path"], "--dtype", "float32", "--steps", 60, "--seed", TINY["seed"])
         stage("generate", encoded, "--output", tmp_path / f"{clip}.safetensors", *options)
         alone = artifacts.read(tmp_path / f"{clip}.safetensors", ("latents",)).tensors()["latents"]

@@ -86,7 +86,7 @@ OPTIONS = ()
 
 
 def items(clip):
-    frames, encoded, latents, pixels = map(clip.work, ("frames.json", "e.safetensors", "l.safetensors", "clip.json"))
+    frames, encoded, latents, pixels = map(clip.step, ("frames.json", "e.safetensors", "l.safetensors", "clip.json"))
     return {
         "extract_frames": [clip.item("extract_frames", frames, video=clip.video)],
         "encode": [clip.item("encode", encoded, image=frames)],

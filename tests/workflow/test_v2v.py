@@ -61,7 +61,7 @@ def test_a_run_says_what_it_made(report):
 def test_a_hostile_name_and_prompt_make_a_film(hostile, name, clip):
     film = hostile.path(f"results/demo/{clip}.mp4")
     assert frame_count(film) == TINY["frame_num"]
-    caption = hostile.read(f"demo/work/{clip}/caption.json")["fields"]
+    caption = hostile.read(f"demo/steps/{clip}/caption.json")["fields"]
     assert (caption["prompt"], caption["raw"]) == (prompt_of(name), "")
     provenance = {record["stage"]: record for record in hostile.read(f"demo/{clip}.json")["provenance"]}
     assert list(provenance) == STAGES
@@ -76,7 +76,7 @@ def test_nothing_in_a_name_or_prompt_is_run(hostile):
 def test_a_real_video_is_captioned_and_continued(hostile, report):
     zoo.real_clip("car-turn.mp4")
     assert frame_count(hostile.path("results/demo/car-turn.mp4")) == TINY["frame_num"]
-    caption = hostile.read("demo/work/car-turn/caption.json")["fields"]
+    caption = hostile.read("demo/steps/car-turn/caption.json")["fields"]
     assert caption["frames"] == [4, 14, 24, 34, 44, 53, 63, 73]  # of 80: middles of 8 segments, by InternVL's formula
     assert caption["prompt"] == caption["raw"].strip()
     assert "car-turn.mp4 has no prompt" in report

@@ -34,7 +34,7 @@ def items(clip: Clip) -> dict[str, list[Item]]:
     recipe, seed, links = clip.values["recipe"], clip.values["wan"]["seed"], range(clip.values["recipe"]["links"])
     prompts = prompts_of(clip, len(links))
     check_seam(clip, recipe["source_first"] or len(links) > 1)
-    frames = clip.work("frames.json")
+    frames = clip.step("frames.json")
     jobs = {"extract_frames": [first_frame(clip, frames)]}
     pixels: list[str] = []
     caption = ""
@@ -42,9 +42,9 @@ def items(clip: Clip) -> dict[str, list[Item]]:
         label = f"link{link + 1:02d}"
         video, image = (pixels[-1], pixels[-1]) if pixels else (clip.video, frames)
         if not caption or len(clip.prompts) > 1 or (recipe["prompt_mode"] == "each" and not clip.prompts):
-            caption = clip.work(f"{label}/caption.json")
+            caption = clip.step(f"{label}/caption.json")
             jobs[f"caption_vlm.{label}"] = [caption_item(clip, video, caption, prompts[link], label)]
-        encoded, latents = clip.work(f"{label}/encoded.safetensors"), clip.work(f"{label}/latents.safetensors")
+        encoded, latents = clip.step(f"{label}/encoded.safetensors"), clip.step(f"{label}/latents.safetensors")
         name = clip.result(f"{clip.id}/{recipe['link_name']}", link=link + 1, seed=seed + link)
         pixels.append(name.removesuffix(".mp4") + ".json")
         jobs[f"encode.{label}"] = [clip.item("encode", encoded, label=label, image=image, caption=caption)]

@@ -26,8 +26,8 @@ def items(clip: Clip) -> dict[str, list[Item]]:
         raise UsageError(f"clip {clip.id} of run {clip.run.name} has {len(clip.prompts)} prompts", "v2v takes one")
     check_seam(clip, source_first)
     lossless = wan["lossless"] or source_first
-    frames, caption, pixels = clip.work("frames.json"), clip.work("caption.json"), clip.work("clip.json")
-    encoded, latents = clip.work("encoded.safetensors"), clip.work("latents.safetensors")
+    frames, caption, pixels = clip.step("frames.json"), clip.step("caption.json"), clip.step("clip.json")
+    encoded, latents = clip.step("encoded.safetensors"), clip.step("latents.safetensors")
     front = {"source": clip.video} if source_first else {}
     return {
         "extract_frames": [first_frame(clip, frames)],
