@@ -143,10 +143,9 @@ def settle(run: Run, own: Mapping[str, Any]) -> Values:
     values = {}
     for name in (*recipe.FAMILIES, "media", "recipe"):
         model = run.models.get(name)
-        models = [model] if model else [] if name in run.models else generating  # media and recipe follow what generates
         given: dict[str, Any] = {"seed": run.seed, **recipe.DEFAULTS}
-        for one in models:
-            given |= one.all_options
+        for deciding in [model] if name in run.models else generating:  # media and recipe follow the model that generates
+            given |= deciding.all_options if deciding else {}
         given |= {**run.options, **own, **run.overriding}
         variant = model.variant if model else ""
         options = options_of(run, name)

@@ -24,7 +24,7 @@ def encode(path, picture, matrix, range_="tv", tagged=True):
     scale = f"scale=out_color_matrix={matrix}:out_range={range_}:flags=accurate_rnd+full_chroma_int+full_chroma_inp"
     pipe = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", "16", "-i", "-"]
     coding = ["-vf", f"{scale},format=yuv420p", "-c:v", "libx264", "-crf", "10", *tags, path]
-    # the helper's -nostdin only stops ffmpeg from asking questions
+    # -nostdin of that call only stops ffmpeg from asking questions
     zoo.ffmpeg(*pipe, *coding, input=picture.tobytes() * 2)
     return path
 
