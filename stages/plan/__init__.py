@@ -17,11 +17,12 @@ from typing import Any
 import yaml
 
 from stages.plan import schema
+from stages.plan.families import ALL
 from stages.plan.jobs import Job
-from stages.plan.runs import PLAN_VERSION, RunPlan, check_variant, plan_run, resolved_row
+from stages.plan.runs import PLAN_VERSION, RunPlan, plan_run, resolved_row
 from stages.runtime.artifacts import read_failure
 from stages.runtime.errors import UsageError
-from stages.runtime.model import declared_model
+from stages.runtime.model import check_variant, declared_model
 
 __all__ = ["Plan", "UsageError", "find_stages", "load"]
 
@@ -125,7 +126,7 @@ def load(config: Mapping[str, Any], workers: int) -> Plan:
     store = config.get("store", f"{results}/store")
     models = {name: declared_model(name, entry) for name, entry in config["models"].items()}
     for model in models.values():
-        check_variant(model)
+        check_variant(model, ALL[model.family])
     runs = [plan_run(name, config, models, f"{results}/{name}", store, workers) for name in config["runs"]]
     return Plan(runs, config["models"])
 

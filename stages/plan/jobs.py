@@ -28,6 +28,7 @@ class Job:
     run: Run
     items: Sequence[Item]
     model: Model | None
+    weights: Sequence  # state of the model's files: new ones under the same path are another model
 
     @property
     def inputs(self) -> list[str]:
@@ -86,7 +87,7 @@ class Job:
             [item.inputs, item.output, {name: value for name, value in item.options.items() if name in changing}]
             for item in self.items
         ]
-        model = self.model and [asdict(self.model), weights_state(self.model)]
+        model = self.model and [asdict(self.model), self.weights]
         files = {option.name for option in family.of_stage(self.stage.name) if option.is_file}
         named = {value for item in self.items for name, value in item.options.items() if name in files}
         given = files_state([*(path for path in self._files if not self._is_made(path)), *sorted(named)])
@@ -94,7 +95,7 @@ class Job:
 
 
 def weights_state(model: Model) -> list:
-    """State of a model folder's files: new weights under the same path are another model."""
+    """State of the files in a model's folder."""
     return files_state(sorted(map(str, Path(model.path).rglob("*")))) if model.path else []
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from stages.plan import schema
 from stages.plan.clips import read_clips
 from stages.plan.families import ALL
-from stages.plan.jobs import Job
+from stages.plan.jobs import Job, weights_state
 from stages.plan.recipes import RECIPES
 from stages.plan.resolve import Clip, Run, Values, check_template, options_of, resolve_clip
 from stages.plan.shards import assign
@@ -35,15 +35,6 @@ class RunPlan:
     warnings: list[str]
     jobs: list[Job] = field(default_factory=list)
     films: dict[str, Job] = field(default_factory=dict)
-
-
-def check_variant(model: Model) -> None:
-    variants = ALL[model.family].variants
-    if model.variant not in (variants or ("",)):
-        raise UsageError(
-            f"model {model.name} of family {model.family} has the variant {model.variant!r}",
-            f"set variant to one of {', '.join(variants)}" if variants else "leave variant out",
-        )
 
 
 def plan_run(
@@ -113,15 +104,16 @@ def add_jobs(planned: RunPlan, recipe) -> None:
                         "use {clip} in the name templates, and {link} in that of the links",
                     )
                 outputs[item.output] = item.id
+    models = {model.name: (model, weights_state(model)) for model in run.models.values() if model}
     for (rank, lane), items in groups.items():
         stage = STAGES[lane.partition(".")[0]]
-        model = next((m for m in run.models.values() if m and m.name == items[0].model), None)
+        model, weights = models.get(items[0].model, (None, []))
         if stage.name == "concat":
             film = items[0].output
             name = film.removeprefix(f"{run.folder}/").removesuffix(".mp4")
-            planned.films[film] = Job(f"films/{name}", stage, run, items, None)
+            planned.films[film] = Job(f"films/{name}", stage, run, items, None, [])
         else:
-            planned.jobs.append(Job(f"{run.name}.{lane}.{rank:03d}", stage, run, items, model))
+            planned.jobs.append(Job(f"{run.name}.{lane}.{rank:03d}", stage, run, items, model, weights))
 
 
 def check_captioner(run: Run, clip: Clip, lane: str, items: Sequence[Item]) -> None:

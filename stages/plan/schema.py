@@ -15,7 +15,7 @@ from stages.plan.recipes import RECIPES
 from stages.plan.resolve import PROMPT
 from stages.runtime.errors import UsageError
 from stages.runtime.model import HUB_ID
-from stages.runtime.options import Option
+from stages.runtime.options import DTYPES, Option
 
 TEXT = {"type": "string", "minLength": 1}
 
@@ -64,7 +64,7 @@ def config_schema() -> dict[str, Any]:
             "path": {**TEXT, "description": "Folder of the weights, in diffusers' or transformers' layout."},
             "hub": {"type": "string", "pattern": HUB_ID, "description": "Id on the model hub, instead of path."},
             "revision": {**TEXT, "description": "Commit, tag or branch on the hub. Default: main."},
-            "dtype": {"enum": ["bfloat16", "float16", "float32"], "description": "Precision. Default: bfloat16."},
+            "dtype": {"enum": list(DTYPES), "description": "Precision. Default: bfloat16."},
             "sizes": {
                 "type": "array",
                 "items": TEXT,
@@ -141,12 +141,9 @@ def _option_schema(option: Option) -> dict[str, Any]:
     """Text is allowed for numbers and truth values too, because CSV cells and command lines are text."""
     schema = option.schema()
     if schema.get("type") in ("integer", "number", "boolean"):
-        return {"anyOf": [{k: v for k, v in schema.items() if k != "description"}, {"type": "string"}], **_described(schema)}
+        description = schema.pop("description")
+        return {"anyOf": [schema, {"type": "string"}], "description": description}
     return schema
-
-
-def _described(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"description": schema["description"]}
 
 
 @cache

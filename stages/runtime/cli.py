@@ -42,7 +42,8 @@ def stage_command(stage: Stage, families: Mapping[str, Family]) -> click.Command
 
     @clean_errors
     def main(manifest: Path | None, output: str | None, config: Path | None = None, **values: Any) -> None:
-        from stages.runtime.shard import Running, run_items
+        from stages.runtime.loop import Running
+        from stages.runtime.shard import run_items
 
         running = Running(**{field.name: values.pop(field.name) for field in fields(Running) if field.name in values})
         if manifest:

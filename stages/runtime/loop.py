@@ -48,6 +48,21 @@ class Plant:
     memory_saving: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Running:
+    """Where and how a shard runs; nothing of it changes a result.
+
+    `mark_failed` writes a failure in the place of an item that cannot be made; without it such an item leaves nothing.
+    `store` is a folder; None stands for one that lasts as long as the run.
+    """
+
+    store: Path | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    mark_failed: bool = False
+    debug: bool = False
+
+
 @dataclass
 class Report:
     """What became of a shard."""
@@ -84,14 +99,10 @@ class PassedOn(Exception):
 
 
 class Loop:
-    """Runs the items of one stage and one model.
+    """Runs the items of one stage and one model."""
 
-    `mark_failed` writes a failure in the place of an item that cannot be made; without it such an item leaves nothing.
-    """
-
-    def __init__(self, plant: Plant, *, store: Store, device: str, threads: int | None, mark_failed: bool, debug: bool):
-        self.plant, self.store, self.device, self.threads = plant, store, device, threads
-        self.mark_failed, self.debug = mark_failed, debug
+    def __init__(self, plant: Plant, store: Store, running: Running):
+        self.plant, self.store, self.running = plant, store, running
         self.report = Report()
         self._loaded: tuple | None = None
 
@@ -171,25 +182,26 @@ class Loop:
         """Settle where torch runs, before it is imported."""
         if not any(order.weights for order in orders):
             return "cpu"
+        device, threads = self.running.device, self.running.threads
         os.environ["HF_HUB_OFFLINE"] = "1"
-        if self.threads:
-            os.environ["OMP_NUM_THREADS"] = str(self.threads)
-        leased = lease() if self.device == "auto" else []
-        if self.device == "cpu":
+        if threads:
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+        leased = lease() if device == "auto" else []
+        if device == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         import torch
 
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        if self.device == "auto":
+        if threads:
+            torch.set_num_threads(threads)
+        if device == "auto":
             if torch.cuda.is_available() and not leased:
                 raise JobError(
                     "torch sees a GPU that cannot be leased", "put nvidia-smi on the path, or name it: --device cuda:0"
                 )
             return "cuda" if torch.cuda.is_available() else "cpu"
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise JobError(f"device {self.device} is asked for and torch sees no GPU", "use --device cpu or auto")
-        return self.device
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise JobError(f"device {device} is asked for and torch sees no GPU", "use --device cpu or auto")
+        return device
 
     def _loading(self, order: Order) -> tuple:
         """What the loaded model depends on, beside its phase."""
@@ -252,7 +264,7 @@ class Loop:
             if reason := job_fault(error):
                 raise JobError(reason, "mend that and run again: what is finished is kept") from error
             if not (ran_out_of_memory(error) and self.plant.memory_saving and not order.memory_saving):
-                if self.debug:
+                if self.running.debug:
                     raise
                 return self._fail(order, self._unexpected(order, error))
         # Only here, where the error is gone and its traceback no longer holds on to the memory that ran out.
@@ -282,7 +294,7 @@ class Loop:
         order.status = "failed"
         self.report.failures.append(failure)
         self._log_item(order, failed_in=failure.stage, reason=failure.reason, remedy=failure.remedy)
-        if self.mark_failed:
+        if self.running.mark_failed:
             artifacts.write_failure(Path(order.item.output), failure)
 
     def _log_item(self, order: Order, **facts: Any) -> None:

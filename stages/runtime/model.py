@@ -142,12 +142,18 @@ def declared_models(config: Path) -> Mapping[str, Any]:
 def with_variant(model: Model, families: Mapping[str, Family]) -> Model:
     """The model with its variant told from its folder, where the declaration leaves it out. Raises UsageError."""
     family = families.get(model.family)
-    if family is None or model.variant in (family.variants or ("",)):
+    if family is None:
         return model
-    found = family.detect(model.folder())
-    if not found or model.variant:
+    if family.variants and not model.variant:
+        model = replace(model, variant=family.detect(model.folder()) or "")
+    check_variant(model, family)
+    return model
+
+
+def check_variant(model: Model, family: Family) -> None:
+    """Raise UsageError for a variant that the family does not have."""
+    if model.variant not in (family.variants or ("",)):
         raise UsageError(
             f"model {model.name} of family {family.name} has the variant {model.variant!r}",
-            f"set variant to one of {', '.join(family.variants) or 'none'}",
+            f"set variant to one of {', '.join(family.variants)}" if family.variants else "leave variant out",
         )
-    return replace(model, variant=found)

@@ -14,6 +14,7 @@ from typing import Any
 from stages.runtime.errors import UsageError
 
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+DTYPES = ("bfloat16", "float16", "float32")  # the precisions that models can be run in
 JSON_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
 

@@ -13,22 +13,11 @@ from stages.runtime import artifacts
 from stages.runtime.artifacts import Failure
 from stages.runtime.errors import ItemError, JobError, UsageError
 from stages.runtime.items import Item
-from stages.runtime.loop import Loop, Plant
+from stages.runtime.loop import Loop, Plant, Running
 from stages.runtime.model import Model, find_model
 from stages.runtime.options import Family, resolve
 from stages.runtime.stages import Stage
 from stages.runtime.store import Store
-
-
-@dataclass(frozen=True)
-class Running:
-    """Where and how a shard runs; nothing of it changes a result."""
-
-    store: Path | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    mark_failed: bool = False
-    debug: bool = False
 
 
 @dataclass
@@ -51,18 +40,7 @@ def run_items(
     found = list(failures.values())
     for batch in batches:
         with store_of(batch, running.store) as store:
-            found += (
-                Loop(
-                    plant_of(stage, batch),
-                    store=store,
-                    device=running.device,
-                    threads=running.threads,
-                    mark_failed=running.mark_failed,
-                    debug=running.debug,
-                )
-                .run(batch.items)
-                .failures
-            )
+            found += Loop(plant_of(stage, batch), store, running).run(batch.items).failures
     if found and not running.mark_failed:
         if len(items) == 1:
             raise ItemError(found[0].reason, found[0].remedy)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stages.runtime.artifacts import write_index
 from stages.runtime.errors import ItemError
-from stages.runtime.loop import Loop, Plant
+from stages.runtime.loop import Loop, Plant, Running
 from stages.runtime.options import Option
 from stages.runtime.stages import Input, Stage
 from stages.runtime.store import Store
@@ -43,4 +43,4 @@ class Toy(MediaWorker):
 def loop(store: Path, *, mark_failed=True, **plant):
     """A loop over toys that need no model."""
     plant = Plant(STAGE, "tests.runtime.toys:Toy", OPTIONS, **plant)
-    return Loop(plant, store=Store(store), device="cpu", threads=None, mark_failed=mark_failed, debug=False)
+    return Loop(plant, Store(store), Running(mark_failed=mark_failed))

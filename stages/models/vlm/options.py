@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.runtime.options import Family, Option
+from stages.runtime.options import DTYPES, Family, Option
 
 MODEL_TYPES = ("internvl", "internvl_chat")  # the second is the remote-code layout: recognised, to be refused by name
 
@@ -49,7 +49,7 @@ FAMILY = Family(
             "bfloat16",
             "Precision of the model",
             ("caption_vlm",),
-            choices=("bfloat16", "float16", "float32"),
+            choices=DTYPES,
             reloads=True,
         ),
     ),

@@ -13,7 +13,7 @@ from typing import Any
 
 from stages.media.options import WRITE_OPTIONS
 from stages.runtime.errors import UsageError
-from stages.runtime.options import Family, Option
+from stages.runtime.options import DTYPES, Family, Option
 
 SIZES = {
     "14b": ("1280*720", "720*1280", "832*480", "480*832"),
@@ -152,7 +152,7 @@ FAMILY = Family(
             "bfloat16",
             "Precision of the transformer and the text encoder; the VAE always runs in float32",
             ("encode", "generate"),
-            choices=("bfloat16", "float16", "float32"),
+            choices=DTYPES,
             reloads=True,
         ),
         Option(
