@@ -1,4 +1,4 @@
-"""Frames of a video as upright RGB arrays, one at a time."""
+"""Frames of a video, one at a time, and pictures, as upright RGB arrays."""
 
 import os
 from collections.abc import Iterator
@@ -9,8 +9,9 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from stages.media.probe import Source, frame_times, open_video, probe, stores_times
+from stages.media.probe import MAX_PIXELS, Source, frame_times, open_video, probe, stores_times
 from stages.runtime.errors import ItemError
 
 # swscale's fast path rounds down and takes chroma from the nearest sample: frames come out 1 to 2 levels darker.
@@ -140,3 +141,16 @@ def _converter(source: Source, accurate: bool):
 def _usual_matrix(source: Source) -> str:
     """What players assume of an untagged picture: BT.709 from high definition on, else BT.601."""
     return "bt709" if source.height >= 720 or source.width >= 1280 else "bt601"
+
+
+def read_picture(path) -> np.ndarray:
+    """The picture at `path`, upright, as uint8 [H, W, 3]. Raises ItemError: missing, not a picture, damaged, absurd size."""
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ItemError(f"{path} claims {picture.width}x{picture.height} pixels", "scale it down")
+            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except FileNotFoundError as error:
+        raise ItemError(f"no picture at {path}", "check the path") from error
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise ItemError(f"{path} is not a picture that can be read ({error})", "give a PNG or JPEG file") from error

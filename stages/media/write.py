@@ -11,9 +11,9 @@ from pathlib import Path
 import ffmpeg
 import imageio_ffmpeg
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from stages.media.probe import MAX_PIXELS, SAFE_INPUT, local_url
+from stages.media.probe import SAFE_INPUT, local_url
 from stages.runtime.errors import ItemError, JobError, UsageError
 
 # Converted to BT.709 and tagged as such: a player that guesses by size would guess wrong for half of all sizes. Chroma
@@ -146,16 +146,3 @@ def write_png(path, rgb: np.ndarray) -> None:
         Image.fromarray(rgb).save(path, format="PNG", compress_level=4)
     except OSError as error:
         raise JobError(f"{path} could not be written ({error.strerror or error})", "check the folder and disk") from error
-
-
-def read_png(path) -> np.ndarray:
-    """The picture at `path` as uint8 [H, W, 3]. Raises ItemError: missing, not a PNG, damaged, of absurd size."""
-    try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ItemError(f"{path} claims {picture.width}x{picture.height} pixels", "scale it down")
-            return np.array(picture.convert("RGB"))
-    except FileNotFoundError as error:
-        raise ItemError(f"no picture at {path}", "check the path") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ItemError(f"{path} is not a readable PNG ({error})", "write it again") from error

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.media.write import read_png
+from stages.media.read import read_picture
 from stages.runtime import artifacts
 from tests import zoo
 from tests.commands import stage
@@ -17,7 +17,7 @@ def extract(video, folder, *arguments, fails=0):
 
 
 def pictures(artifact):
-    return [read_png(artifact.member(frame["suffix"])) for frame in artifact.fields["frames"]]
+    return [read_picture(artifact.member(frame["suffix"])) for frame in artifact.fields["frames"]]
 
 
 @pytest.mark.parametrize(

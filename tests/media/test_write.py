@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from stages.media.probe import frame_times, probe
-from stages.media.read import frames
-from stages.media.write import VideoWriter, read_png, write_png
+from stages.media.read import frames, read_picture
+from stages.media.write import VideoWriter, write_png
 from stages.runtime.errors import ItemError, JobError, UsageError
 from tests import zoo
 
@@ -115,17 +115,17 @@ def test_png_round_trip(tmp_path):
     rgb = noise()[0]
     for name in ("a.png", "b.png"):
         write_png(tmp_path / name, rgb)
-    assert np.array_equal(read_png(tmp_path / "a.png"), rgb)
+    assert np.array_equal(read_picture(tmp_path / "a.png"), rgb)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_what_is_no_png_is_said_in_one_sentence(tmp_path):
+def test_what_is_no_picture_is_said_in_one_sentence(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     write_png(tmp_path / "cut.png", noise(1, 200, 200)[0])
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:500])
     for name in ("absent.png", "text.png", "cut.png"):
         with pytest.raises(ItemError, match=name):
-            read_png(tmp_path / name)
+            read_picture(tmp_path / name)
     with pytest.raises(ItemError, match="float64"):
         write_png(tmp_path / "a.png", noise()[0] / 255)
     with pytest.raises(JobError, match="nowhere"):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from stages.media.read import read_picture
 from stages.models.shared.loading import DTYPES, loading
 from stages.models.wan.common import check_repository, model_fields
 from stages.models.wan.options import MULTIPLE
@@ -60,7 +61,7 @@ class Encode:
     def run(self, work: Work, phase: str) -> None:
         prompt, raw = prompt_of(work)
         negative, length = work.options["negative_prompt"], work.options["max_sequence_length"]
-        frame = open_picture(picture_of(work.inputs["image"]))
+        frame = Image.fromarray(read_picture(picture_of(work.inputs["image"])))
         self._warn_of_cut(work, prompt, length)
         if (negative, length) not in self.negatives:
             self.negatives[negative, length] = self._embed(negative, length)
@@ -145,13 +146,5 @@ def size_of(source: Artifact | Path) -> tuple[int, int]:
     """Width and height of the first frame."""
     if isinstance(source, Artifact):
         return source.fields["width"], source.fields["height"]
-    return open_picture(source).size
-
-
-def open_picture(path: Path) -> Image.Image:
-    """A picture, upright, in RGB. Raises ItemError for what is not one."""
-    try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, OSError) as error:
-        raise ItemError(f"{path} is not a picture that can be read ({error})", "give a PNG or JPEG file") from None
+    height, width, _ = read_picture(source).shape
+    return width, height
