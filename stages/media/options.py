@@ -17,6 +17,9 @@ FIT = Option(
 WRITE_OPTIONS = (
     Option("crf", int, 16, "Quality of the H.264 video, lower is better", ("decode", "concat"), minimum=0, maximum=51),
     Option("lossless", bool, False, "Also write the clip lossless (FFV1), for concat to encode again", ("decode",)),
+    Option("save_gif", bool, False, "Also write the clip as a GIF", ("decode",)),
+    Option("save_frames", bool, False, "Also write every frame as a PNG", ("decode",)),
+    Option("visualize", bool, False, "Also write a contact sheet: some frames side by side under the prompt", ("decode",)),
 )
 
 FAMILY = Family(

@@ -146,3 +146,12 @@ def write_png(path, rgb: np.ndarray) -> None:
         Image.fromarray(rgb).save(path, format="PNG", compress_level=4)
     except OSError as error:
         raise JobError(f"{path} could not be written ({error.strerror or error})", "check the folder and disk") from error
+
+
+def write_gif(path, frames: list[np.ndarray], fps: Fraction) -> None:
+    """Write an endless GIF of frames, RGB, uint8 [H, W, 3]; its clock has hundredths of a second."""
+    pictures = [Image.fromarray(rgb) for rgb in frames]
+    try:
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
+    except OSError as error:
+        raise JobError(f"{path} could not be written ({error.strerror or error})", "check the folder and disk") from error

@@ -33,11 +33,14 @@ def read_clips(source: Any, where: str) -> tuple[list[dict[str, Any]], list[str]
         rows = list(_file_rows(Path(source)))
     seen: dict[str, str] = {}
     for place, row in rows:
-        if "id" not in row and not isinstance(row.get("video"), str):
-            raise UsageError(f"{place} has neither a video nor an id", f"it has {', '.join(map(str, row)) or 'nothing'}")
+        named_by = next((row[key] for key in ("id", "video", "prompt") if isinstance(row.get(key), str)), None)
+        if "id" not in row and named_by is None:
+            raise UsageError(
+                f"{place} has neither a video nor a prompt nor an id", f"it has {', '.join(map(str, row)) or 'nothing'}"
+            )
         if any("\udc80" <= letter <= "\udcff" for letter in str(row.get("video"))):  # bytes that are no letters
             raise UsageError(f"the name of the video of {place} is not UTF-8", "rename the file")
-        row.setdefault("id", slug(Path(row["video"]).stem))
+        row.setdefault("id", slug(Path(named_by).stem if "video" in row else named_by[:48]))
         identity = str(row["id"])
         if not ID.fullmatch(identity) or identity in RESERVED_IDS:
             raise UsageError(
@@ -80,7 +83,7 @@ def _folder_rows(source: Mapping[str, Any], warnings: list[str]) -> Iterator[tup
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A JSONL file (an object per line) or a CSV file (a header, empty cells are left out)."""
+    """A JSONL file (an object per line), a CSV file (a header, empty cells left out), a text file (a prompt per line)."""
     if not path.is_file():
         raise UsageError(f"the file of clips {path} does not exist", "mend the path")
     if path.suffix == ".csv":
@@ -99,8 +102,12 @@ def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not isinstance(row, dict):
                 raise UsageError(f"line {number} of {path} is not an object", 'write {"video": ...}')
             yield f"line {number} of {path}", row
+    elif path.suffix == ".txt":
+        for number, line in enumerate(utf8_text(path).splitlines(), 1):
+            if prompt := line.strip():
+                yield f"line {number} of {path}", {"id": f"{number:03d}-{slug(prompt[:48])}", "prompt": prompt}
     else:
-        raise UsageError(f"the file of clips {path} ends with {path.suffix!r}", "it must be .jsonl or .csv")
+        raise UsageError(f"the file of clips {path} ends with {path.suffix!r}", "it must be .jsonl, .csv or .txt")
 
 
 def utf8_text(path: Path) -> str:

@@ -139,9 +139,14 @@ def options_of(run: Run, name: str) -> tuple[Option, ...]:
 def settle(run: Run, own: Mapping[str, Any]) -> Values:
     """The option values of a clip with options of its `own`. Raises UsageError for a value that an option does not take."""
     recipe = RECIPES[run.recipe]
+    known = {option.name for name in (*run.models, "media", "recipe") for option in options_of(run, name)} | {PROMPT.name}
+    if strange := [name for name in {**run.options, **own} if name not in known]:
+        raise UsageError(
+            f"run {run.name} sets {strange[0]}", f"recipe {run.recipe} and its models have no such option: leave it out"
+        )
     generating = [model for family, model in run.models.items() if model and "generate" in ALL[family].workers]
     values = {}
-    for name in (*recipe.FAMILIES, "media", "recipe"):
+    for name in (*run.models, "media", "recipe"):
         model = run.models.get(name)
         given: dict[str, Any] = {"seed": run.seed, **recipe.DEFAULTS}
         for deciding in [model] if name in run.models else generating:  # media and recipe follow the model that generates
@@ -166,7 +171,7 @@ def resolve_clip(run: Run, row: Mapping[str, Any], index: int, rank: int, settle
             settled[key] = settle(run, own)
     except UsageError as error:
         raise UsageError(f"clip {row['id']} of run {run.name}: {error.reason}", error.remedy) from None
-    return Clip(run, row["id"], index, rank, row["video"], prompts, settled[key])
+    return Clip(run, row["id"], index, rank, row.get("video", ""), prompts, settled[key])
 
 
 def prompts_of(run: Run, row: Mapping[str, Any]) -> tuple[str, ...]:

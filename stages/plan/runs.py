@@ -14,7 +14,7 @@ from stages.plan.clips import read_clips
 from stages.plan.families import ALL
 from stages.plan.jobs import Job, weights_state
 from stages.plan.recipes import RECIPES
-from stages.plan.resolve import Clip, Run, Values, check_template, options_of, resolve_clip
+from stages.plan.resolve import Clip, Run, Values, check_template, options_of, prompts_of, resolve_clip
 from stages.plan.shards import assign
 from stages.runtime.errors import UsageError
 from stages.runtime.items import Item
@@ -59,6 +59,8 @@ def plan_run(
     rows, warnings = read_clips(entry["clips"], f"run {name}")
     for row in rows:
         schema.check(row, "clip", f"clip {row['id']} of run {name}")
+        if missing := [need for need in recipe.NEEDS if need not in row and not (need == "prompt" and prompts_of(run, row))]:
+            raise UsageError(f"clip {row['id']} of run {name} has no {missing[0]}", f"recipe {run.recipe} needs one")
     ids = [row["id"] for row in rows]
     settled: dict[bytes, Values] = {}
     lanes = recipe.items(resolve_clip(run, rows[0], 0, 0, settled)) if rows else {}
@@ -72,7 +74,7 @@ def plan_run(
 
 def pick_models(name: str, entry: Mapping[str, Any], models: Mapping[str, Model]) -> dict[str, Model | None]:
     """The run's models by family: `model` generates, `captioner` captions and may be left out."""
-    picked: dict[str, Model | None] = dict.fromkeys(RECIPES[entry["recipe"]].FAMILIES)
+    picked: dict[str, Model | None] = dict.fromkeys(families_of(entry, models))
     for key in ("model", "captioner"):
         if key not in entry:
             continue
@@ -87,6 +89,13 @@ def pick_models(name: str, entry: Mapping[str, Any], models: Mapping[str, Model]
     if missing := [name for name, model in picked.items() if model is None and "caption_vlm" not in ALL[name].workers]:
         raise UsageError(f"run {name} has no model", f"recipe {entry['recipe']} needs one of family {missing[0]}: add model")
     return picked
+
+
+def families_of(entry: Mapping[str, Any], models: Mapping[str, Model]) -> list[str]:
+    """The families of the run's recipe; of alternatives that of the run's model, else the first."""
+    named = models[entry["model"]].family if entry.get("model") in models else ""
+    needs = [(need,) if isinstance(need, str) else need for need in RECIPES[entry["recipe"]].FAMILIES]
+    return [named if named in need else need[0] for need in needs]
 
 
 def add_jobs(planned: RunPlan, recipe) -> None:
@@ -136,7 +145,7 @@ def read_fixed(path: Path) -> dict[str, Any] | None:
 
 def resolved_row(clip: Clip) -> dict[str, Any]:
     """The clip with every option written out; planned again from this row, it gives the same items."""
-    row: dict[str, Any] = {"id": clip.id, "video": clip.video}
+    row: dict[str, Any] = {"id": clip.id, **({"video": clip.video} if clip.video else {})}
     if clip.prompts:
         row["prompts"] = list(clip.prompts)
     values: dict[str, list] = {}

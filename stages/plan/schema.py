@@ -32,8 +32,11 @@ def all_options() -> dict[str, Option]:
 def clip_schema() -> dict[str, Any]:
     """A row of clips: what it is made of, and its own options beside that."""
     own = {
-        "id": {**TEXT, "description": "Name of the clip and of its results. Default: made from the video's name."},
-        "video": {**TEXT, "description": "Path of the video."},
+        "id": {
+            **TEXT,
+            "description": "Name of the clip and of its results. Default: made of the video's name or the prompt.",
+        },
+        "video": {**TEXT, "description": "Path of the video. Not for text2video."},
         "prompt": {**TEXT, "description": "The prompt; without it the video is captioned."},
         "prompts": {
             "type": "array",
@@ -43,7 +46,7 @@ def clip_schema() -> dict[str, Any]:
         },
     }
     options = {name: _option_schema(option) for name, option in all_options().items() if name not in own}
-    return {"type": "object", "additionalProperties": False, "required": ["id", "video"], "properties": {**own, **options}}
+    return {"type": "object", "additionalProperties": False, "required": ["id"], "properties": {**own, **options}}
 
 
 @cache
@@ -95,7 +98,7 @@ def config_schema() -> dict[str, Any]:
             "recipe": {"enum": sorted(RECIPES), "description": "What is made of each clip."},
             "clips": {
                 "anyOf": [{"type": "array", "items": {"type": "object"}, "minItems": 1}, TEXT, folder],
-                "description": "A list of clips, a .jsonl or .csv file of them, or a folder of videos.",
+                "description": "A list of clips, a .jsonl, .csv or .txt file (a prompt per line), or a folder of videos.",
             },
             "model": {**TEXT, "description": "Name of the model that generates, from models."},
             "captioner": {**TEXT, "description": "Name of the model that captions; not needed where all have prompts."},

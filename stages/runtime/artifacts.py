@@ -137,6 +137,9 @@ KINDS = {
                 ".mp4": "the clip, H.264",
                 ".last.png": "the last frame, lossless: what the next link starts from",
                 ".mkv": "the clip, lossless (FFV1), where concat has to encode it again",
+                ".gif": "the clip as a GIF, where asked for",
+                "/NNNNNN.png": "its frames, where asked for",
+                ".sheet.png": "a contact sheet, where asked for",
             },
         ),
         Kind(

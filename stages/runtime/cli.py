@@ -48,7 +48,7 @@ def stage_command(stage: Stage, families: Mapping[str, Family]) -> click.Command
         running = Running(**{field.name: values.pop(field.name) for field in fields(Running) if field.name in values})
         if manifest:
             refuse_beside_manifest({**values, "output": output})
-        items = read_manifest(manifest, stage) if manifest else [_item_by_hand(stage, values, output)]
+        items = read_manifest(manifest, stage) if manifest else _items_by_hand(stage, values, output)
         run_items(stage, families, items, config, running)
 
     first, *others = stage.inputs
@@ -63,17 +63,12 @@ def stage_command(stage: Stage, families: Mapping[str, Family]) -> click.Command
             click.Option(["--config"], type=click.Path(path_type=Path), help="Declares models. Default: ./config.yaml."),
         ]
     params += _family_parameters(stage, families)
+    for param in params:
+        if param.name == stage.asks:
+            param.multiple = True
+            param.help += " Many times: an item each, with {idx} in --output."
     if stage.model:
-        params += [
-            click.Option(
-                ["--device"],
-                default="auto",
-                callback=_check_device,
-                show_default=True,
-                help="auto leases a free GPU, or takes the CPU where there is none; cpu; cuda:1.",
-            ),
-            click.Option(["--threads"], type=click.IntRange(1), help="CPU threads for torch. Default: all cores."),
-        ]
+        params += device_parameters()
     params += [
         click.Option(
             ["--manifest"],
@@ -84,36 +79,51 @@ def stage_command(stage: Stage, families: Mapping[str, Family]) -> click.Command
         click.Option(
             ["--mark-failed"], is_flag=True, help="Leave a failed item's reason in its output's place, exit with 0."
         ),
-        click.Option(["--debug"], is_flag=True, help="Show a traceback instead of one sentence."),
+        DEBUG,
     ]
     help_text = f"{stage.help}\n\n{first.name.upper()}: {first.help}."
     return click.Command(stage.name, params=params, callback=main, help=help_text, no_args_is_help=True)
 
 
 def _family_parameters(stage: Stage, families: Mapping[str, Family]) -> list[click.Parameter]:
-    """One parameter per option name; its help tells each family's default. None means: not given."""
+    """One parameter per option name; its help tells each family's default."""
     by_name: dict[str, list[tuple[Family, Option]]] = {}
     for family in families.values():
         for option in family.of_stage(stage.name):
             by_name.setdefault(option.name, []).append((family, option))
     params = []
     for declared in by_name.values():
-        option = declared[0][1]
-        defaults = "; ".join(
-            f"{family.name}: {option.says()}" if len(families) > 1 else option.says() for family, option in declared
-        )
-        flag = f"{option.flag}/--no-{option.flag[2:]}" if option.type is bool else option.flag
-        kind = click.Choice([str(c) for c in option.choices]) if option.choices else CLICK_TYPES[option.type]
-        params.append(
-            click.Option(
-                [flag],
-                type=kind,
-                multiple=option.many,
-                default=None,
-                help=f"{option.help}{f' [{option.unit}]' if option.unit else ''}. Default: {defaults}.",
-            )
-        )
+        says = [f"{family.name}: {option.says()}" if len(families) > 1 else option.says() for family, option in declared]
+        params.append(parameter(declared[0][1], "; ".join(says)))
     return params
+
+
+def parameter(option: Option, default: str) -> click.Option:
+    """A declared option on a command line; `default` in words. None means: not given."""
+    flag = f"{option.flag}/--no-{option.flag[2:]}" if option.type is bool else option.flag
+    return click.Option(
+        [flag],
+        type=click.Choice([str(c) for c in option.choices]) if option.choices else CLICK_TYPES[option.type],
+        multiple=option.many,
+        default=None,
+        help=f"{option.help}{f' [{option.unit}]' if option.unit else ''}. Default: {default}.",
+    )
+
+
+def device_parameters() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--device"],
+            default="auto",
+            callback=_check_device,
+            show_default=True,
+            help="auto leases a free GPU, or takes the CPU where there is none; cpu; cuda:1.",
+        ),
+        click.Option(["--threads"], type=click.IntRange(1), help="CPU threads for torch. Default: all cores."),
+    ]
+
+
+DEBUG = click.Option(["--debug"], is_flag=True, help="Show a traceback instead of one sentence.")
 
 
 def refuse_beside_manifest(values: Mapping[str, Any]) -> None:
@@ -128,11 +138,30 @@ def _check_device(context: click.Context, parameter: click.Parameter, device: st
     return device
 
 
-def _item_by_hand(stage: Stage, values: dict[str, Any], output: str | None) -> Item:
+def _items_by_hand(stage: Stage, values: dict[str, Any], output: str | None) -> list[Item]:
+    """The item of the command line; one for each, where an option is given many times. Raises UsageError."""
     first = stage.inputs[0]
     given = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v not in (None, ())}
-    if first.name not in given:
+    if first.required and first.name not in given:
         raise UsageError(f"no {first.name} is given", f"{stage.name} {first.name.upper()} --output FILE, or --manifest FILE")
     if not output:
         raise UsageError("no output is given", "add --output FILE")
-    return item_of_row({**given, "output": output}, stage, "the command line")
+    if not stage.asks:
+        return [item_of_row({**given, "output": output}, stage, "the command line")]
+    many = given.pop(stage.asks, None) or _ask(stage, given)
+    if len(many) > 1 and "{idx}" not in output:
+        raise UsageError(f"output {output} is one for {len(many)} {stage.asks}s", "put {idx} into its name")
+    rows = [{**given, stage.asks: one, "output": output.replace("{idx}", str(idx))} for idx, one in enumerate(many)]
+    return [item_of_row(row, stage, "the command line") for row in rows] or [
+        item_of_row({**given, "output": output}, stage, "the command line")
+    ]
+
+
+def _ask(stage: Stage, given: Mapping[str, Any]) -> list[str]:
+    """What a person types at a terminal, line by line up to an empty one; nothing where another input may say it."""
+    if any(spec.name in given for spec in stage.inputs[1:]) or not sys.stdin.isatty():
+        return []
+    answers = []
+    while answer := click.prompt(f"{stage.asks} {len(answers)} (empty: that was all)", default="", show_default=False):
+        answers.append(answer)
+    return answers

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from stages.runtime import artifacts
 from stages.runtime.artifacts import KINDS, Artifact, Failure, canonical
+from stages.runtime.device import take_device
 from stages.runtime.errors import ItemError, JobError, KinemakeError
 from stages.runtime.items import Item
-from stages.runtime.lease import lease
 from stages.runtime.log import log
 from stages.runtime.model import Model, cached_file_digest
 from stages.runtime.options import Option
@@ -182,26 +182,7 @@ class Loop:
         """Settle where torch runs, before it is imported."""
         if not any(order.weights for order in orders):
             return "cpu"
-        device, threads = self.running.device, self.running.threads
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        if threads:
-            os.environ["OMP_NUM_THREADS"] = str(threads)
-        leased = lease() if device == "auto" else []
-        if device == "cpu":
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        import torch
-
-        if threads:
-            torch.set_num_threads(threads)
-        if device == "auto":
-            if torch.cuda.is_available() and not leased:
-                raise JobError(
-                    "torch sees a GPU that cannot be leased", "put nvidia-smi on the path, or name it: --device cuda:0"
-                )
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise JobError(f"device {device} is asked for and torch sees no GPU", "use --device cpu or auto")
-        return device
+        return take_device(self.running.device, self.running.threads)
 
     def _loading(self, order: Order) -> tuple:
         """What the loaded model depends on, beside its phase."""

@@ -129,6 +129,15 @@ def resolve(
 
 
 @dataclass(frozen=True)
+class Training:
+    """A training of a family's models: `task` names its class as "module:Class", imported only when it begins."""
+
+    task: str
+    options: tuple[Option, ...]
+    help: str
+
+
+@dataclass(frozen=True)
 class Family:
     """The torch-free face of one kind of model: its options, and where the code of each of its stages is.
 
@@ -137,6 +146,7 @@ class Family:
     result depends on. `detect` tells the variant of a model folder, or None when the folder is not of this family.
     `check` looks at resolved options together: (variant, values, the model's own sizes); it raises UsageError.
     `memory_saving` names, per stage, the options that an item is tried again with after memory ran out.
+    `trainings` are the commands of `train`, by name.
     """
 
     name: str
@@ -149,6 +159,7 @@ class Family:
     check: Callable[[str, Mapping[str, Any], tuple[str, ...]], None] = lambda variant, values, sizes: None
     needs_model: Callable[[str, Mapping[str, Any]], bool] = lambda stage, values: True
     memory_saving: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    trainings: Mapping[str, Training] = field(default_factory=dict)
 
     def of_stage(self, stage: str) -> tuple[Option, ...]:
         return tuple(option for option in self.options if stage in option.stages)

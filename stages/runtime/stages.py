@@ -25,6 +25,7 @@ class Stage:
     help: str
     extra: str
     model: bool = True
+    asks: str = ""  # the option that a person may give many times, an item each, and is asked for at a terminal
 
 
 STAGES = {
@@ -51,12 +52,18 @@ STAGES = {
             "encode",
             1,
             (
-                Input("image", ("frames", "clip", "file"), "the first frame: frames, a clip (its last frame), a picture"),
+                Input(
+                    "image",
+                    ("frames", "clip", "file"),
+                    "the first frame: frames, a clip (its last frame), a picture; none for text to video",
+                    required=False,
+                ),
                 Input("caption", ("caption",), "the prompt, as caption_vlm wrote it", required=False),
             ),
             "encoded",
-            "Turn a prompt and a first frame into all that the denoiser needs.",
+            "Turn a prompt, and a first frame if there is one, into all that the denoiser needs.",
             "diffusion",
+            asks="prompt",
         ),
         Stage(
             "generate",

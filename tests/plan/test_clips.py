@@ -57,7 +57,7 @@ def test_names_that_differ_in_lost_letters_stay_apart():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"vido": "x", "prompt": "p"}], "clip 1 of run x has neither a video nor an id: it has vido, prompt"),
+        ([{"vido": "x", "steps": 2}], "clip 1 of run x has neither a video nor a prompt nor an id: it has vido, steps"),
         ([{"video": "caf\udce9.mp4"}], "the name of the video of clip 1 of run x is not UTF-8: rename the file"),
         ([{"id": "a/b", "video": "x"}], "the id of clip 1 of run x is 'a/b'"),
         ([{"id": "..", "video": "x"}], "is '..'"),
@@ -76,7 +76,7 @@ def test_bad_and_doubled_ids_are_refused(rows, message):
         ("c.jsonl", '{"video": "a.mp4"}\nnonsense\n', "line 2 of .* is not JSON"),
         ("c.jsonl", "[]\n", "line 1 of .* is not an object"),
         ("c.csv", "id,video\na\n", "row 2 of .* has another number of cells"),
-        ("c.txt", "", "it must be .jsonl or .csv"),
+        ("c.md", "", "it must be .jsonl, .csv or .txt"),
     ],
 )
 def test_a_file_that_cannot_be_read_names_the_line(tmp_path, name, text, message):
@@ -103,3 +103,10 @@ def test_line_ends_and_marks_of_other_systems_are_no_part_of_a_prompt(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
     rows, _ = read_clips({"videos": str(tmp_path), "prompts": str(tmp_path)}, "run x")
     assert rows[0]["prompt"] == "one\ntwo"
+
+
+def test_a_text_file_is_a_prompt_per_line(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red ring\n\n  海边的风筝  \n")
+    rows, _ = read_clips(str(tmp_path / "prompts.txt"), "run x")
+    assert [row["prompt"] for row in rows] == ["a red ring", "海边的风筝"]
+    assert rows[0]["id"] == "001-a-red-ring" and rows[1]["id"].startswith("003-")

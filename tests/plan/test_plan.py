@@ -105,7 +105,7 @@ def test_a_wrong_number_of_prompts_is_refused(config):
         ({"fps": 12}, {"decode"}),
         ({"frame_num": 17}, {"encode"}),
         ({"instruction": "What is it?"}, {"caption_vlm"}),
-        ({"size": "704*1280"}, {"extract_frames"}),
+        ({"size": "704*1280"}, {"extract_frames", "encode"}),
         ({"offload": "block_level"}, set()),
         ({"checkpoint_every": 3}, set()),
     ],
@@ -257,7 +257,29 @@ def test_a_model_needs_the_variant_that_its_family_has(config):
         plan.load(config, 1)
 
 
+def test_an_option_that_the_recipe_does_not_have_is_an_error(config):
+    config["runs"]["demo"]["options"] = {"links": 3}
+    with pytest.raises(UsageError, match="run demo sets links: recipe v2v and its models have no such option"):
+        plan.load(config, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "clips", "message"),
+    [
+        ("small", [{"id": "a", "video": "a.mp4"}], "clip a of run demo has no prompt: recipe text2video needs one"),
+        ("big", [{"prompt": "a kite"}], "model big of run demo needs a first frame"),
+        ("eye", [{"prompt": "a kite"}], "model of run demo is eye, of family vlm"),
+    ],
+)
+def test_text_to_video_takes_prompts_and_a_model_that_needs_no_picture(config, model, clips, message):
+    config["runs"]["demo"] = {"recipe": "text2video", "clips": clips, "model": model}
+    with pytest.raises(UsageError, match=message):
+        plan.load(config, 1)
+
+
 OTHER_VALUES = {
+    "frame_size": 48,
+    "num_frames": 24,
     "size": "704*1280",
     "link_name": "{link}_{clip}.mp4",
     "frame_num": 17,
@@ -287,6 +309,10 @@ def test_every_option_counts_wherever_it_is_given(config, name, place):
     run = config["runs"]["demo"] | {"clips": [{"video": "a.mp4"}], "options": {"seed": 1}}
     run["recipe"] = "chain" if name in ("links", "prompt_mode", "link_name") else "v2v"
     config["models"]["small"]["options"] = {}
+    if name in {option.name for option in ALL["text2video"].options} - {option.name for option in ALL["wan"].options}:
+        config["models"]["small"] = {"family": "text2video", "path": "weights/unet"}
+        run |= {"recipe": "text2video", "clips": [{"prompt": "a kite"}]}
+        del run["captioner"]
 
     def told():
         config["runs"]["demo"] = run

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
     ("keys", "value", "message"),
     [
         (["rnus"], {}, "config has the unknown key 'rnus': did you mean runs?"),
-        (["runs", "demo", "recipe"], "v3v", "config.runs.demo.recipe is 'v3v': it must be one of chain, v2v"),
+        (["runs", "demo", "recipe"], "v3v", "config.runs.demo.recipe is 'v3v': it must be one of chain, text2video, v2v"),
         (
             ["runs", "demo", "options", "stesp"],
             3,
@@ -40,9 +40,9 @@ def test_one_sentence_names_the_key_and_the_remedy(config, keys, value, message)
     assert message in str(caught.value)
 
 
-def test_a_clip_without_a_video_is_told_what_that_is(config):
-    with pytest.raises(UsageError, match="clip a lacks the key video: Path of the video"):
-        schema.check({"id": "a"}, "clip", "clip a")
+def test_a_clip_without_an_id_is_told_what_that_is():
+    with pytest.raises(UsageError, match="clip 1 lacks the key id: Name of the clip"):
+        schema.check({"video": "a.mp4"}, "clip", "clip 1")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)

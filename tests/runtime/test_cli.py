@@ -39,7 +39,7 @@ def test_without_arguments_it_shows_its_help(name):
     ("name", "arguments", "message"),
     [
         ("encode", ["a.png"], "error: no output is given: add --output FILE"),
-        ("encode", ["--output", "x.safetensors"], "error: no image is given"),
+        ("decode", ["--output", "x.json"], "error: no latents is given"),
         ("encode", ["a.png", "--output", "x.json"], "output x.json does not end with .safetensors"),
         ("encode", ["a.png", "--output", "x.safetensors"], "error: no model is given"),
         ("encode", ["a.png", "--output", "x.safetensors", "--model", "nothing"], "model nothing is no folder, no Hub id"),

@@ -81,6 +81,7 @@ RECIPE = '''
 """`toy`: a clip of one colour, as large as the video."""
 
 FAMILIES = ("toy",)
+NEEDS = ("video",)
 DEFAULTS = {"brighter": 10}
 OPTIONS = ()
 

@@ -1,9 +1,12 @@
 """Loading published weights: quietly, offline, and with a clear word when they are not whole."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -36,3 +39,13 @@ def loading(model: Model) -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         remedy = f"fetch it again: hf download {model.hub}" if model.hub else "copy it again, with all its files"
         raise JobError(f"the weights of model {model.name} in {model.folder()} are not whole ({reason})", remedy) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A component's config.json; empty where the component is not there."""
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise JobError(f"{folder / 'config.json'} is not JSON ({error})", "fetch the model again") from None

@@ -79,11 +79,7 @@ class Caption:
 
     def inputs(self, pictures: list[np.ndarray], instruction: str) -> dict[str, torch.Tensor]:
         """input_ids and attention_mask [1, L], and pixel_values [N, 3, S, S] of N pictures."""
-        content = [{"type": "video"}, {"type": "text", "text": instruction}]
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        text = text.replace(self.tokenizer.video_token, self._frames_in_text(len(pictures)), 1)
+        text = question(self.tokenizer, self.vlm.config.image_seq_length, len(pictures), instruction)
         tokens = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").to(self.device)
         pixels = self.images(pictures, crop_to_patches=False, return_tensors="pt")["pixel_values"]
         return {
@@ -91,13 +87,6 @@ class Caption:
             "attention_mask": tokens["attention_mask"],
             "pixel_values": pixels.to(self.device, self.vlm.dtype),
         }
-
-    def _frames_in_text(self, count: int) -> str:
-        """What stands for the video: a line per frame, with a place for each of its visual tokens."""
-        names = self.tokenizer
-        frame = names.context_image_token * self.vlm.config.image_seq_length
-        frame = f"{names.start_image_token}{frame}{names.end_image_token}"
-        return "\n".join(f"Frame{i + 1}: {frame}" for i in range(count))
 
     def _write(self, work: Work, raw: str, prompt: str, frames: list[int], tokens: tuple[int, int]) -> None:
         fields = {
@@ -111,6 +100,14 @@ class Caption:
             "tokens": {"in": tokens[0], "out": tokens[1]},
         }
         write_index(work.output, "caption", fields)
+
+
+def question(tokenizer, tokens_per_frame: int, frames: int, instruction: str) -> str:
+    """The chat in which an instruction is given: a line per frame of the video, with a place for each visual token."""
+    content = [{"type": "video"}, {"type": "text", "text": instruction}]
+    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    frame = f"{tokenizer.start_image_token}{tokenizer.context_image_token * tokens_per_frame}{tokenizer.end_image_token}"
+    return text.replace(tokenizer.video_token, "\n".join(f"Frame{i + 1}: {frame}" for i in range(frames)), 1)
 
 
 def refuse_remote_code(model: Model, folder: Path) -> None:

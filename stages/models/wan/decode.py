@@ -1,19 +1,16 @@
 """Decode for Wan2.2: latents become a clip, its lossless last frame, and its statistics."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
-from fractions import Fraction
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
 
-from stages.media.stats import ClipStatistics
-from stages.media.write import VideoWriter, write_png
+from stages.models.shared.clip import write_clip
 from stages.models.shared.loading import loading
-from stages.models.wan.common import check_origin, check_repository, model_fields
+from stages.models.shared.origin import check_origin, model_fields
+from stages.models.wan.common import check_repository
 from stages.models.wan.vae import decoded, denormalised, pixels
-from stages.runtime.artifacts import member_path, write_index
 from stages.runtime.worker import Setting, Work
 
 
@@ -40,30 +37,8 @@ class Decode:
             self.vae.enable_tiling()
 
     def run(self, work: Work, phase: str) -> None:
-        latents, options = work.inputs["latents"], work.options
-        rate = Fraction(options["fps"]).limit_denominator(1001)
+        latents = work.inputs["latents"]
         z = denormalised(self.vae, latents.tensors()["latents"].to(self.device))
-        size = latents.fields["width"], latents.fields["height"]
-        codecs = {".mp4": "h264", **({".mkv": "lossless"} if options["lossless"] else {})}
-        statistics = ClipStatistics()
-        with ExitStack() as stack:
-            videos = [
-                stack.enter_context(
-                    VideoWriter(member_path(work.output, suffix), *size, rate, codec=codec, crf=options["crf"])
-                )
-                for suffix, codec in codecs.items()
-            ]
-            for frame in decoded(self.vae, z):
-                rgb = pixels(frame)
-                statistics.add(rgb)
-                for video in videos:
-                    video.write(rgb)
-        write_png(member_path(work.output, ".last.png"), rgb)
         passed_on = ("width", "height", "num_frames", "prompt", "raw", "seed")
-        fields = {
-            **{name: latents.fields[name] for name in passed_on},
-            **model_fields(self.model, work),
-            "fps": f"{rate.numerator}/{rate.denominator}",
-            "statistics": statistics.summary(),
-        }
-        write_index(work.output, "clip", fields, [*codecs, ".last.png"])
+        fields = {**{name: latents.fields[name] for name in passed_on}, **model_fields(self.model, work)}
+        write_clip(work, map(pixels, decoded(self.vae, z)), fields)

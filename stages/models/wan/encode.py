@@ -1,4 +1,4 @@
-"""Encode for Wan2.2 image-to-video: a prompt and a first frame become embeddings and condition latents.
+"""Encode for Wan2.2: a prompt and a first frame become embeddings and condition latents. The 5b also goes without a frame.
 
 The text passes UMT5 in the chosen precision, the frame the VAE in float32. Nothing is random: the mode of the VAE's
 posterior is taken, as `WanImageToVideoPipeline` does.
@@ -13,7 +13,10 @@ from PIL import Image
 
 from stages.media.read import read_picture
 from stages.models.shared.loading import DTYPES, loading
-from stages.models.wan.common import check_repository, model_fields
+from stages.models.shared.origin import model_fields
+from stages.models.shared.prompt import prompt_of
+from stages.models.shared.words import warn_of_unknown_words
+from stages.models.wan.common import check_repository
 from stages.models.wan.options import MULTIPLE
 from stages.runtime.artifacts import Artifact, write_tensors
 from stages.runtime.errors import ItemError
@@ -32,8 +35,11 @@ class Encode:
 
     def check(self, work: Work) -> None:
         prompt_of(work)
-        source, multiple = work.inputs["image"], MULTIPLE[self.model.variant]
-        picture, (width, height) = picture_of(source), size_of(source)
+        source, multiple = work.inputs.get("image"), MULTIPLE[self.model.variant]
+        if source is None and self.model.variant != "5b":
+            raise ItemError(f"item {work.item.id} has no first frame", f"the {self.model.variant} needs one: encode IMAGE")
+        picture = picture_of(source) if source else f"size {work.options['size']}"
+        width, height = size_of(source) if source else map(int, work.options["size"].split("*"))
         if width % multiple or height % multiple:
             raise ItemError(
                 f"{picture} is {width}x{height} and the {self.model.variant} needs multiples of {multiple}",
@@ -61,15 +67,21 @@ class Encode:
     def run(self, work: Work, phase: str) -> None:
         prompt, raw = prompt_of(work)
         negative, length = work.options["negative_prompt"], work.options["max_sequence_length"]
-        frame = Image.fromarray(read_picture(picture_of(work.inputs["image"])))
+        warn_of_unknown_words(self.pipe.tokenizer, prompt, work.item.id)
         self._warn_of_cut(work, prompt, length)
         if (negative, length) not in self.negatives:
             self.negatives[negative, length] = self._embed(negative, length)
-        image_latents, mask = self._condition(frame, work.options["frame_num"])
+        if "image" in work.inputs:
+            frame = Image.fromarray(read_picture(picture_of(work.inputs["image"])))
+            width, height = frame.size
+            image_latents, mask = self._condition(frame, work.options["frame_num"])
+        else:
+            width, height = map(int, work.options["size"].split("*"))
+            image_latents, mask = self._nothing_known(width, height, work.options["frame_num"])
         fields = {
             **model_fields(self.model, work),
-            "width": frame.width,
-            "height": frame.height,
+            "width": width,
+            "height": height,
             "num_frames": work.options["frame_num"],
             "prompt": prompt,
             "negative_prompt": negative,
@@ -101,7 +113,7 @@ class Encode:
         vae = self.pipe.vae.config
         width, height = frame.size
         pixels = self.pipe.video_processor.preprocess(frame, height=height, width=width)  # [1, 3, H, W] in -1..1
-        grid = ((num_frames - 1) // 4 + 1, height // vae.scale_factor_spatial, width // vae.scale_factor_spatial)
+        grid = self._grid(width, height, num_frames)
         unused = torch.empty(1, vae.z_dim, *grid)  # in the place of the noise, which is made by generate
         _, *condition = self.pipe.prepare_latents(
             pixels.to(self.device), 1, vae.z_dim, height, width, num_frames, torch.float32, self.device, None, unused
@@ -113,22 +125,22 @@ class Encode:
             mask, image_latents = condition[0].split((4, vae.z_dim), dim=1)
         return image_latents, mask.to(torch.uint8)
 
+    def _nothing_known(self, width: int, height: int, num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A condition of the 5b that says nothing: text to video."""
+        frames, *place = self._grid(width, height, num_frames)
+        return torch.zeros(1, self.pipe.vae.config.z_dim, 1, *place), torch.zeros(1, 1, frames, *place, dtype=torch.uint8)
+
+    def _grid(self, width: int, height: int, num_frames: int) -> tuple[int, int, int]:
+        """Latents in time, down and across."""
+        spatial = self.pipe.vae.config.scale_factor_spatial
+        return (num_frames - 1) // 4 + 1, height // spatial, width // spatial
+
     def _warn_of_cut(self, work: Work, prompt: str, length: int) -> None:
         from diffusers.pipelines.wan.pipeline_wan_i2v import prompt_clean
 
         tokens = len(self.pipe.tokenizer(prompt_clean(prompt)).input_ids)
         if tokens > length:
             log("prompt_cut", item=work.item.id, tokens=tokens, kept=length, cut=tokens - length)
-
-
-def prompt_of(work: Work) -> tuple[str, str]:
-    """The prompt and the raw caption behind it. A prompt that is given wins over a caption's. Raises ItemError."""
-    caption = work.inputs.get("caption")
-    if work.options["prompt"]:
-        return work.options["prompt"], ""
-    if caption is None:
-        raise ItemError(f"item {work.item.id} has no prompt", "add --prompt TEXT, or --caption FILE of caption_vlm")
-    return caption.fields["prompt"], caption.fields["raw"]
 
 
 def picture_of(source: Artifact | Path) -> Path:

@@ -13,8 +13,9 @@ from diffusers import UniPCMultistepScheduler
 from tqdm import tqdm
 
 from stages.models.shared.loading import DTYPES, loading
+from stages.models.shared.origin import check_origin, model_fields
 from stages.models.wan import checkpoint
-from stages.models.wan.common import check_origin, check_repository, model_fields
+from stages.models.wan.common import check_repository
 from stages.models.wan.options import check_experts
 from stages.models.wan.sampler import (
     Condition,

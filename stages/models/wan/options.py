@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.media.options import WRITE_OPTIONS
+from stages.models.shared.training.options import STAGE, shared
 from stages.runtime.errors import UsageError
-from stages.runtime.options import DTYPES, Family, Option
+from stages.runtime.options import DTYPES, Family, Option, Training
 
 SIZES = {
     "14b": ("1280*720", "720*1280", "832*480", "480*832"),
@@ -74,6 +75,38 @@ def check_experts(variant: str, values: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} is {values[name]!r} and the 5B has one expert", f"leave {name} out")
 
 
+VAE_TRAINING = Training(
+    "stages.models.wan.train_vae:VAETask",
+    (
+        *shared(num_frames=9),
+        Option("latent_noise", float, 0.05, "Noise on the latents, that makes the decoder robust", STAGE, minimum=0),
+        Option("kl_weight", float, 1e-4, "Weight of the latents' square, that keeps them small", STAGE, minimum=0),
+        Option("foreground_weight", float, 6.0, "Further weight of what differs from the ground", STAGE, minimum=0),
+        Option("image_steps", int, 1000, "Steps on single frames, before the clips", STAGE, minimum=0),
+        Option("crop_size", int, 32, "Side of the squares that a part of the steps looks at", STAGE, "pixels", minimum=16),
+        Option("crop_share", float, 0.65, "That part of the steps", STAGE, minimum=0, maximum=1),
+    ),
+    "Train a VAE (AutoencoderKLWan) on clips.",
+)
+
+DENOISER_TRAINING = Training(
+    "stages.models.wan.train_denoiser:DenoiserTask",
+    (
+        *shared(num_frames=17),
+        Option("variant", str, "5b", "Which architecture", STAGE, choices=("5b", "14b")),
+        Option("vae", str, "", "Folder that train wan-vae wrote; empty: that of start_from", STAGE),
+        Option("freeze_text_encoder", bool, False, "Leave the text encoder of start_from as it is", STAGE),
+        Option("max_sequence_length", int, 512, "Length of the text", STAGE, "tokens", minimum=1, maximum=512),
+        Option("text_dropout", float, 0.08, "Part of the captions left out, for guidance", STAGE, minimum=0, maximum=1),
+        Option("first_frame_share", float, 0.5, "Part of the clips with their first frame given (5b)", STAGE, maximum=1),
+        Option("training_shift", float, 2.0, "Shift of the sigmas that are drawn (5b)", STAGE, minimum=0.01),
+        Option("boundary_ratio", float, 0.9, "Sigma from which on the high-noise expert is trained (14b)", STAGE),
+        Option("sample_steps", int, 12, "Denoising steps of the sample strips", STAGE, minimum=1),
+        Option("sample_shift", float, 3.0, "Their shift, also written into the scheduler's config", STAGE, minimum=0.01),
+    ),
+    "Train a denoiser (WanTransformer3DModel) and its text encoder on clips with captions.",
+)
+
 FAMILY = Family(
     name="wan",
     version=1,
@@ -83,8 +116,9 @@ FAMILY = Family(
             "size",
             str,
             lambda variant, values: SIZES[variant][0],
-            "Size of the clip, width*height: 14b takes 1280*720, 720*1280, 832*480, 480*832; 5b 1280*704, 704*1280",
-            (),
+            "Size of the clip, width*height: 14b takes 1280*720, 720*1280, 832*480, 480*832; 5b 1280*704, 704*1280. "
+            "encode takes it where there is no first frame",
+            ("encode",),
             check=check_size,
             default_text="14b: 1280*720, 5b: 1280*704",
         ),
@@ -271,4 +305,5 @@ FAMILY = Family(
         "generate": {"offload": "block_level"},
         "decode": {"vae_tiling": True},
     },
+    trainings={"wan-vae": VAE_TRAINING, "wan": DENOISER_TRAINING},
 )

@@ -25,14 +25,18 @@ def decoded(vae: AutoencoderKLWan, z: torch.Tensor) -> Iterator[torch.Tensor]:
     if vae.use_tiling:
         yield from vae.decode(z, return_dict=False)[0][0].unbind(1)
         return
+    for chunk in unclamped(vae, z):
+        yield from chunk.clamp(-1.0, 1.0)[0].unbind(1)  # [3, 1 or 4, H, W]
+
+
+def unclamped(vae: AutoencoderKLWan, z: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The chunks of a decoded batch [B, C, T, h, w], [B, 3, 1 or 4, H, W] around -1..1, with gradients where they are on."""
     try:
         vae.clear_cache()
         z = vae.post_quant_conv(z)
         for i in range(z.shape[2]):
             chunk = vae.decoder(z[:, :, i : i + 1], feat_cache=vae._feat_map, feat_idx=[0], first_chunk=i == 0)
-            if vae.config.patch_size is not None:
-                chunk = unpatchify(chunk, patch_size=vae.config.patch_size)
-            yield from chunk.clamp(-1.0, 1.0)[0].unbind(1)  # [3, 1 or 4, H, W]
+            yield chunk if vae.config.patch_size is None else unpatchify(chunk, patch_size=vae.config.patch_size)
     finally:
         vae.clear_cache()
 

@@ -1,4 +1,8 @@
-"""The recipes, found by their files: each has OPTIONS of its own, DEFAULTS that differ from a family's, and `items`."""
+"""The recipes, found by their files.
+
+Each names the FAMILIES of its models (alternatives in brackets) and what a clip NEEDS; it has OPTIONS of its own, DEFAULTS
+that differ from a family's, and `items`.
+"""
 
 import importlib
 import pkgutil

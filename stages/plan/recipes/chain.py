@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stages.runtime.items import Item
 
 FAMILIES = ("wan", "vlm")
+NEEDS = ("video",)
 DEFAULTS = {"prefix": "continue video"}
 OPTIONS = (
     SOURCE_FIRST,

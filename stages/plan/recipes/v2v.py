@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stages.runtime.items import Item
 
 FAMILIES = ("wan", "vlm")
+NEEDS = ("video",)
 DEFAULTS: dict = {}
 SOURCE_FIRST = Option("source_first", bool, False, "Put the source video in front of what is made of it", ())
 OPTIONS = (SOURCE_FIRST,)

@@ -1,0 +1,255 @@
+"""The training loop: the same for every model.
+
+What a step does is a function of the seed and the step's number: the batch, its augmentation and its noise. So a training
+that is interrupted and taken up again ends in the same weights as one that was not, to the bit on one CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from stages.media.sheet import contact_sheet
+from stages.media.write import write_png
+from stages.models.shared.training import checkpoint
+from stages.models.shared.training.data import Order, collate
+from stages.runtime.errors import JobError, UsageError
+from stages.runtime.log import log
+
+FIXED = ("data", "batch_size", "gradient_accumulation", "seed", "max_samples", "num_frames", "frame_size")
+
+
+class Task(nn.Module):
+    """What is trained: a module whose parameters that ask for gradients are the ones that learn."""
+
+    data: tuple[Dataset, Dataset]  # to train on, to validate with
+
+    def forward(self, batch: Mapping[str, Any], step: int, generator: torch.Generator) -> torch.Tensor:
+        """The loss of a batch, a scalar. All randomness comes from `generator`, which is on the CPU."""
+        raise NotImplementedError
+
+    def sample(self, batch: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
+        """What the model makes of a batch, to be looked at: titles and clips, uint8 [T, H, W, 3]."""
+        raise NotImplementedError
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write the model in the layout that the stages load."""
+        raise NotImplementedError
+
+
+def train(task: Task, options: Mapping[str, Any], output: Path, cpu: bool) -> None:
+    """Train to the end, or from where `output` was left on. Writes there:
+
+    model/ (the averaged weights at the lowest validation loss), last.safetensors (all that is needed to go on), samples/,
+    logs/ (TensorBoard), training.json (options, losses, seconds).
+    """
+    Trainer(task, options, output, cpu).run()
+
+
+class Trainer:
+    """A training under way."""
+
+    def __init__(self, task: Task, options: Mapping[str, Any], output: Path, cpu: bool):
+        self.options, self.output = options, output
+        trackers = ["tensorboard", *(["wandb"] if options["wandb"] else [])]
+        output.mkdir(parents=True, exist_ok=True)
+        self.accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=options["mixed_precision"],
+            gradient_accumulation_steps=options["gradient_accumulation"],
+            log_with=trackers,
+            project_dir=output,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self.task = task.to(self.accelerator.device)
+        self.weights = {name: p for name, p in task.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.AdamW(
+            self.weights.values(), lr=options["learning_rate"], weight_decay=options["weight_decay"], betas=(0.9, 0.98)
+        )
+        self.ema = EMAModel(self.weights.values(), decay=options["ema_decay"])
+        self.model, self.optimizer = self.accelerator.prepare(task, optimizer)
+        self.step, self.seconds, self.best = 0, 0.0, math.inf
+        self.history: list[dict[str, float]] = []
+        self.steps = options["max_steps"] or self._epoch_steps() * options["num_epochs"]
+
+    def run(self) -> None:
+        self._resume()
+        if self.step >= self.steps and self.history:
+            log("trained_before", step=self.step, output=str(self.output))
+            return
+        self.accelerator.init_trackers("logs", config={name: str(value) for name, value in self.options.items()})
+        batches = iter(self._loader())
+        start = time.monotonic() - self.seconds
+        with tqdm(total=self.steps, initial=self.step, desc="train", unit="step", disable=None) as bar:
+            while self.step < self.steps:
+                loss = self._one_step(batches)
+                self.seconds = time.monotonic() - start
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.4f}")
+                self.accelerator.log({"loss": loss, "learning_rate": self._learning_rate()}, step=self.step)
+                last = self.step == self.steps
+                if last or self.step % self.options["validate_every"] == 0:
+                    self._validate(loss)
+                if last or self.step % self.options["save_every"] == 0:
+                    self._save()
+        self.accelerator.end_training()
+
+    # ------------------------------------------------------------------------------------------------------------ step
+
+    def _one_step(self, batches) -> float:
+        """Make one step of the optimizer and return its mean loss. Raises JobError when the loss is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        losses = []
+        self.model.train()
+        for part in range(self.options["gradient_accumulation"]):
+            batch = on_device(next(batches), self.accelerator.device)
+            with self.accelerator.accumulate(self.model):
+                loss = self.model(batch, self.step, self._generator(self.step, part))
+                losses.append(loss.item())
+                if not math.isfinite(losses[-1]):
+                    raise JobError(
+                        f"the loss became {losses[-1]} at step {self.step + 1}, with the clips {', '.join(batch['name'])}",
+                        "look at these clips, lower --learning-rate, or use --mixed-precision no; the state before is kept",
+                    )
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.weights.values(), self.options["max_grad_norm"])
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        self.ema.step(self.weights.values())
+        self.step += 1
+        return sum(losses) / len(losses)
+
+    def _learning_rate(self) -> float:
+        """Linear warm-up, then half a cosine down to zero, or constant."""
+        rate, warmup = self.options["learning_rate"], self.options["warmup_steps"]
+        if self.step < warmup:
+            return rate * (self.step + 1) / warmup
+        if self.options["schedule"] == "constant":
+            return rate
+        return rate * (1 + math.cos(math.pi * (self.step - warmup) / max(1, self.steps - warmup))) / 2
+
+    def _generator(self, *numbers: int) -> torch.Generator:
+        seeds = [self.options["seed"], *numbers, self.accelerator.process_index]
+        return torch.Generator().manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+
+    # ------------------------------------------------------------------------------------------------------------ data
+
+    def _loader(self) -> DataLoader:
+        order = Order(
+            len(self.task.data[0]),
+            self.options["batch_size"],
+            self.options["seed"],
+            self.step * self.options["gradient_accumulation"],
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        return DataLoader(
+            self.task.data[0], batch_sampler=order, collate_fn=collate, num_workers=self.options["num_workers"]
+        )
+
+    def _epoch_steps(self) -> int:
+        clips = self.options["batch_size"] * self.options["gradient_accumulation"] * self.accelerator.num_processes
+        return max(1, len(self.task.data[0]) // clips)
+
+    # -------------------------------------------------------------------------------------------------------- validate
+
+    @torch.no_grad()
+    def _validate(self, loss: float) -> None:
+        """The averaged weights' loss over the validation clips, and samples; the model is kept if it is the best so far."""
+        if not self.accelerator.is_main_process:
+            return
+        self.ema.store(self.weights.values())
+        self.ema.copy_to(self.weights.values())
+        self.task.eval()
+        clips, size = self.task.data[1], self.options["batch_size"]
+        losses, weights, shown = [], [], None
+        for first in range(0, len(clips), size):
+            batch = collate([clips[i] for i in range(first, min(first + size, len(clips)))])
+            batch = on_device(batch, self.accelerator.device)
+            shown = shown or batch
+            with self.accelerator.autocast():
+                losses.append(self.task(batch, self.step, torch.Generator().manual_seed(first)).item())
+            weights.append(len(batch["name"]))
+        validation = float(np.average(losses, weights=weights))
+        self._show(shown)
+        entry = {"step": self.step, "loss": loss, "validation_loss": validation, "seconds": round(self.seconds, 1)}
+        self.history.append(entry)
+        self.accelerator.log({"validation_loss": validation}, step=self.step)
+        log("validation", **entry)
+        if validation <= self.best:
+            self.best = validation
+            self._keep()
+        self.ema.restore(self.weights.values())
+
+    def _show(self, batch: Mapping[str, Any]) -> None:
+        titles, clips = zip(*self.task.sample(batch), strict=True)
+        sheet = contact_sheet(clips, titles)
+        folder = self.output / "samples"
+        folder.mkdir(exist_ok=True)
+        write_png(folder / f"step_{self.step:07d}.png", sheet)
+        for tracker in self.accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"samples": sheet[None]}, step=self.step, **layout)
+
+    def _keep(self) -> None:
+        """Put the model of this step in the place of the one before, whole or not at all."""
+        new, folder, old = (self.output / name for name in ("model.new", "model", "model.old"))
+        shutil.rmtree(new, ignore_errors=True)
+        self.task.save(new, getattr(torch, self.options["save_dtype"]))
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    # ----------------------------------------------------------------------------------------------------------- state
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        facts = {"step": self.step, "seconds": self.seconds, "best": self.best, "history": self.history}
+        fixed = {name: self.options[name] for name in FIXED}
+        facts |= {"fixed": fixed}
+        checkpoint.save(self.output / "last.safetensors", self.weights, self.ema.shadow_params, self._adam(), facts)
+        report = {"options": dict(self.options), "parameters": sum(p.numel() for p in self.weights.values()), **facts}
+        (self.output / "training.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+    def _resume(self) -> None:
+        """Go on from the last state, where there is one. Raises UsageError when it was made with other options."""
+        path = self.output / "last.safetensors"
+        if not path.is_file():
+            return
+        facts = checkpoint.load(path, self.weights, self.ema.shadow_params, self._adam())
+        for name, value in facts["fixed"].items():
+            if self.options[name] != value:
+                raise UsageError(
+                    f"{name} is {self.options[name]!r} and the training in {self.output} was begun with {value!r}",
+                    "keep it, or give another --output",
+                )
+        self.step, self.seconds, self.history = facts["step"], facts["seconds"], facts["history"]
+        self.best = facts["best"]
+        self.ema.optimization_step = self.step
+        log("resumed", step=self.step, of=self.steps)
+
+    def _adam(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+
+def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}

@@ -1,0 +1,31 @@
+"""Decode for `text2video`: the clip's numbers become pixels; no network is needed for that."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stages.models.shared.clip import write_clip
+from stages.models.shared.origin import check_origin, model_fields
+from stages.models.text2video.common import to_uint8
+from stages.runtime.worker import Setting, Work
+
+
+class Decode:
+    """Writes `clip`."""
+
+    def __init__(self, setting: Setting):
+        self.model = setting.model
+
+    def phases(self) -> tuple[str, ...]:
+        return ("",)
+
+    def check(self, work: Work) -> None:
+        check_origin(work.inputs["latents"], self.model)
+
+    def load(self, options: Mapping[str, Any], phase: str) -> None:
+        pass
+
+    def run(self, work: Work, phase: str) -> None:
+        latents = work.inputs["latents"]
+        passed_on = ("width", "height", "num_frames", "prompt", "raw", "seed")
+        fields = {**{name: latents.fields[name] for name in passed_on}, **model_fields(self.model, work)}
+        write_clip(work, to_uint8(latents.tensors()["latents"][0]), fields)

@@ -1,0 +1,72 @@
+"""Encode for `text2video`: a prompt becomes the states of a CLIP text model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, CLIPTextModel
+
+from stages.models.shared.loading import DTYPES, loading
+from stages.models.shared.origin import model_fields
+from stages.models.shared.prompt import prompt_of
+from stages.models.shared.words import warn_of_unknown_words
+from stages.models.text2video.common import embed, unet_config
+from stages.runtime.artifacts import write_tensors
+from stages.runtime.errors import ItemError
+from stages.runtime.log import log
+from stages.runtime.worker import Setting, Work
+
+
+class Encode:
+    """Writes `encoded`: prompt_embeds and negative_prompt_embeds [1, L, D]."""
+
+    def __init__(self, setting: Setting):
+        self.model, self.device = setting.model, torch.device(setting.device)
+
+    def phases(self) -> tuple[str, ...]:
+        return ("",)
+
+    def check(self, work: Work) -> None:
+        prompt_of(work)
+        frames, side = multiples(unet_config(self.model))
+        for name, multiple in (("num_frames", frames), ("frame_size", side)):
+            if (value := work.options[name]) and value % multiple:
+                raise ItemError(f"{name} is {value}", f"model {self.model.name} makes multiples of {multiple}")
+
+    def load(self, options: Mapping[str, Any], phase: str) -> None:
+        """Load tokenizer and text model. Raises JobError."""
+        with loading(self.model):
+            self.tokenizer = AutoTokenizer.from_pretrained(self.model.folder() / "tokenizer")
+            self.encoder = CLIPTextModel.from_pretrained(
+                self.model.folder() / "text_encoder", dtype=DTYPES[options["dtype"]], use_safetensors=True
+            )
+        self.encoder.to(self.device).eval()
+
+    @torch.no_grad()
+    def run(self, work: Work, phase: str) -> None:
+        prompt, raw = prompt_of(work)
+        negative, trained = work.options["negative_prompt"], unet_config(self.model)
+        warn_of_unknown_words(self.tokenizer, prompt, work.item.id)
+        tokens, kept = len(self.tokenizer(prompt).input_ids), self.encoder.config.max_position_embeddings
+        if tokens > kept:
+            log("prompt_cut", item=work.item.id, tokens=tokens, kept=kept, cut=tokens - kept)
+        side = work.options["frame_size"] or trained["sample_size"]
+        fields = {
+            **model_fields(self.model, work),
+            "width": side,
+            "height": side,
+            "num_frames": work.options["num_frames"] or trained["num_frames"],
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "raw": raw,
+        }
+        tensors = {
+            "prompt_embeds": embed(self.tokenizer, self.encoder, [prompt]),
+            "negative_prompt_embeds": embed(self.tokenizer, self.encoder, [negative]),
+        }
+        write_tensors(work.output, "encoded", fields, tensors)
+
+
+def multiples(config: Mapping[str, Any]) -> tuple[int, int]:
+    """What a clip's frames and its sides have to be multiples of: parts of the U-Net's patches and of its halvings."""
+    return config["patch_size"][0], config["patch_size"][1] * 2 ** (len(config["channel_mult"]) - 1)

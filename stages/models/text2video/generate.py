@@ -1,0 +1,69 @@
+"""Generate for `text2video`: noise and text states become a clip, still as numbers in -1..1."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from tqdm import tqdm
+
+from stages.models.shared.loading import DTYPES, loading
+from stages.models.shared.origin import check_origin, model_fields
+from stages.models.text2video.sampler import denoise
+from stages.models.text2video.unet import UNet3D
+from stages.runtime.artifacts import write_tensors
+from stages.runtime.errors import ItemError
+from stages.runtime.worker import Setting, Work
+
+
+class Generate:
+    """Writes `latents` float32 [1, 3, T, H, W]: the model works on pixels, so they are the clip itself."""
+
+    def __init__(self, setting: Setting):
+        self.model, self.device = setting.model, torch.device(setting.device)
+
+    def phases(self) -> tuple[str, ...]:
+        return ("",)
+
+    def check(self, work: Work) -> None:
+        check_origin(work.inputs["encoded"], self.model)
+
+    def load(self, options: Mapping[str, Any], phase: str) -> None:
+        """Load the U-Net and the schedule. Raises JobError."""
+        with loading(self.model):
+            self.unet = UNet3D.from_pretrained(
+                self.model.folder(), subfolder="unet", dtype=DTYPES[options["dtype"]], use_safetensors=True
+            )
+            self.schedule = DDPMScheduler.load_config(self.model.folder(), subfolder="scheduler")
+        self.unet.to(self.device).eval()
+
+    def run(self, work: Work, phase: str) -> None:
+        fields, options = work.inputs["encoded"].fields, work.options
+        if options["steps"] > self.schedule["num_train_timesteps"]:
+            raise ItemError(
+                f"steps is {options['steps']} and model {self.model.name} was trained on "
+                f"{self.schedule['num_train_timesteps']}",
+                "ask for at most as many",
+            )
+        tensors = work.inputs["encoded"].tensors()
+        dtype = DTYPES[options["dtype"]]
+        text, negative = (tensors[name].to(self.device, dtype) for name in ("prompt_embeds", "negative_prompt_embeds"))
+        generator = torch.Generator("cpu").manual_seed(options["seed"])
+        shape = (1, self.unet.config.in_channels, fields["num_frames"], fields["height"], fields["width"])
+        noise = torch.randn(shape, generator=generator).to(self.device)
+        with tqdm(total=options["steps"], desc=work.item.id, unit="step", disable=None, leave=False) as bar:
+            clip = denoise(
+                self.unet,
+                noise,
+                text,
+                negative,
+                self.schedule,
+                sampler=options["sampler"],
+                steps=options["steps"],
+                guidance=options["guidance_scale"],
+                generator=generator,
+                after_step=bar.update,
+            )
+        passed_on = ("width", "height", "num_frames", "prompt", "raw")
+        facts = {**{name: fields[name] for name in passed_on}, **model_fields(self.model, work), "seed": options["seed"]}
+        write_tensors(work.output, "latents", facts, {"latents": clip})

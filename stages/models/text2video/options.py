@@ -1,0 +1,101 @@
+"""Text to video by a 3D U-Net in pixel space, trained by `train text2video`.
+
+The defaults are those of the text-to-video program that this replaces.
+"""
+
+import json
+import secrets
+from pathlib import Path
+
+from stages.media.options import WRITE_OPTIONS
+from stages.models.shared.training.options import STAGE, shared
+from stages.runtime.options import DTYPES, Family, Option, Training
+
+TRAINING = Training(
+    "stages.models.text2video.train:Text2VideoTask",
+    (
+        *shared(),
+        Option("model_channels", int, 128, "Width of the U-Net's first level", STAGE, "channels", minimum=8),
+        Option("num_timesteps", int, 1000, "Steps of the noise schedule (cosine)", STAGE, minimum=1),
+        Option(
+            "prediction_type",
+            str,
+            "epsilon",
+            "What is predicted: the noise, the velocity, or the clip (sample), which suits small models",
+            STAGE,
+            choices=("epsilon", "v_prediction", "sample"),
+        ),
+        Option("text_encoder", str, "openai/clip-vit-large-patch14", "CLIP text model: a folder or a Hub id", STAGE),
+        Option("train_text_encoder", bool, False, "With start_from: train its text encoder too", STAGE),
+        Option("text_dropout", float, 0.1, "Part of the captions left out, for guidance", STAGE, minimum=0, maximum=1),
+        Option("sample_steps", int, 20, "DDIM steps of the sample strips", STAGE, minimum=1),
+        Option("sample_guidance", float, 2.5, "Their guidance", STAGE, minimum=0),
+    ),
+    "Train the 3D U-Net of text2video on clips with captions.",
+)
+
+
+def detect(folder: Path) -> str | None:
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return "" if index.get("_class_name") == "Text2Video" else None
+
+
+FAMILY = Family(
+    name="text2video",
+    version=1,
+    options=(
+        Option("prompt", str, "", "The prompt", ("encode",), by_recipe=True),
+        Option("negative_prompt", str, "", "What the clip should not show", ("encode",)),
+        Option(
+            "num_frames",
+            int,
+            None,
+            "Frames of the clip",
+            ("encode",),
+            "frames",
+            minimum=1,
+            default_text="as many as the model was trained on",
+        ),
+        Option(
+            "frame_size",
+            int,
+            None,
+            "Side of the clip, a square",
+            ("encode",),
+            "pixels",
+            minimum=16,
+            default_text="what the model was trained on",
+        ),
+        Option("steps", int, 1000, "Denoising steps", ("generate",), minimum=1),
+        Option("sampler", str, "ddpm", "ddim needs fewer steps, 20 to 50", ("generate",), choices=("ddpm", "ddim")),
+        Option("guidance_scale", float, 3.0, "Classifier-free guidance; 1 switches it off", ("generate",), minimum=0),
+        Option(
+            "seed",
+            int,
+            lambda variant, values: secrets.randbelow(2**31),
+            "Seed of the noise",
+            ("generate",),
+            minimum=0,
+            maximum=2**63 - 4096,
+            default_text="drawn at random, and kept",
+        ),
+        Option("dtype", str, "bfloat16", "Precision of the models", ("encode", "generate"), choices=DTYPES, reloads=True),
+        Option("fps", float, 8.0, "Rate of the clip", ("decode",), "frames per second", minimum=1),
+        *WRITE_OPTIONS,
+    ),
+    workers={
+        "encode": "stages.models.text2video.encode:Encode",
+        "generate": "stages.models.text2video.generate:Generate",
+        "decode": "stages.models.text2video.decode:Decode",
+    },
+    weights={
+        "encode": ("tokenizer/*", "text_encoder/*", "unet/config.json"),
+        "generate": ("unet/*", "scheduler/*"),
+        "decode": ("unet/config.json",),
+    },
+    detect=detect,
+    trainings={"text2video": TRAINING},
+)

@@ -1,0 +1,152 @@
+"""Training of the 3D U-Net on clips with captions, by denoising diffusion (Ho et al. 2020, arXiv:2006.11239)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from stages.media.shapes.world import WORDS
+from stages.models.shared.training.data import ShapesDataset, datasets
+from stages.models.shared.training.loop import Task
+from stages.models.shared.words import word_tokenizer
+from stages.models.text2video.common import embed, to_uint8
+from stages.models.text2video.sampler import denoise
+from stages.models.text2video.unet import UNet3D, inflate
+from stages.runtime.errors import UsageError
+from stages.runtime.log import log
+
+START, END, UNKNOWN = SPECIAL = ("<|startoftext|>", "<|endoftext|>", "<unk>")
+WEIGHT_LIMIT = 4.0  # of the clip's error at little noise, where it is predicted itself
+
+
+class Text2VideoTask(Task):
+    """The squared error of the noise, the velocity or the clip, at a timestep drawn evenly."""
+
+    def __init__(self, options: Mapping[str, Any], architecture: Mapping[str, Any]):
+        super().__init__()
+        self.options, self.data = options, datasets(options)
+        start = Path(options["start_from"]) if options["start_from"] else None
+        if start and not (start / "unet" / "config.json").is_file():
+            raise UsageError(
+                f"{start} has no unet/", "give --start-from a model of train text2video, or a 2D diffusion model"
+            )
+        flat = start and json.loads((start / "unet" / "config.json").read_text())["_class_name"] == "UNet2DConditionModel"
+        if start:
+            self.tokenizer = AutoTokenizer.from_pretrained(start / "tokenizer")
+            self.text = CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
+        elif "text_encoder" in architecture:
+            self.tokenizer, self.text = new_text_encoder(architecture["text_encoder"], self._words())
+        else:
+            self.tokenizer, self.text = published_text_encoder(options["text_encoder"])
+        self.text.requires_grad_("text_encoder" in architecture or bool(start and options["train_text_encoder"]))
+        if start and not flat:
+            self.unet = UNet3D.from_pretrained(start, subfolder="unet", dtype=torch.float32)
+            self.unet.register_to_config(num_frames=options["num_frames"], sample_size=options["frame_size"])
+        else:
+            sizes = {name: options[name] for name in ("model_channels", "num_frames")}
+            sizes |= {"sample_size": options["frame_size"], "text_dim": self.text.config.hidden_size}
+            self.unet = UNet3D(**{**sizes, **architecture.get("unet", {})})
+        if flat:
+            source = UNet2DConditionModel.from_pretrained(start, subfolder="unet", dtype=torch.float32)
+            taken = inflate(self.unet, source.state_dict())
+            log("inflated", taken=len(taken), of=len(self.unet.state_dict()))
+        self._check_size()
+        self.scheduler = DDPMScheduler(
+            num_train_timesteps=options["num_timesteps"],
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type=options["prediction_type"],
+            clip_sample=True,
+        )
+
+    def _words(self) -> list[str]:
+        """The vocabulary of a new text encoder: the words of the captions."""
+        if isinstance(self.data[0], ShapesDataset):
+            return [*WORDS, ".", ","]
+        texts = [caption.read_text(encoding="utf-8") for clips in self.data for _, caption in clips.pairs]
+        return sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text.lower())})
+
+    def _check_size(self) -> None:
+        frames, side = self.unet.multiple
+        for name, multiple in (("num_frames", frames), ("frame_size", side)):
+            if self.options[name] % multiple:
+                raise UsageError(f"{name} is {self.options[name]}", f"this architecture needs a multiple of {multiple}")
+
+    def forward(self, batch: Mapping[str, Any], step: int, generator: torch.Generator) -> torch.Tensor:
+        clip = batch["video"]  # [B, 3, T, H, W] in -1..1
+        count = len(clip)
+        timestep = torch.randint(self.options["num_timesteps"], (count,), generator=generator).to(clip.device)
+        dropped = (torch.rand(count, generator=generator) < self.options["text_dropout"]).tolist()
+        noise = torch.randn(clip.shape, generator=generator).to(clip)
+        texts = ["" if drop else text for drop, text in zip(dropped, batch["text"], strict=True)]
+        made = self.unet(self.scheduler.add_noise(clip, noise, timestep), timestep, embed(self.tokenizer, self.text, texts))
+        kind = self.options["prediction_type"]
+        if kind == "epsilon":
+            return ((made - noise) ** 2).mean()
+        if kind == "v_prediction":
+            return ((made - self.scheduler.get_velocity(clip, noise, timestep)) ** 2).mean()
+        remaining = 1 - self.scheduler.alphas_cumprod.to(clip)[timestep]
+        weight = (1 / (remaining + 1e-4)).clamp(max=WEIGHT_LIMIT).view(-1, 1, 1, 1, 1)
+        return (weight * (made - clip) ** 2).mean()
+
+    @torch.no_grad()
+    def sample(self, batch: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
+        """Clips made of the captions by DDIM, with guidance."""
+        texts = batch["text"][:8]
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(batch["video"][: len(texts)].shape, generator=generator).to(batch["video"])
+        text, negative = (embed(self.tokenizer, self.text, words) for words in (texts, [""] * len(texts)))
+        settings = {"sampler": "ddim", "steps": self.options["sample_steps"], "guidance": self.options["sample_guidance"]}
+        clips = denoise(self.unet, noise, text, negative, self.scheduler.config, generator=generator, **settings)
+        return [(words, to_uint8(clip)) for words, clip in zip(texts, clips, strict=True)]
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write `unet`, `text_encoder`, `tokenizer` and `scheduler`."""
+        for name, module in (("unet", self.unet), ("text_encoder", self.text)):
+            copy = UNet3D.from_config(module.config) if name == "unet" else CLIPTextModel(module.config)
+            copy.load_state_dict(module.state_dict())
+            copy.to(dtype).save_pretrained(folder / name)
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        self.scheduler.save_pretrained(folder / "scheduler")
+        index = {
+            "_class_name": "Text2Video",
+            "unet": ["stages.models.text2video.unet", "UNet3D"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", type(self.tokenizer).__name__],
+            "scheduler": ["diffusers", "DDPMScheduler"],
+        }
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def new_text_encoder(config: Mapping[str, Any], words: list[str]) -> tuple[PreTrainedTokenizerFast, CLIPTextModel]:
+    """A CLIP text model of random weights that knows `words`."""
+    raw = word_tokenizer(words, SPECIAL, UNKNOWN, START, END)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
+        unk_token=UNKNOWN,
+        model_max_length=config["max_position_embeddings"],
+    )
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    return tokenizer, CLIPTextModel(CLIPTextConfig(**ids, **config))
+
+
+def published_text_encoder(name: str) -> tuple[PreTrainedTokenizerFast, CLIPTextModel]:
+    """A CLIP text model by folder or Hub id, which has to be on this machine. Raises UsageError."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
+        return tokenizer, CLIPTextModel.from_pretrained(name, local_files_only=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"the text encoder {name} is not on this machine",
+            f"fetch it once: hf download {name}; or give a new one in the architecture of --config",
+        ) from error

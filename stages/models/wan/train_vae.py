@@ -1,0 +1,135 @@
+"""Training of a Wan VAE (`AutoencoderKLWan`) on clips."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from torch import nn
+
+from stages.models.shared.training.data import datasets
+from stages.models.shared.training.loop import Task
+from stages.models.wan.vae import decoded, pixels, unclamped
+
+STATISTICS_CLIPS = 256
+
+
+class VAETask(Task):
+    """Reconstruction: L1 and squared error, weighted towards what stands out from the ground, on a slightly noisy latent.
+
+    First single frames, which teach colours and outlines; then clips, of which a part is cut to small squares around what
+    stands out, which costs less and looks closer.
+    """
+
+    def __init__(self, options: Mapping[str, Any], architecture: Mapping[str, Any]):
+        super().__init__()
+        self.options, self.data = options, datasets(options)
+        if options["start_from"]:
+            self.vae = AutoencoderKLWan.from_pretrained(options["start_from"], subfolder="vae", dtype=torch.float32)
+        else:
+            channels = architecture["z_dim"]
+            self.vae = AutoencoderKLWan(
+                **{"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels, **architecture}
+            )
+            inflate(self.vae)
+
+    def forward(self, batch: Mapping[str, Any], step: int, generator: torch.Generator) -> torch.Tensor:
+        video = batch["video"]  # [B, 3, T, H, W]
+        if self.training:
+            video = self._part(video, step, generator)
+        mean = self.vae.encode(video).latent_dist.mean
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        made = torch.cat(list(unclamped(self.vae, mean + self.options["latent_noise"] * noise)), dim=2)
+        error = made.float() - video
+        weight = 1 + self.options["foreground_weight"] * foreground(video)
+        return (weight * (error.abs() + error**2)).mean() + self.options["kl_weight"] * (mean.float() ** 2).mean()
+
+    def _part(self, video: torch.Tensor, step: int, generator: torch.Generator) -> torch.Tensor:
+        """What of the clips this step looks at: [B, 3, 1 or T, S, S]."""
+        frames, size = video.shape[2], self.options["crop_size"]
+        draw = torch.rand(2, generator=generator)
+        if step < self.options["image_steps"]:
+            frame = int(draw[0] * frames)
+            return video[:, :, frame : frame + 1]
+        if draw[0] >= self.options["crop_share"]:
+            return video
+        if draw[1] < 0.5:
+            frame = int(draw[1] * 2 * frames)
+            video = video[:, :, frame : frame + 1]
+        shift = torch.randint(-size // 4, size // 4 + 1, (len(video), 2), generator=generator)
+        return torch.stack([crop(clip, size, by) for clip, by in zip(video, shift, strict=True)])
+
+    @torch.no_grad()
+    def sample(self, batch: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
+        """Clips and what is left of them after encoding and decoding, in turn."""
+        rows = []
+        for clip, text in zip(batch["video"][:4], batch["text"]):
+            made = decoded(self.vae, self.vae.encode(clip[None]).latent_dist.mode())
+            rows.append((text, np.stack([pixels(frame) for frame in clip.unbind(1)])))
+            rows.append(("decoded", np.stack([pixels(frame) for frame in made])))
+        return rows
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write `vae/`, with the mean and spread of its latents in the config, by which the denoiser's are normalised."""
+        self.vae.register_to_config(**self._statistics())
+        self.vae.save_pretrained(folder / "vae")
+        if dtype != torch.float32:
+            AutoencoderKLWan.from_pretrained(folder / "vae", dtype=dtype).save_pretrained(folder / "vae")
+        shutil.rmtree(folder / "vae" / ".cache", ignore_errors=True)
+
+    @torch.no_grad()
+    def _statistics(self) -> dict[str, list[float]]:
+        clips, device = self.data[0], next(self.parameters()).device
+        chosen = [clips[i]["video"] for i in range(0, len(clips), max(1, len(clips) // STATISTICS_CLIPS))][:STATISTICS_CLIPS]
+        means = torch.cat([self.vae.encode(clip[None].to(device)).latent_dist.mode() for clip in chosen])
+        return {
+            "latents_mean": means.mean((0, 2, 3, 4)).tolist(),
+            "latents_std": means.std((0, 2, 3, 4)).tolist(),
+        }
+
+
+def foreground(video: torch.Tensor) -> torch.Tensor:
+    """1 where a pixel differs from its clip's most common tone, else 0: float [B, 1, T, H, W]."""
+    ground = video.flatten(2).median(dim=2).values[:, :, None, None, None]
+    return ((video - ground).abs().amax(dim=1, keepdim=True) > 0.1).to(video)
+
+
+def crop(clip: torch.Tensor, size: int, shift: torch.Tensor) -> torch.Tensor:
+    """A square of `size` pixels of a clip [3, T, H, W], around what stands out, moved by `shift` pixels (y, x)."""
+    mask = foreground(clip[None])[0, 0].amax(dim=0)  # [H, W]
+    corner = []
+    for axis, by in enumerate(shift.tolist()):
+        places = mask.amax(dim=1 - axis).nonzero()
+        middle = places.float().mean() if len(places) else mask.shape[axis] / 2
+        corner.append(int(min(max(float(middle) - size / 2 + by, 0), mask.shape[axis] - size)))
+    top, left = corner
+    return clip[:, :, top : top + size, left : left + size]
+
+
+def inflate(vae: nn.Module) -> None:
+    """Start as an image autoencoder: of each causal convolution only the tap of the present frame is not zero.
+
+    torch's own initialisation does not get anywhere in the first hundreds of steps; this does from the first.
+    """
+    for name, module in vae.named_modules():
+        if not isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            continue
+        nn.init.zeros_(module.bias)
+        weight = module.weight.data
+        if "time_conv" in name:  # each frame to itself, doubled where time is
+            channels = torch.arange(weight.shape[1])
+            weight.zero_()
+            for part in range(weight.shape[0] // weight.shape[1]):
+                weight[part * weight.shape[1] + channels, channels, -1, 0, 0] = 1
+        elif weight.ndim == 5 and weight.shape[2] > 1:
+            present = torch.empty_like(weight[:, :, -1])
+            nn.init.kaiming_normal_(present, nonlinearity="linear")
+            weight.zero_()
+            weight[:, :, -1] = present
+        else:
+            nn.init.kaiming_normal_(weight, nonlinearity="linear")

@@ -1,0 +1,91 @@
+"""Train a model: a command per training that a family declares."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from stages.models import FAMILIES
+from stages.runtime.cli import DEBUG, clean_errors, device_parameters, parameter
+from stages.runtime.errors import UsageError
+from stages.runtime.options import Training, resolve
+
+
+def command(name: str, training: Training) -> click.Command:
+    @clean_errors
+    def run(config: Path | None, output: Path, device: str, threads: int | None, debug: bool, **given: Any) -> None:
+        values, architecture = read_config(config, name, training) if config else ({}, {})
+        values |= {key: value for key, value in given.items() if value is not None}
+        options = resolve(training.options, values)
+        start(training, options, architecture, output, device, threads)
+
+    params: list[click.Parameter] = [
+        click.Option(
+            ["--config"],
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="A file with these options, and the architecture of a new model. The command line wins.",
+        ),
+        click.Option(["--output", "-o"], required=True, type=click.Path(path_type=Path), help="Folder of the training."),
+        *(parameter(option, option.says()) for option in training.options),
+        *device_parameters(),
+        DEBUG,
+    ]
+    text = f"{training.help}\n\nThe model comes to OUTPUT/model. The same command again goes on where it was stopped."
+    return click.Command(name, params=params, callback=run, help=text, no_args_is_help=True)
+
+
+def read_config(path: Path, name: str, training: Training) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The options and the architecture of a training's file. Raises UsageError for what does not belong there."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = str(error).replace("\n", " ")
+        raise UsageError(f"the config {path} cannot be read ({reason})", "mend it") from None
+    known = {"training", "architecture", *(option.name for option in training.options)}
+    if unknown := [key for key in values if key not in known]:
+        raise UsageError(f"{path} has the unknown key {unknown[0]!r}", f"known are {', '.join(sorted(known))}")
+    if (meant := values.pop("training", name)) != name:
+        raise UsageError(f"{path} is for train {meant}", f"run train {meant} --config {path}")
+    return values, values.pop("architecture", {})
+
+
+def start(
+    training: Training,
+    options: Mapping[str, Any],
+    architecture: Mapping[str, Any],
+    output: Path,
+    device: str,
+    threads: int | None,
+) -> None:
+    import os
+
+    from stages.runtime.device import take_device
+
+    launched = "LOCAL_RANK" in os.environ  # by accelerate, which deals out the devices itself
+    cpu = not launched and take_device(device, threads) == "cpu"
+    import torch
+
+    from stages.models.shared.loading import quiet
+
+    quiet()
+    from stages.models.shared.training.loop import train
+    from stages.runtime.worker import find_worker
+
+    torch.manual_seed(options["seed"])
+    train(find_worker(training.task)(options, architecture), options, output, cpu)
+
+
+@click.group(help="Train a model on clips with captions.")
+def main() -> None:
+    pass
+
+
+for family in FAMILIES.values():
+    for name, training in family.trainings.items():
+        main.add_command(command(name, training))
+
+
+if __name__ == "__main__":
+    main()
