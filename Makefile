@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 RUNS := $(BIN)/python -m
 
-.PHONY: install models demo test lint generated clean
+.PHONY: install demo test lint generated clean
 
 install: .venv/installed
 
@@ -16,18 +16,10 @@ install: .venv/installed
 		--constraint envs/constraints.txt --editable '.[dev]'
 	touch $@
 
-models: models/tiny-wan-14b models/tiny-wan-5b models/tiny-internvl
-
-models/tiny-wan-%: | .venv/installed
-	$(RUNS) stages.models.wan.tiny $@ --variant $*
-
-models/tiny-internvl: | .venv/installed
-	$(RUNS) stages.models.vlm.tiny $@
-
-demo: install models
+demo: install
 	$(BIN)/snakemake --cores $(CORES)
+	$(BIN)/score results/v2v results/chain results/text2video
 	@find results -maxdepth 2 -name '*.mp4' | sort
-	@echo 'These films are noise behind their sources: the tiny models have random weights. README.md tells how to use real ones.'
 
 test: install
 	$(RUNS) pytest --quiet
@@ -43,4 +35,4 @@ generated: install
 	$(RUNS) docs.generate
 
 clean:
-	rm -rf .venv models results .snakemake
+	rm -rf .venv results .snakemake

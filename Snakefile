@@ -58,6 +58,29 @@ for job in PLAN.jobs:
             "{params.command} 2> {log:q}"
 
 
+for training in PLAN.trainings:
+
+    rule:
+        name:
+            f"training.{training.name}"
+        input:
+            training.inputs,
+        output:
+            training.output,
+        log:
+            training.log,
+        threads: workflow.cores
+        conda:
+            "envs/train.yaml"
+        resources:
+            gpu=1,
+        params:
+            fingerprint=training.fingerprint,
+            command=lambda wildcards, threads, training=training: training.command(threads),
+        shell:
+            "{params.command} 2> {log:q}"
+
+
 for folder in PLAN.folders:
 
     rule:

@@ -30,6 +30,10 @@ def options_page() -> str:
         parts.append(f"## Family `{name}`\n\n{_table(family.options)}")
         if family.variants:
             parts.append(f"### Defaults of `{name}` by variant, at the default size\n\n{_variants(family)}")
+    parts.append("## Trainings\n\nOptions of `train NAME`, on its command line or in its file (`--config`).\n")
+    for family in ALL.values():
+        for name, training in family.trainings.items():
+            parts.append(f"### `train {name}`\n\n{training.help}\n\n{_table(training.options)}")
     return "\n".join(parts)
 
 

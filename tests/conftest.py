@@ -14,7 +14,7 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_wan(tmp_path_factory):
     """Folders of tiny Wan2.2 repositories with random weights, by variant."""
-    from stages.models.wan.tiny import make
+    from tests.tiny.wan import make
 
     folder = tmp_path_factory.mktemp("wan")
     return {variant: make(folder / variant, variant) for variant in ("14b", "5b")}
@@ -23,6 +23,6 @@ def tiny_wan(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_vlm(tmp_path_factory):
     """Folder of a tiny InternVL with random weights."""
-    from stages.models.vlm.tiny import make
+    from tests.tiny.vlm import make
 
     return make(tmp_path_factory.mktemp("vlm") / "internvl")

@@ -20,6 +20,7 @@ from stages.plan import schema
 from stages.plan.families import ALL
 from stages.plan.jobs import Job
 from stages.plan.runs import PLAN_VERSION, RunPlan, plan_run, resolved_row
+from stages.plan.trainings import TrainingJob, plan_trainings
 from stages.runtime.artifacts import read_failure
 from stages.runtime.errors import UsageError
 from stages.runtime.model import check_variant, declared_model
@@ -28,10 +29,13 @@ __all__ = ["Plan", "UsageError", "find_stages", "load"]
 
 
 class Plan:
-    """All runs of a config. `jobs` are the shards of the model stages; `films` has a job per clip, by the film's path."""
+    """All runs of a config. `jobs` are the shards of the model stages; `films` has a job per clip, by the film's path.
 
-    def __init__(self, runs: list[RunPlan], models: Mapping[str, Any]):
-        self.runs, self.models = runs, models
+    `trainings` are made only when they are asked for by name.
+    """
+
+    def __init__(self, runs: list[RunPlan], models: Mapping[str, Any], trainings: list[TrainingJob]):
+        self.runs, self.models, self.trainings = runs, models, trainings
         self.jobs = [job for run in runs for job in run.jobs]
         self.films = {film: job for run in runs for film, job in run.films.items()}
         self.folders = [run.run.folder for run in runs]
@@ -128,7 +132,7 @@ def load(config: Mapping[str, Any], workers: int) -> Plan:
     for model in models.values():
         check_variant(model, ALL[model.family])
     runs = [plan_run(name, config, models, f"{results}/{name}", store, workers) for name in config["runs"]]
-    return Plan(runs, config["models"])
+    return Plan(runs, config["models"], plan_trainings(config.get("trainings", {}), results))
 
 
 def find_stages() -> None:

@@ -128,9 +128,15 @@ def config_schema() -> dict[str, Any]:
             },
             "runs": {
                 "type": "object",
-                "propertyNames": {**name, "not": {"enum": ["store", "all"]}},
+                "propertyNames": {**name, "not": {"enum": ["store", "all", "training"]}},
                 "additionalProperties": run,
                 "description": "What to make, by name; the results are in RESULTS/NAME.",
+            },
+            "trainings": {
+                "type": "object",
+                "propertyNames": name,
+                "additionalProperties": TEXT,
+                "description": "Trainings: name -> file of options. `snakemake training.NAME` fills RESULTS/training/NAME.",
             },
             "options": {
                 **options,

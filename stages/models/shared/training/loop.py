@@ -89,7 +89,7 @@ class Trainer:
     def run(self) -> None:
         self._resume()
         if self.step >= self.steps and self.history:
-            log("trained_before", step=self.step, output=str(self.output))
+            self._report()
             return
         self.accelerator.init_trackers("logs", config={name: str(value) for name, value in self.options.items()})
         batches = iter(self._loader())
@@ -107,6 +107,8 @@ class Trainer:
                 if last or self.step % self.options["save_every"] == 0:
                     self._save()
         self.accelerator.end_training()
+        if self.accelerator.is_main_process:
+            self._report()
 
     # ------------------------------------------------------------------------------------------------------------ step
 
@@ -227,8 +229,20 @@ class Trainer:
         fixed = {name: self.options[name] for name in FIXED}
         facts |= {"fixed": fixed}
         checkpoint.save(self.output / "last.safetensors", self.weights, self.ema.shadow_params, self._adam(), facts)
-        report = {"options": dict(self.options), "parameters": sum(p.numel() for p in self.weights.values()), **facts}
-        (self.output / "training.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+    def _report(self) -> None:
+        """What was done, for the model's card. That it is there says that the training is at its end."""
+        report = {
+            "options": dict(self.options),
+            "parameters": sum(p.numel() for p in self.weights.values()),
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            "validation_loss": self.best,
+            "history": self.history,
+        }
+        path = self.output / "training.json"
+        path.with_suffix(".new").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        path.with_suffix(".new").replace(path)
 
     def _resume(self) -> None:
         """Go on from the last state, where there is one. Raises UsageError when it was made with other options."""

@@ -1,4 +1,4 @@
-"""What the tiny models with random weights have in common: a tokenizer that is trained on the spot."""
+"""What the tiny models have in common: a tokenizer that is trained on the spot."""
 
 from collections.abc import Sequence
 

@@ -1,12 +1,6 @@
-"""Tiny Wan2.2 repositories with random weights, in the public diffusers layout: half a megabyte, made in seconds.
-
-The same classes and files as the real ones, so everything runs, and the films are noise. For tests, benchmarks and trying
-out a workflow on a machine without the weights.
-"""
+"""Tiny Wan2.2 repositories in the public diffusers layout, of the same classes and files as the real ones."""
 
 from pathlib import Path
-
-import click
 
 TEXT_WIDTH = 32
 
@@ -57,7 +51,7 @@ def make(folder: Path, variant: str, seed: int = 0) -> Path:
 def _text():
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-    from stages.models.shared.tiny import byte_tokenizer
+    from tests.tiny.tokenizer import byte_tokenizer
 
     pad, end, unknown = special = ("<pad>", "</s>", "<unk>")
     tokenizer = PreTrainedTokenizerFast(
@@ -109,16 +103,3 @@ def _scheduler(shift: float):
     from diffusers import UniPCMultistepScheduler
 
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
-
-
-@click.command(help="Write a tiny Wan2.2 repository to FOLDER. Its weights are random, so its films are noise.")
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--variant", type=click.Choice(["14b", "5b"]), required=True)
-@click.option("--seed", default=0, show_default=True, help="Seed of the weights.")
-def main(folder: Path, variant: str, seed: int) -> None:
-    make(folder, variant, seed)
-    click.echo(f"{folder}: a tiny {variant} with random weights: its films are noise")
-
-
-if __name__ == "__main__":
-    main()
