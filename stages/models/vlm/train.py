@@ -18,6 +18,7 @@ from stages.models.shared.words import word_tokenizer
 from stages.models.vlm import build
 from stages.models.vlm.caption import question
 
+PLACE = 0.5  # spread of the first position embeddings: the library's zeros take long to tell where a thing is
 IGNORED = -100  # the label that the library's loss leaves out
 FRAME_NAMES = tuple(f"frame{i}" for i in range(1, 17))
 SPOKEN = ("user", "assistant", "describe", "this", "video", "in", "detail", ".", ",", ":", *FRAME_NAMES)
@@ -37,6 +38,8 @@ class CaptionTask(Task):
             words = word_tokenizer([*WORDS, *SPOKEN], (*build.SPECIAL, build.UNKNOWN), build.UNKNOWN)
             self.tokenizer = build.chat_tokenizer(words, unk_token=build.UNKNOWN)
             self.vlm = build.build(self.tokenizer, **architecture)
+            place = self.vlm.model.vision_tower.embeddings.position_embeddings
+            torch.nn.init.normal_(place, std=PLACE)
         # as caption_vlm chooses them, with the options that the model is declared with
         self.chosen = midpoint_indices(np.arange(options["num_frames"]), options["num_segments"])
         if options["include_last"]:

@@ -98,6 +98,8 @@ DENOISER_TRAINING = Training(
         Option("freeze_text_encoder", bool, False, "Leave the text encoder of start_from as it is", STAGE),
         Option("max_sequence_length", int, 512, "Length of the text", STAGE, "tokens", minimum=1, maximum=512),
         Option("text_dropout", float, 0.08, "Part of the captions left out, for guidance", STAGE, minimum=0, maximum=1),
+        Option("prefix", str, "continue video", "Put before a part of the captions, as recipe chain does", STAGE),
+        Option("prefix_share", float, 0.2, "That part of the captions", STAGE, minimum=0, maximum=1),
         Option("first_frame_share", float, 0.5, "Part of the clips with their first frame given (5b)", STAGE, maximum=1),
         Option("training_shift", float, 2.0, "Shift of the sigmas that are drawn (5b)", STAGE, minimum=0.01),
         Option("boundary_ratio", float, 0.9, "Sigma from which on the high-noise expert is trained (14b)", STAGE),

@@ -95,9 +95,8 @@ class DenoiserTask(Task):
     def forward(self, batch: Mapping[str, Any], step: int, generator: torch.Generator) -> torch.Tensor:
         latents = batch["latents"]  # [B, C, T, h, w], normalised
         count = len(latents)
-        draw = torch.rand(2, count, generator=generator)
-        dropped = (draw[0] < self.options["text_dropout"]).tolist()
-        text = self.embed(["" if drop else caption for drop, caption in zip(dropped, batch["text"], strict=True)])
+        draw = torch.rand(3, count, generator=generator)
+        text = self.embed(self._prompts(batch["text"], *draw[[0, 2]].tolist()))
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         sigma = self._sigmas(count, generator).to(latents)
         velocity = noise - latents
@@ -115,6 +114,12 @@ class DenoiserTask(Task):
             made = expert(hidden[part], 1000 * sigma[part], text[part], return_dict=False)[0]
             loss = loss + ((made - velocity[part]) ** 2).mean() / 2
         return loss
+
+    def _prompts(self, captions: list[str], drop: list[float], extend: list[float]) -> list[str]:
+        """Captions, some left out, some with the prefix that recipe chain puts before them, as the numbers (0 to 1) say."""
+        prefix, share = self.options["prefix"], self.options["prefix_share"]
+        texts = [f"{prefix} {text}" if number < share else text for text, number in zip(captions, extend, strict=True)]
+        return ["" if number < self.options["text_dropout"] else text for text, number in zip(texts, drop, strict=True)]
 
     def _sigmas(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Sigmas [count]; of two experts the first half are those of the high-noise one."""
