@@ -130,11 +130,13 @@ def motion(times: np.ndarray, centers: np.ndarray) -> tuple[str | None, str | No
 
     Steady motion is a line; where one bounce explains the way much better, the line is folded at the turn.
     """
-    straight = fold(times, centers, times[-1] + 1.0)
-    turns = [fold(times, centers, turn) for turn in np.arange(times[0] + 0.5, times[-1], 0.5)]
-    turned = min(turns, key=lambda fit: fit[1])
-    bounced = straight[1] > 0.5 and turned[1] < 0.6 * straight[1]
-    velocity, jitter = turned if bounced else straight
+    velocity, jitter = fold(times, centers, times[-1] + 1.0)
+    bounced = False
+    if jitter > 0.5:
+        turns = [fold(times, centers, turn) for turn in np.arange(times[0] + 0.5, times[-1], 0.5)]
+        turned = min(turns, key=lambda fit: fit[1])
+        if bounced := turned[1] < 0.6 * jitter:
+            velocity, jitter = turned
     axis = int(abs(velocity).argmax())
     speed, drift = abs(velocity[axis]), abs(velocity[1 - axis])
     if speed < STILL or drift > 0.5 * speed or jitter > JITTER:

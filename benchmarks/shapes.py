@@ -1,0 +1,129 @@
+"""How good the shipped models are: the real pipeline on clips of shapes world that no training saw, scored by the oracle.
+
+The limit is 1 for shares; PSNR is told with its gain over a picture that stands still. An interrupted benchmark goes on
+where it was stopped: its data sets and runs stay in benchmarks/out/.
+
+    python -m benchmarks.shapes [--quick] [--json FILE]
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from benchmarks.harness import finish, parse_arguments, print_table
+from stages.media.shapes import dataset
+from stages.media.shapes.dataset import Source
+from stages.score import score_run
+
+ROOT = Path(__file__).parents[1]
+CLIPS, QUICK_CLIPS = 200, 24
+HELD_OUT, IN_CHAINS = 0.3, 0.2  # of that number: clips of combinations never trained on, and clips that become chains
+SEED = 1000  # far from those of the trainings
+SIZE, FRAMES, FPS = 128, 17, 8
+MODELS = ("shapes-wan-5b", "shapes-wan-14b", "shapes-internvl", "shapes-text2video")
+WAN = {"size": "64*64", "frame_num": 17}
+ALL = {"lossless": True, "seed": 42}
+LINKS = 4
+
+# What the models were to reach on combinations that they know: at least, for distances at most. None: only told.
+CONTINUATION = {
+    "color": 0.98,
+    "shape": 0.90,
+    "direction": 0.98,
+    "speed": None,
+    "psnr_db": 28.0,
+    "gain_db": 6.0,
+    "median_end_point_px": 1.5,
+    "end_point_px": None,
+    "seam_px": None,
+}
+WITH_CAPTIONER = {"caption_exact": 0.95, "color": 0.95, "shape": None, "direction": 0.95, "psnr_db": None}
+BARS = {
+    "told-5b": CONTINUATION,
+    "told-14b": CONTINUATION,
+    "v2v-5b": WITH_CAPTIONER,
+    "v2v-14b": WITH_CAPTIONER,
+    "chain-5b": {"color_in_every_link": 0.95, "shape_in_every_link": None, "direction_in_every_link": None, "seam_px": None},
+    "text2video-5b": {"color": None, "shape": None, "direction": None, "speed": None, "color_shape_direction": 0.80},
+    "text2video-unet": {"color": 0.95, "shape": 0.95, "direction": 0.6, "speed": None, "color_shape_direction": None},
+}
+
+
+def make_sources(folder: Path, clips: int) -> dict[str, Source]:
+    """Two data sets, once; their clips by the path of the video."""
+    sources = {}
+    for name, count, held_out in (("seen", clips, False), ("held-out", round(clips * HELD_OUT), True)):
+        scenes = folder / name / dataset.SCENES
+        if not scenes.is_file():
+            shutil.rmtree(folder / name, ignore_errors=True)
+            list(dataset.write(folder / name, dataset.draw(count, SIZE, FRAMES, SEED + held_out, held_out), FPS))
+        sources |= {f"{name}/videos/{stem}.mp4": source for stem, source in dataset.read(scenes).items()}
+    return sources
+
+
+def config(clips: int, sources: dict[str, Source]) -> dict:
+    """The shipped models as the project declares them, and the runs."""
+    declared = yaml.safe_load((ROOT / "config.yaml").read_text())["models"]
+    if missing := [name for name in MODELS if name not in declared]:
+        sys.exit(f"error: config.yaml does not declare the model {missing[0]}: add it, with its path")
+    models = {name: {**declared[name], "path": str(ROOT / declared[name]["path"])} for name in MODELS}
+    named = {path.replace("/videos/", "-").removesuffix(".mp4"): path for path in sources}
+    videos = [{"id": name, "video": path} for name, path in named.items()]
+    prompts = [{"id": name, "prompt": sources[path].caption} for name, path in named.items()]
+    told = [{**video, **prompt} for video, prompt in zip(videos, prompts, strict=True)]
+    captioner = {"captioner": "shapes-internvl"}
+    runs = {}
+    for variant in ("5b", "14b"):
+        wan = {"recipe": "v2v", "model": f"shapes-wan-{variant}", "options": {**ALL, **WAN}}
+        runs |= {f"told-{variant}": {**wan, "clips": told}, f"v2v-{variant}": {**wan, **captioner, "clips": videos}}
+    wan = {"model": "shapes-wan-5b", "options": {**ALL, **WAN}}
+    unet = {"model": "shapes-text2video", "options": ALL}
+    in_chains = [video for video in videos if video["id"].startswith("seen")][: round(clips * IN_CHAINS)]
+    options = {"seed": ALL["seed"], **WAN, "links": LINKS, "prefix": ""}  # the models know no other words than captions
+    runs["chain-5b"] = {**wan, **captioner, "recipe": "chain", "clips": in_chains, "options": options}
+    runs["text2video-5b"] = {**wan, "recipe": "text2video", "clips": prompts}
+    runs["text2video-unet"] = {**unet, "recipe": "text2video", "clips": prompts}
+    return {"models": models, "runs": runs}
+
+
+def make_clips(folder: Path, runs: dict) -> None:
+    """All runs, by snakemake; a clip that fails does not stop the others, and is scored as failed."""
+    (folder / "config.yaml").write_text(json.dumps(runs))
+    program = str(Path(sys.executable).with_name("snakemake"))
+    options = ["--cores", "2", "--keep-going", "--rerun-incomplete", "--quiet", "all"]
+    subprocess.run([program, "--snakefile", str(ROOT / "Snakefile"), *options], cwd=folder, stdout=sys.stderr)
+
+
+def reaches(name: str, value: float, bar: float | None) -> bool:
+    return bar is None or (value <= bar if name.endswith("_px") else value >= bar)
+
+
+def main() -> None:
+    options = parse_arguments(__doc__.splitlines()[0])
+    clips = QUICK_CLIPS if options.quick else CLIPS
+    folder = ROOT / "benchmarks" / "out" / f"shapes-{clips}"
+    make_clips(folder, config(clips, make_sources(folder, clips)))
+    results = {run: score_run(folder / "results" / run)["summary"] for run in BARS}
+    rows, reached, missed = [], 0, []
+    for run, bars in BARS.items():
+        seen, held_out = results[run]["seen"], results[run].get("held_out", {})
+        rows.append([run, "clips", seen["clips"], "", held_out.get("clips", "-")])
+        rows.append([run, "failed", seen["failed"], "", held_out.get("failed", "-")])
+        for name, bar in bars.items():
+            value = seen.get(name, float("nan"))  # where no clip at all was made
+            rows.append([run, name, value, "" if bar is None else bar, held_out.get(name, "-")])
+            if bar is not None and reaches(name, value, bar):
+                reached += 1
+            elif bar is not None:
+                missed.append(f"{run} {name} {value:.3f} ({bar})")
+    print_table(["run", "figure", "seen", "bar", "held out"], rows)
+    line = f"shapes: {reached} of {reached + len(missed)} bars reached on {clips} clips (goal: all)"
+    finish(line + (f"; missed: {', '.join(missed)}" if missed else ""), {"clips": clips, "runs": results}, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""A data set of shapes world: clips as videos, their captions, and the scenes behind them, from which all else follows.
+
+FOLDER/videos/0000.mp4      H.264, at a quality that keeps the colours
+FOLDER/captions/0000.txt    what it shows, with the direction at its last frame
+FOLDER/scenes.jsonl         an object per clip: `stem`, the fields of its Scene, `frames`, and `size`, the picture's side
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from stages.media.shapes.world import Scene, render, sample
+from stages.media.write import VideoWriter
+from stages.runtime.errors import UsageError
+
+SCENES = "scenes.jsonl"
+CRF = 8
+
+
+@dataclass(frozen=True)
+class Source:
+    """A clip of a data set: so many frames of a scene, from frame 0 on, in a square picture of `size` pixels."""
+
+    scene: Scene
+    frames: int
+    size: int
+
+    @property
+    def caption(self) -> str:
+        return self.scene.caption(self.frames - 1, self.size, self.size)
+
+
+def draw(count: int, size: int, frames: int, seed: int, held_out: bool = False, straight: bool = True) -> list[Source]:
+    """The clips of a data set. Clip i depends on seed and i alone; `straight` ones meet no wall."""
+    scenes = (sample(np.random.default_rng([seed, i]), straight * frames, held_out) for i in range(count))
+    return [Source(scene, frames, size) for scene in scenes]
+
+
+def write(folder: Path, sources: list[Source], fps: float) -> Iterator[str]:
+    """Write a data set, and give each clip's stem when it is there.
+
+    Raises UsageError where the folder has something in it, or the size cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is there already and not an empty folder", "give a new one, or remove it")
+    for name in ("videos", "captions"):
+        (folder / name).mkdir(parents=True)
+    lines = []
+    for i, source in enumerate(sources):
+        stem = f"{i:04d}"
+        with VideoWriter(folder / "videos" / f"{stem}.mp4", source.size, source.size, fps, crf=CRF) as video:
+            for rgb in render(source.scene, source.frames, source.size, source.size):
+                video.write(rgb)
+        (folder / "captions" / f"{stem}.txt").write_text(source.caption + "\n")
+        lines.append({"stem": stem, **asdict(source.scene), "frames": source.frames, "size": source.size})
+        yield stem
+    temporary = folder / f".{SCENES}.tmp"  # comes last and whole: a folder that has it is complete
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    temporary.replace(folder / SCENES)
+
+
+def read(path: Path) -> dict[str, Source]:
+    """The clips of a data set by stem, from its scenes.jsonl. Raises UsageError for a file that is none."""
+    names = [field.name for field in fields(Scene)]
+    sources = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            sources[row["stem"]] = Source(Scene(**{name: row[name] for name in names}), row["frames"], row["size"])
+    except FileNotFoundError:
+        raise UsageError(f"the scenes {path} are not there", "give the scenes.jsonl of a data set of shapes world") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"the scenes {path} cannot be read ({error!r})", "make the data set again") from None
+    return sources

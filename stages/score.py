@@ -1,0 +1,234 @@
+"""Score a run on clips of shapes world: are captions right, and do shapes keep their colour, their outline, their way?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import click
+import yaml
+
+from stages.runtime.cli import DEBUG, clean_errors
+from stages.runtime.errors import ItemError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stages.media.shapes.dataset import Source
+    from stages.media.shapes.score import Row
+    from stages.plan.resolve import Clip
+    from stages.plan.runs import RunPlan
+    from stages.runtime.artifacts import Artifact
+
+
+class Run:
+    """A run's folder: its clips as they were planned, and what became of them.
+
+    `scenes` is the file that says what the source videos show; without it, each data set's own.
+    """
+
+    def __init__(self, folder: Path, scenes: Path | None = None):
+        from stages.media.shapes import dataset
+
+        self.planned, self.root = read_plan(folder)
+        self.scenes = scenes
+        self._read_scenes = cache(dataset.read)
+        # where each artifact lies is the recipe's knowledge
+        self.outputs = {(item.id, job.stage.name): Path(item.output) for job in self.planned.jobs for item in job.items}
+
+    def rows(self) -> Iterable[Row]:
+        measure = MEASURES.get(self.planned.run.recipe)
+        if measure is None:
+            raise UsageError(
+                f"run {self.planned.run.name} is of recipe {self.planned.run.recipe}",
+                f"score knows {', '.join(MEASURES)}",
+            )
+        return (measure(self, clip) for clip in self.planned.clips)
+
+    def artifact(self, identity: str, stage: str, kind: str) -> Artifact:
+        """What a stage made of an item. Raises ItemError where it made nothing: missing, damaged or failed."""
+        from stages.runtime import artifacts
+
+        artifact = artifacts.read(self.outputs[identity, stage], (kind,))
+        if artifact.failure:
+            raise ItemError(str(artifact.failure))
+        return artifact
+
+    def pixels(self, identity: str) -> np.ndarray:
+        """The frames of a generated clip, uint8 [T, H, W, 3], from the lossless file if there is one."""
+        import numpy as np
+
+        from stages.media.read import frames
+
+        artifact = self.artifact(identity, "decode", "clip")
+        video = artifact.member(".mkv" if ".mkv" in artifact.members else ".mp4")
+        return np.stack([frame.rgb for frame in frames(video)])
+
+    def captions(self, true: Mapping[str, str]) -> dict[str, float]:
+        """Shares of right captions, by measure, among the items that were to have one. `true`: what each should say."""
+        from stages.media.shapes import score
+
+        found = []
+        for identity, text in true.items():
+            if (identity, "caption_vlm") not in self.outputs:
+                continue
+            try:
+                found.append(score.caption(self.artifact(identity, "caption_vlm", "caption").fields["raw"], text))
+            except ItemError:
+                found.append(score.NO_CAPTION)
+        return {name: fmean(measures[name] for measures in found) for name in score.NO_CAPTION}
+
+    def source(self, clip: Clip) -> Source:
+        """What a clip's source video shows. Raises UsageError where nothing says so."""
+        video = self.root / clip.video
+        path = self.scenes or video.parent.parent / "scenes.jsonl"
+        known = self._read_scenes(path)
+        if video.stem not in known:
+            raise UsageError(f"{path} does not know {video.name}, the source of clip {clip.id}", "give --scenes of its set")
+        return known[video.stem]
+
+
+def read_plan(folder: Path) -> tuple[RunPlan, Path]:
+    """A run as it was planned, its paths in `folder`, and the folder that the paths of its source videos start from.
+
+    Raises UsageError for a folder that holds no run.
+    """
+    from stages import plan
+
+    folder = folder.resolve()
+    rows = folder / "clips.jsonl"
+    if not rows.is_file() or not (folder / "config.yaml").is_file():
+        raise UsageError(f"{folder} is not the folder of a run", "give RESULTS/RUN: it holds config.yaml and clips.jsonl")
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        [entry] = config["runs"].values()
+        written = Path(entry["clips"])  # as seen from where snakemake ran
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        reason = str(error).replace("\n", " ")
+        raise UsageError(f"{folder / 'config.yaml'} is not that of a run ({reason})", "run snakemake again") from None
+    root = Path.cwd() if written.is_absolute() else folder.parents[len(written.parts) - 2]
+    here = {**config, "results": str(folder.parent), "runs": {folder.name: {**entry, "clips": str(rows)}}}
+    return plan.load(here, 1).runs[0], root
+
+
+def continued(run: Run, clip: Clip) -> Row:
+    """`v2v`: the caption of the source, and the clip against how the source goes on."""
+    from stages.media.shapes import score
+
+    source = run.source(clip)
+    figures, failed = run.captions({clip.id: source.caption}) if not clip.prompts else {}, ""
+    try:
+        pixels = run.pixels(clip.id)
+        check_shape(clip, pixels)
+        figures |= score.continuation(pixels, source.scene, source.frames - 1)
+    except ItemError as error:
+        figures |= score.WRONG
+        failed = str(error)
+    return score.Row(clip.id, score.is_held_out(vars(source.scene)), failed, figures)
+
+
+def chained(run: Run, clip: Clip) -> Row:
+    """`chain`: each link against how the source goes on, and the caption that each has of the one before it."""
+    from stages.media.shapes import score
+
+    source, links, failed = run.source(clip), [], ""
+    start, step = source.frames - 1, clip.values["wan"]["frame_num"] - 1
+    planned = [f"{clip.id}/link{number + 1:02d}" for number in range(clip.values["recipe"]["links"])]
+    try:
+        for identity in planned:
+            links.append(run.pixels(identity))
+            check_shape(clip, links[-1])
+    except ItemError as error:
+        failed = str(error)  # and the later ones start from this one
+    figures = score.chain(links, source.scene, start, len(planned))
+    if not clip.prompts:
+        true = (source.scene.caption(start + k * step, source.size, source.size) for k in range(len(planned)))
+        figures |= run.captions(dict(zip(planned, true)))
+    return score.Row(clip.id, score.is_held_out(vars(source.scene)), failed, figures)
+
+
+def imagined(run: Run, clip: Clip) -> Row:
+    """`text2video`: the clip against the words of its prompt."""
+    from stages.media.shapes import score
+
+    prompt, failed = clip.prompts[0], ""
+    named = score.slots(prompt)
+    if not named:
+        raise UsageError(
+            f"the prompt of clip {clip.id} is {prompt!r}", "score knows the colours, shapes and motions of shapes world"
+        )
+    try:
+        parts = score.told(run.pixels(clip.id), prompt)
+    except ItemError as error:
+        parts, failed = score.untold(prompt), str(error)
+    return score.Row(clip.id, score.is_held_out(named), failed, parts)
+
+
+MEASURES = {"v2v": continued, "chain": chained, "text2video": imagined}
+
+
+def check_shape(clip: Clip, pixels: np.ndarray) -> None:
+    """Raise UsageError for a clip that shows only a part of its source."""
+    _, height, width, _ = pixels.shape
+    if width != height:
+        raise UsageError(f"clip {clip.id} is {width}x{height}, its source is a square", "run with a square size to score it")
+
+
+def score_run(folder: Path, scenes: Path | None = None) -> dict[str, Any]:
+    """The figures of a run: `summary` by group, and `clips`, a row each. They are left in FOLDER/score.json too."""
+    from stages.media.shapes import score
+    from stages.plan import write_if_changed
+
+    run = Run(folder, scenes)
+    rows = list(run.rows())
+    result = {
+        "recipe": run.planned.run.recipe,
+        "summary": score.summarize(rows),
+        "clips": [{"clip": r.clip, "held_out": r.held_out, "failed": r.failed, **r.figures} for r in rows],
+    }
+    write_if_changed(str(folder / "score.json"), json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line per figure, a column per group."""
+    names = dict.fromkeys(name for figures in summary.values() for name in figures)
+    lines = [["", *(group.replace("_", " ") for group in summary)]]
+    lines += [[name, *(cell(figures.get(name)) for figures in summary.values())] for name in names]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "".join(
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]) + "\n" for line in lines
+    )
+
+
+def cell(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+@click.command(no_args_is_help=True)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--scenes", type=click.Path(path_type=Path), help="Says what the sources show. Default: beside their videos/.")
+@clean_errors
+def main(run: Path, scenes: Path | None, debug: bool) -> None:
+    """Score RUN, the folder of a run (RESULTS/NAME) of recipe v2v, chain or text2video on clips of shapes world.
+
+    What the clips should show is known from the scenes.jsonl of their data set (see python -m stages.media.shapes), or for
+    text2video from the prompts. Clips that were not made count as wrong. The figures are also left in RUN/score.json.
+    """
+    result = score_run(run, scenes)
+    click.echo(table(result["summary"]), nl=False)
+    for row in result["clips"]:
+        if row["failed"]:
+            click.echo(f"failed: {row['clip']}: {row['failed']}")
+
+
+main.params.append(DEBUG)
+
+if __name__ == "__main__":
+    main()

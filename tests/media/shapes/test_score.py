@@ -1,0 +1,123 @@
+"""What is right scores right, and what is wrong wrong: clips made by hand."""
+
+import numpy as np
+import pytest
+
+from stages.media.shapes import score, world
+from stages.media.shapes.score import Row
+
+START = 16
+SCENE = world.Scene("red", "square", "right", "slowly", "black", 0.15, 0.1, 0.5)
+
+
+def clip(frames=17, start=START, size=64, **changed):
+    return world.render(world.Scene(**{**vars(SCENE), **changed}), frames, size, size, start)
+
+
+def right(figures):
+    return {name for name in ("color", "shape", "direction", "speed") if figures[name]}
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_a_perfect_continuation(size):
+    figures = score.continuation(clip(size=size), SCENE, START)
+    assert right(figures) == {"color", "shape", "direction", "speed"}
+    assert figures["psnr_db"] == score.BEST_PSNR and figures["gain_db"] > 60
+    assert figures["end_point_px"] == figures["seam_px"] == 0
+
+
+def test_every_clip_that_the_world_can_show_is_a_perfect_continuation_of_itself():
+    perfect = 0
+    for i in range(40):
+        scene = world.sample(np.random.default_rng([21, i]), straight=17)
+        perfect += len(right(score.continuation(world.render(scene, 17, start=16), scene, 16))) == 4
+    assert perfect >= 39
+
+
+def test_a_still_frame_gains_nothing():
+    figures = score.continuation(clip()[:1].repeat(17, axis=0), SCENE, START)
+    assert figures["gain_db"] == 0
+    assert right(figures) == {"color", "shape"}
+    assert figures["seam_px"] == 0 and figures["end_point_px"] == pytest.approx(16 * 0.75, abs=0.6)
+
+
+def test_another_color():
+    assert right(score.continuation(clip(color="blue"), SCENE, START)) == {"shape", "direction", "speed"}
+
+
+def test_another_shape():
+    assert right(score.continuation(clip(shape="triangle"), SCENE, START)) == {"color", "direction", "speed"}
+
+
+def test_the_way_back():
+    figures = score.continuation(clip()[::-1], SCENE, START)
+    assert right(figures) == {"color", "shape", "speed"}
+    assert figures["seam_px"] == pytest.approx(12, abs=0.6)
+
+
+def test_another_speed():
+    figures = score.continuation(world.render(SCENE, 33, start=START)[::2], SCENE, START)
+    assert right(figures) == {"color", "shape", "direction"}
+    assert figures["end_point_px"] == pytest.approx(12, abs=0.6)
+
+
+def test_an_empty_picture_is_a_picture_away():
+    figures = score.continuation(np.zeros((17, 64, 64, 3), np.uint8), SCENE, START)
+    assert not right(figures)
+    assert figures["end_point_px"] == figures["seam_px"] == 64
+
+
+def test_a_turn_at_a_wall_is_right_where_the_scene_turns():
+    scene = world.Scene(**{**vars(SCENE), "along": 0.8})
+    assert score.continuation(world.render(scene, 17), scene, 0)["direction"]
+
+
+def test_psnr_is_that_of_the_formula():
+    gray = np.full((2, 8, 8, 3), 100, np.uint8)
+    assert score.psnr(gray, gray + 10) == pytest.approx(10 * np.log10(255**2 / 100))
+
+
+def test_captions():
+    true = SCENE.caption()
+    assert all(score.caption(f" {true.capitalize()} \n", true).values())
+    wrong = score.caption("a red square moving left slowly on a black background.", true)
+    assert [name for name, value in wrong.items() if not value] == ["caption_exact", "caption_direction"]
+    assert not any(score.caption("", true).values())
+
+
+def test_a_chain_with_a_link_gone_wrong():
+    links = [clip(9), clip(9, START + 8, color="blue"), clip(9, START + 16)]
+    figures = score.chain(links, SCENE, START, planned=4)
+    assert [figures[f"link{k:02d}_color"] for k in (1, 2, 3, 4)] == [True, False, True, False]
+    assert figures["link03_direction"] and not figures["link04_direction"]
+    assert not figures["color_in_every_link"] and not figures["shape_in_every_link"]
+    assert figures["seam_px"] == 0 and figures["end_point_px"] == 0
+    assert score.chain(links[::2], SCENE, START, 2)["seam_px"] == pytest.approx(3, abs=0.5)  # 6 between the two
+    whole = score.chain([clip(9), clip(9, START + 8)], SCENE, START, planned=2)
+    assert whole["color_in_every_link"] and whole["shape_in_every_link"] and whole["direction_in_every_link"]
+
+
+def test_a_chain_of_nothing_is_wrong():
+    figures = score.chain([], SCENE, START, planned=2)
+    assert not any(figures.values()) and "seam_px" not in figures
+
+
+def test_the_words_of_a_prompt():
+    assert score.told(clip(), SCENE.caption())["color_shape_direction"]
+    figures = score.told(clip(), "A blue square, moving right.")
+    assert figures == {"color": False, "shape": True, "direction": True, "color_shape_direction": False}
+    assert score.untold("a blue square") == {"color": False, "shape": False, "color_shape_direction": False}
+
+
+def test_a_summary_by_group():
+    rows = [
+        Row("a", False, "", {"color": True, "end_point_px": 1.0}),
+        Row("b", False, "", {"color": True, "end_point_px": 2.0}),
+        Row("c", False, "", {"color": False, "end_point_px": 9.0}),
+        Row("d", False, "no memory", {"color": False}),
+        Row("e", True, "", {"color": True}),
+    ]
+    summary = score.summarize(rows)
+    assert summary["seen"] == {"clips": 4, "failed": 1, "color": 0.5, "end_point_px": 4.0, "median_end_point_px": 2.0}
+    assert summary["held_out"] == {"clips": 1, "failed": 0, "color": 1.0}
+    assert [*score.summarize(rows[:1])] == ["seen"]

@@ -1,0 +1,173 @@
+"""The score command on folders of runs, made by hand as the stages would leave them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from stages import plan
+from stages.media.shapes import dataset, world
+from stages.media.write import VideoWriter
+from stages.runtime.artifacts import Failure, member_path, write_failure, write_index
+from stages.score import main
+
+MODELS = {
+    "wan": {"family": "wan", "variant": "5b", "path": "weights/wan", "sizes": ["64*64"]},
+    "eye": {"family": "vlm", "path": "weights/eye"},
+}
+MODEL = {"model": "wan", "family": "wan", "variant": "5b", "weights": "none"}
+FRAMES = 5
+OPTIONS = {"size": "64*64", "frame_num": FRAMES, "seed": 1}
+START = 16
+
+
+class Made:
+    """A run as planned; a test puts the artifacts in their places."""
+
+    def __init__(self, name: str, entry: dict):
+        planned = plan.load({"models": MODELS, "runs": {name: {"options": OPTIONS, "model": "wan", **entry}}}, 1)
+        planned.write()
+        self.folder = Path("results") / name
+        self.outputs = {(item.id, job.stage.name): Path(item.output) for job in planned.jobs for item in job.items}
+
+    def caption(self, identity: str, said: str) -> None:
+        fields = {**MODEL, "raw": said, "prompt": said or "given", "frames": [], "tokens": {"in": 0, "out": 0}}
+        write_index(self._place(identity, "caption_vlm"), "caption", fields)
+
+    def clip(self, identity: str, frames: np.ndarray) -> None:
+        path = self._place(identity, "decode")
+        count, height, width, _ = frames.shape
+        with VideoWriter(member_path(path, ".mkv"), width, height, 8, codec="lossless") as video:
+            for frame in frames:
+                video.write(frame)
+        size = {"width": width, "height": height, "num_frames": count, "fps": "8/1"}
+        write_index(path, "clip", {**MODEL, **size, "prompt": "", "raw": "", "seed": 1, "statistics": {}}, [".mkv"])
+
+    def failed(self, identity: str, stage: str) -> None:
+        write_failure(self._place(identity, stage), Failure("generate", identity, "it was too large", "take less"))
+
+    def _place(self, identity: str, stage: str) -> Path:
+        path = self.outputs[identity, stage]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def score(self) -> tuple[str, dict]:
+        printed = run_score(self.folder).stdout
+        return printed, json.loads((self.folder / "score.json").read_text())
+
+
+def run_score(*arguments, fails: int = 0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == fails, result.stderr or result.exception
+    return result
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """What the videos of a data set in the working folder show; score needs no pixels of theirs."""
+    monkeypatch.chdir(tmp_path)
+    drawn = dataset.draw(2, 128, START + 1, seed=3) + dataset.draw(1, 128, START + 1, seed=3, held_out=True)
+    rows = [{"stem": f"{i:04d}", **vars(s.scene), "frames": s.frames, "size": s.size} for i, s in enumerate(drawn)]
+    Path("data/videos").mkdir(parents=True)
+    Path("data/scenes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return drawn
+
+
+def videos(count):
+    return [{"video": f"data/videos/{i:04d}.mp4"} for i in range(count)]
+
+
+def test_a_run_of_v2v(sources):
+    run = Made("v2v", {"recipe": "v2v", "captioner": "eye", "clips": videos(3)})
+    for i in (0, 2):
+        run.clip(f"{i:04d}", world.render(sources[i].scene, FRAMES, start=START))
+        run.caption(f"{i:04d}", sources[i].caption if i == 0 else "a wrong one")
+    run.caption("0001", sources[1].caption)
+    run.failed("0001", "decode")
+    printed, result = run.score()
+    seen, held_out = result["summary"]["seen"], result["summary"]["held_out"]
+    assert (seen["clips"], seen["failed"], held_out["clips"], held_out["failed"]) == (2, 1, 1, 0)
+    assert (seen["color"], seen["direction"], seen["caption_exact"]) == (0.5, 0.5, 1.0)
+    assert (held_out["color"], held_out["shape"], held_out["caption_exact"]) == (1.0, 1.0, 0.0)
+    assert seen["psnr_db"] == 100 and seen["median_end_point_px"] == 0
+    assert "failed: 0001: generate of 0001: it was too large: take less" in printed
+    assert printed.splitlines()[0].split() == ["seen", "held", "out"]
+    assert [clip["clip"] for clip in result["clips"]] == ["0000", "0001", "0002"]
+
+
+def test_what_is_missing_is_named_and_wrong(sources):
+    run = Made("v2v", {"recipe": "v2v", "captioner": "eye", "clips": videos(1)})
+    printed, result = run.score()
+    assert "failed: 0000:" in printed and "clip.json is missing" in printed
+    assert result["summary"]["seen"]["color"] == result["summary"]["seen"]["caption_exact"] == 0
+
+
+def test_a_prompt_that_was_given_is_no_caption(sources):
+    run = Made("v2v", {"recipe": "v2v", "clips": [{**videos(1)[0], "prompt": sources[0].caption}]})
+    run.caption("0000", "")
+    run.clip("0000", world.render(sources[0].scene, FRAMES, start=START))
+    _, result = run.score()
+    assert "caption_exact" not in result["summary"]["seen"] and result["summary"]["seen"]["color"] == 1
+
+
+def test_a_chain(sources):
+    clips = [{**row, "links": 2, "link_name": "part{link}.mp4"} for row in videos(2)]
+    run = Made("chain", {"recipe": "chain", "captioner": "eye", "clips": clips})
+    for i in (0, 1):
+        scene = sources[i].scene
+        for link in (0, 1):
+            start = START + link * (FRAMES - 1)
+            if i == 1 and link == 1:
+                run.failed("0001/link02", "caption_vlm")
+                run.failed("0001/link02", "decode")
+            else:
+                run.caption(f"{i:04d}/link{link + 1:02d}", scene.caption(start, 128, 128))
+                run.clip(f"{i:04d}/link{link + 1:02d}", world.render(scene, FRAMES, start=start))
+    _, result = run.score()
+    whole, broken = result["clips"]
+    assert whole["color_in_every_link"] and whole["shape_in_every_link"] and whole["caption_exact"] == 1
+    assert whole["seam_px"] < 0.6 and not whole["failed"]
+    assert broken["link01_color"] and not broken["link02_color"] and not broken["color_in_every_link"]
+    assert broken["caption_exact"] == 0.5 and "too large" in broken["failed"]
+
+
+def test_text_to_video(sources):
+    scene = world.Scene("red", "square", "right", "quickly", "black", 0.15, 0.1, 0.5)
+    prompts = [scene.caption(), "a green triangle moving right quickly", "a red ring"]
+    clips = [{"id": f"clip{i}", "prompt": prompt} for i, prompt in enumerate(prompts)]
+    run = Made("text2video", {"recipe": "text2video", "clips": clips})
+    run.clip("clip0", world.render(scene, 17))
+    run.clip("clip1", world.render(scene, 17))
+    printed, result = run.score()
+    assert [clip["color_shape_direction"] for clip in result["clips"]] == [True, False, False]
+    assert result["clips"][1]["direction"] and result["clips"][1]["held_out"]
+    assert "failed: clip2" in printed
+
+
+def test_the_scenes_may_lie_elsewhere_and_the_run_be_moved(sources):
+    run = Made("v2v", {"recipe": "v2v", "captioner": "eye", "clips": videos(1)})
+    run.clip("0000", world.render(sources[0].scene, FRAMES, start=START))
+    run.caption("0000", sources[0].caption)
+    Path("elsewhere").mkdir()
+    run.folder.rename("elsewhere/moved")
+    Path("data/scenes.jsonl").rename("scenes.jsonl")
+    assert "failed" not in run_score("elsewhere/moved", "--scenes", "scenes.jsonl").stdout.splitlines()[-1]
+    complaint = run_score("elsewhere/moved", fails=2).stderr
+    assert complaint.startswith("error: the scenes ") and complaint.count("\n") == 1
+
+
+@pytest.mark.parametrize("files", [{}, {"config.yaml": "", "clips.jsonl": ""}, {"config.yaml": "- a", "clips.jsonl": "{}"}])
+def test_a_folder_that_is_no_run(tmp_path, files):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    complaint = run_score(tmp_path, fails=2).stderr
+    assert str(tmp_path) in complaint and "run" in complaint and complaint.count("\n") == 1
+
+
+def test_a_clip_that_is_cut_cannot_be_scored(sources):
+    run = Made("v2v", {"recipe": "v2v", "captioner": "eye", "clips": videos(1)})
+    run.clip("0000", np.zeros((FRAMES, 64, 96, 3), np.uint8))
+    run.caption("0000", sources[0].caption)
+    assert "is 96x64, its source is a square" in run_score(run.folder, fails=2).stderr
