@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks.harness import finish, median, parse_arguments, print_table
 from stages.media.write import VideoWriter
-from stages.models.vlm import tiny as tiny_vlm
-from stages.models.wan import tiny as tiny_wan
+from tests.tiny import vlm as tiny_vlm
+from tests.tiny import wan as tiny_wan
 
 ROOT = Path(__file__).parents[1]
 WORKERS = 2

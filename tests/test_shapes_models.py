@@ -1,0 +1,164 @@
+"""The shipped models do in shapes world what their cards say, and what must not work does not.
+
+Clips are new ones. Each threshold lies well below what the cards say, and far above what a broken stage, a wrong prompt or
+random weights reach: the controls show by how much.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from stages.media.read import frames
+from stages.media.shapes import dataset, score
+from stages.media.shapes.world import render
+from stages.runtime import artifacts
+from tests.commands import stage
+
+ROOT = Path(__file__).parents[1]
+COUNT, FRAMES, SIZE, SEED = 12, 17, 128, 77
+FACTS = ("color", "shape", "direction")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """The project's config, to be used from any folder."""
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    for model in config["models"].values():
+        if "path" in model:
+            model["path"] = str(ROOT / model["path"])
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Clips of shapes world, in the order of their videos."""
+    folder = tmp_path_factory.mktemp("shapes") / "data"
+    clips = dataset.draw(COUNT, SIZE, FRAMES, SEED)
+    stems = list(dataset.write(folder, clips, 8))
+    return list(zip([folder / "videos" / f"{stem}.mp4" for stem in stems], clips))
+
+
+@pytest.fixture(scope="module")
+def first_frames(sources, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("frames")
+    rows = [
+        {"video": str(video), "size": "64*64", "output": str(folder / f"{i}.json")} for i, (video, _) in enumerate(sources)
+    ]
+    return many("extract_frames", folder, rows)
+
+
+@pytest.fixture(scope="module")
+def captions(sources, config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("captions")
+    rows = [{"video": str(video), "output": str(folder / f"{i}.json")} for i, (video, _) in enumerate(sources)]
+    return many("caption_vlm", folder, rows, model="shapes-internvl", config=config)
+
+
+def many(name, folder, rows, model="", config=None):
+    """Run a stage over the rows of a manifest and return its outputs."""
+    manifest = folder / f"{name}.jsonl"
+    manifest.write_text("".join(json.dumps({**row, **({"model": model} if model else {})}) + "\n" for row in rows))
+    stage(name, "--manifest", manifest, *(("--config", config) if config else ()))
+    return [Path(row["output"]) for row in rows]
+
+
+def made(folder, inputs, model, config, generate={}):
+    """Clips, uint8 [T, H, W, 3], of the inputs of encode."""
+    folder.mkdir()
+    encoded = [{**row, "output": str(folder / f"{i}.e.safetensors")} for i, row in enumerate(inputs)]
+    encoded = many("encode", folder, encoded, model, config)
+    rows = [
+        {"encoded": str(path), "output": str(folder / f"{i}.l.safetensors"), "seed": i, **generate}
+        for i, path in enumerate(encoded)
+    ]
+    latents = many("generate", folder, rows, model, config)
+    rows = [{"latents": str(path), "output": str(folder / f"{i}.json"), "lossless": True} for i, path in enumerate(latents)]
+    clips = many("decode", folder, rows, model, config)
+    return [np.stack([frame.rgb for frame in frames(clip.with_suffix(".mkv"))]) for clip in clips]
+
+
+def continued(clips, sources):
+    """Means of the measures of continuations."""
+    found = [score.continuation(clip, source.scene, FRAMES - 1) for clip, (_, source) in zip(clips, sources, strict=True)]
+    return {name: fmean(float(one[name]) for one in found) for name in found[0]}
+
+
+def continuations(folder, first_frames, prompts, sources, config, model):
+    inputs = [{"image": str(frame), "prompt": prompt} for frame, prompt in zip(first_frames, prompts, strict=True)]
+    return continued(made(folder, inputs, model, config), sources)
+
+
+def test_captions_are_right(captions, sources):
+    said = [artifacts.read(path, ("caption",)).fields["raw"] for path in captions]
+    measures = [score.caption(text, source.caption) for text, (_, source) in zip(said, sources, strict=True)]
+    for fact in ("color", "shape", "direction", "speed"):
+        assert fmean(one[f"caption_{fact}"] for one in measures) >= 0.8, said
+
+
+@pytest.mark.parametrize("model", ["shapes-wan-5b", "shapes-wan-14b"])
+def test_a_clip_goes_on_as_its_caption_says(model, first_frames, sources, config, tmp_path):
+    prompts = [source.caption for _, source in sources]
+    measures = continuations(tmp_path / "made", first_frames, prompts, sources, config, model)
+    assert measures["color"] >= 0.9 and measures["direction"] >= 0.85, measures
+    assert measures["gain_db"] >= 5 and measures["end_point_px"] <= 3 and measures["seam_px"] <= 1, measures
+
+
+def test_what_the_captioner_says_is_enough(captions, first_frames, sources, config, tmp_path):
+    prompts = [artifacts.read(path, ("caption",)).fields["prompt"] for path in captions]
+    measures = continuations(tmp_path / "made", first_frames, prompts, sources, config, "shapes-wan-5b")
+    assert measures["color"] >= 0.9 and measures["direction"] >= 0.8, measures
+
+
+@pytest.mark.parametrize("model", ["shapes-wan-5b", "shapes-wan-14b"])
+@pytest.mark.parametrize("control", ["empty", "swapped"])
+def test_without_the_right_words_it_goes_elsewhere(model, control, first_frames, sources, config, tmp_path):
+    captions = [source.caption for _, source in sources]
+    turned = {"left": "up", "right": "down", "up": "right", "down": "left"}
+    swapped = [" ".join(turned.get(word, word) for word in caption.split()) for caption in captions]
+    prompts = swapped if control == "swapped" else [" "] * COUNT
+    measures = continuations(tmp_path / "made", first_frames, prompts, sources, config, model)
+    assert measures["direction"] <= 0.5 and measures["gain_db"] <= 3 and measures["end_point_px"] >= 5, measures
+
+
+def test_random_weights_score_nothing(first_frames, sources, config, tmp_path):
+    from diffusers import WanTransformer3DModel
+
+    model = tmp_path / "random"
+    shutil.copytree(ROOT / "models" / "shapes-wan-5b", model)
+    torch.manual_seed(0)
+    trained = WanTransformer3DModel.load_config(model / "transformer")
+    WanTransformer3DModel.from_config(trained).save_pretrained(model / "transformer")
+    declared = yaml.safe_load(config.read_text())
+    declared["models"]["random"] = {**declared["models"]["shapes-wan-5b"], "path": str(model)}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(declared))
+    prompts = [source.caption for _, source in sources]
+    measures = continuations(tmp_path / "made", first_frames, prompts, sources, tmp_path / "config.yaml", "random")
+    assert measures["color"] <= 0.5 and measures["gain_db"] <= 0 and measures["end_point_px"] >= 5, measures
+
+
+def test_a_still_frame_scores_nothing(sources):
+    still = [np.repeat(render(source.scene, 1, 64, 64, FRAMES - 1), FRAMES, axis=0) for _, source in sources]
+    measures = continued(still, sources)
+    assert measures["direction"] == 0 and measures["gain_db"] == pytest.approx(0) and measures["end_point_px"] >= 5
+
+
+@pytest.mark.parametrize(
+    ("model", "generate", "least"),
+    [("shapes-wan-5b", {"guidance_scale": 2.0}, 0.7), ("shapes-text2video", {}, 0.5)],
+)
+def test_words_become_a_clip(model, generate, least, sources, config, tmp_path):
+    prompts = [source.caption for _, source in sources]
+    clips = made(tmp_path / "made", [{"prompt": prompt} for prompt in prompts], model, config, generate)
+    told = [score.told(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
+    assert fmean(one["color"] for one in told) >= 0.9, told
+    assert fmean(all(one[fact] for fact in FACTS) for one in told) >= least, told
+    others = [score.told(clip, prompt) for clip, prompt in zip(clips, prompts[1:] + prompts[:1], strict=True)]
+    assert fmean(one["color_shape_direction"] for one in others) <= 0.2, "each clip is that of its own prompt"
