@@ -84,7 +84,9 @@ VAE_TRAINING = Training(
         Option("foreground_weight", float, 6.0, "Further weight of what differs from the ground", STAGE, minimum=0),
         Option("image_steps", int, 1000, "Steps on single frames, before the clips", STAGE, minimum=0),
         Option("crop_size", int, 32, "Side of the squares that a part of the steps looks at", STAGE, "pixels", minimum=16),
-        Option("crop_share", float, 0.65, "That part of the steps", STAGE, minimum=0, maximum=1),
+        Option("crop_share", float, 0.65, "That part of the steps on clips", STAGE, minimum=0, maximum=1),
+        Option("image_crop_share", float, 0.0, "That part of the steps on single frames", STAGE, minimum=0, maximum=1),
+        Option("crop_frames", int, 1, "Single frames of each clip that such a step looks at", STAGE, minimum=1),
     ),
     "Train a VAE (AutoencoderKLWan) on clips.",
 )

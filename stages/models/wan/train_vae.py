@@ -31,6 +31,7 @@ class VAETask(Task):
         self.options, self.data = options, datasets(options)
         if options["start_from"]:
             self.vae = AutoencoderKLWan.from_pretrained(options["start_from"], subfolder="vae", dtype=torch.float32)
+            self.vae = widened(self.vae, architecture.get("z_dim", self.vae.config.z_dim))
         else:
             channels = architecture["z_dim"]
             self.vae = AutoencoderKLWan(
@@ -50,17 +51,17 @@ class VAETask(Task):
         return (weight * (error.abs() + error**2)).mean() + self.options["kl_weight"] * (mean.float() ** 2).mean()
 
     def _part(self, video: torch.Tensor, step: int, generator: torch.Generator) -> torch.Tensor:
-        """What of the clips this step looks at: [B, 3, 1 or T, S, S]."""
-        frames, size = video.shape[2], self.options["crop_size"]
+        """What of the clips this step looks at: [B, 3, 1 or T, S, S]; of single frames in squares several per clip."""
+        images = step < self.options["image_steps"]
         draw = torch.rand(2, generator=generator)
-        if step < self.options["image_steps"]:
-            frame = int(draw[0] * frames)
-            return video[:, :, frame : frame + 1]
-        if draw[0] >= self.options["crop_share"]:
+        squares = draw[0] < self.options["image_crop_share" if images else "crop_share"]
+        if images or (squares and draw[1] < 0.5):
+            count = self.options["crop_frames"] if squares else 1
+            chosen = torch.randint(video.shape[2], (count,), generator=generator).tolist()
+            video = torch.cat([video[:, :, frame : frame + 1] for frame in chosen])
+        if not squares:
             return video
-        if draw[1] < 0.5:
-            frame = int(draw[1] * 2 * frames)
-            video = video[:, :, frame : frame + 1]
+        size = self.options["crop_size"]
         shift = torch.randint(-size // 4, size // 4 + 1, (len(video), 2), generator=generator)
         return torch.stack([crop(clip, size, by) for clip, by in zip(video, shift, strict=True)])
 
@@ -109,6 +110,36 @@ def crop(clip: torch.Tensor, size: int, shift: torch.Tensor) -> torch.Tensor:
         corner.append(int(min(max(float(middle) - size / 2 + by, 0), mask.shape[axis] - size)))
     top, left = corner
     return clip[:, :, top : top + size, left : left + size]
+
+
+def widened(vae: AutoencoderKLWan, channels: int) -> AutoencoderKLWan:
+    """The same VAE with more latent channels: at first the decoder does not look at the new ones."""
+    had = vae.config.z_dim
+    if channels == had:
+        return vae
+    statistics = {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
+    wide = AutoencoderKLWan.from_config({**vae.config, "z_dim": channels, **statistics})
+    old, new = vae.state_dict(), wide.state_dict()
+    for name, weight in new.items():
+        if weight.shape == old[name].shape:
+            weight.copy_(old[name])
+        elif name.startswith("encoder.conv_out"):  # [mean, log variance] x channels
+            weight.view(2, channels, *weight.shape[1:])[:, :had] = old[name].view(2, had, *weight.shape[1:])
+        elif name == "quant_conv.weight":
+            weight.zero_()
+            weight.view(2 * channels, -1).fill_diagonal_(1.0)
+            blocks = weight.view(2, channels, 2, channels)
+            blocks[:, :had, :, :had] = old[name].view(2, had, 2, had)
+        elif name == "quant_conv.bias":
+            weight.zero_().view(2, channels)[:, :had] = old[name].view(2, had)
+        elif name == "post_quant_conv.weight":
+            weight.zero_()
+            weight.view(channels, channels).fill_diagonal_(1.0)[:had, :had] = old[name].view(had, had)
+        elif name == "post_quant_conv.bias":
+            weight.zero_()[:had] = old[name]
+        else:  # decoder.conv_in.weight
+            weight.zero_()[:, :had] = old[name]
+    return wide
 
 
 def inflate(vae: nn.Module) -> None:

@@ -101,15 +101,24 @@ class TextVideoDataset(Dataset):
 
 
 class ShapesDataset(Dataset):
-    """Clips of shapes world, drawn when they are asked for; half of them meet no wall.
+    """Clips of shapes world, drawn when they are asked for.
 
     Items are those of `TextVideoDataset`, and hold the scene beside that. `caption_at` is the frame whose direction the
-    caption tells; the combinations of colour and shape in `world.HELD_OUT` are left out.
+    caption tells; `straight_share` the part of the clips that meet no wall. The combinations of colour and shape in
+    `world.HELD_OUT` are left out.
     """
 
-    def __init__(self, count: int, num_frames: int, frame_size: int, seed: int = 0, caption_at: int = 0):
+    def __init__(
+        self,
+        count: int,
+        num_frames: int,
+        frame_size: int,
+        seed: int = 0,
+        caption_at: int = 0,
+        straight_share: float = 0.5,
+    ):
         self.count, self.num_frames, self.frame_size = count, num_frames, frame_size
-        self.seed, self.caption_at = seed, caption_at
+        self.seed, self.caption_at, self.straight_share = seed, caption_at, straight_share
 
     def __len__(self) -> int:
         return self.count
@@ -117,7 +126,8 @@ class ShapesDataset(Dataset):
     def __getitem__(self, key: Key | int) -> dict[str, Any]:
         index = key[1] if isinstance(key, tuple) else key
         rng = np.random.default_rng([self.seed, index])
-        scene = world.sample(rng, straight=self.num_frames if index % 2 else 0)
+        straight = rng.random() < self.straight_share
+        scene = world.sample(rng, straight=self.num_frames if straight else 0)
         frames = world.render(scene, self.num_frames, self.frame_size, self.frame_size)
         tensor = torch.from_numpy(frames.astype(np.float32) / 127.5 - 1).permute(3, 0, 1, 2).contiguous()
         text = scene.caption(self.caption_at, self.frame_size, self.frame_size)
@@ -129,9 +139,10 @@ def datasets(options: Mapping[str, Any], caption_at: int = 0) -> tuple[Dataset, 
     size = {"num_frames": options["num_frames"], "frame_size": options["frame_size"]}
     if options["data"] == SHAPES:
         count = options["max_samples"] or SHAPES_CLIPS
+        kind = {**size, "caption_at": caption_at, "straight_share": options["straight_share"]}
         return (
-            ShapesDataset(count, **size, seed=options["seed"] + 1, caption_at=caption_at),
-            ShapesDataset(options["validation_samples"], **size, seed=0, caption_at=caption_at),
+            ShapesDataset(count, **kind, seed=options["seed"] + 1),
+            ShapesDataset(options["validation_samples"], **kind, seed=0),
         )
     if not options["data"]:
         raise UsageError("no data is given", f"add --data FOLDER (with videos/ and captions/), or --data {SHAPES}")
