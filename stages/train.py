@@ -1,6 +1,7 @@
 """Train a model: a command per training that a family declares."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def read_config(path: Path, name: str, training: Training) -> tuple[dict[str, An
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = str(error).replace("\n", " ")
         raise UsageError(f"the config {path} cannot be read ({reason})", "mend it") from None
+    if not isinstance(values, dict) or not isinstance(values.get("architecture", {}), dict):
+        raise UsageError(f"the config {path} is no table of names and values", "write lines such as batch_size: 4")
     known = {"training", "architecture", *(option.name for option in training.options)}
     if unknown := [key for key in values if key not in known]:
         raise UsageError(f"{path} has the unknown key {unknown[0]!r}", f"known are {', '.join(sorted(known))}")
@@ -64,8 +67,11 @@ def start(
     from stages.runtime.device import take_device
 
     launched = "LOCAL_RANK" in os.environ  # by accelerate, which deals out the devices itself
-    cpu = not launched and take_device(device, threads) == "cpu"
+    device = "" if launched else take_device(device, threads)
     import torch
+
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
 
     from stages.models.shared.loading import quiet
 
@@ -74,7 +80,27 @@ def start(
     from stages.runtime.worker import find_worker
 
     torch.manual_seed(options["seed"])
-    train(find_worker(training.task)(options, architecture), options, output, cpu)
+    task = find_worker(training.task)
+    with building(options):
+        built = task(options, architecture)
+    train(built, options, output, cpu=device == "cpu")
+
+
+@contextmanager
+def building(options: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what the libraries say of a wrong architecture, or of the files of `start_from`, into a UsageError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = f"{said} is missing" if isinstance(error, KeyError) else said
+        if options["start_from"]:
+            remedy = "give a folder with a whole model, and the architecture that goes with it"
+            raise UsageError(f"the training cannot start from {options['start_from']} ({reason})", remedy) from error
+        remedy = "give --config, and compare it with those in examples/training"
+        raise UsageError(f"the architecture makes no model ({reason})", remedy) from error
 
 
 @click.group(help="Train a model on clips with captions.")

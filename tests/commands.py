@@ -13,3 +13,12 @@ def stage(name: str, *arguments, fails: int = 0) -> str:
     result = CliRunner().invoke(command, [str(argument) for argument in arguments])
     assert result.exit_code == fails, result.stderr or result.exception
     return result.stderr
+
+
+def train(name: str, *arguments, fails: int = 0) -> str:
+    """Run a training's command in this process and return its standard error. `fails` is the exit code to expect."""
+    command = importlib.import_module("stages.train").main
+    arguments = [name, *arguments, "--device", "cpu", "--threads", "1"]
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert result.exit_code == fails, result.stderr or result.exception
+    return result.stderr

@@ -2,6 +2,40 @@
 
 import pytest
 
+TINY_TEXT2VIDEO = {
+    "training": "text2video",
+    "data": "shapes",
+    "num_frames": 4,
+    "frame_size": 16,
+    "batch_size": 2,
+    "warmup_steps": 0,
+    "max_steps": 4,
+    "num_timesteps": 50,
+    "prediction_type": "sample",
+    "validation_samples": 2,
+    "validate_every": 2,
+    "save_every": 2,
+    "sample_steps": 2,
+    "architecture": {
+        "text_encoder": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "projection_dim": 16,
+            "max_position_embeddings": 16,
+        },
+        "unet": {
+            "model_channels": 8,
+            "channel_mult": [1, 2],
+            "layers_per_block": 1,
+            "attention": ["temporal", "joint"],
+            "head_dim": 8,
+            "patch_size": [2, 2, 2],
+        },
+    },
+}
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
@@ -26,3 +60,16 @@ def tiny_vlm(tmp_path_factory):
     from tests.tiny.vlm import make
 
     return make(tmp_path_factory.mktemp("vlm") / "internvl")
+
+
+@pytest.fixture(scope="session")
+def tiny_text2video(tmp_path_factory):
+    """Folder of a training of a tiny 3D U-Net on shapes world, 4 steps long; the model is in its model/."""
+    import yaml
+
+    from tests.commands import train
+
+    folder = tmp_path_factory.mktemp("text2video")
+    (folder / "config.yaml").write_text(yaml.safe_dump(TINY_TEXT2VIDEO))
+    train("text2video", "--config", folder / "config.yaml", "--output", folder / "training")
+    return folder / "training"

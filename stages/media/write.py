@@ -6,6 +6,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import ffmpeg
@@ -151,7 +152,9 @@ def write_png(path, rgb: np.ndarray) -> None:
 def write_gif(path, frames: list[np.ndarray], fps: Fraction) -> None:
     """Write an endless GIF of frames, RGB, uint8 [H, W, 3]; its clock has hundredths of a second."""
     pictures = [Image.fromarray(rgb) for rgb in frames]
+    ticks = [round(100 * number / fps) for number in range(len(frames) + 1)]  # 8 per second: 12 and 13 in turn
+    shown = [10 * (after - before) for before, after in pairwise(ticks)]
     try:
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=shown, loop=0)
     except OSError as error:
         raise JobError(f"{path} could not be written ({error.strerror or error})", "check the folder and disk") from error

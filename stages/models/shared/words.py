@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -26,11 +25,16 @@ def word_tokenizer(words: Iterable[str], special: Sequence[str], unknown: str, b
     return tokenizer
 
 
+def words_of(text: str) -> list[str]:
+    """The words and marks of a text, as `word_tokenizer` parts them."""
+    return [word for word, _ in pre_tokenizers.Whitespace().pre_tokenize_str(text)]
+
+
 def warn_of_unknown_words(tokenizer, prompt: str, item: str) -> None:
     """Log the words of a prompt that the tokenizer has no token for, and that the model therefore cannot tell apart."""
     if tokenizer.unk_token_id is None:
         return
-    words = dict.fromkeys(re.findall(r"\w+|[^\w\s]+", prompt))
+    words = dict.fromkeys(words_of(prompt))
     ids = tokenizer(list(words), add_special_tokens=False).input_ids if words else []
     unknown = [word for word, tokens in zip(words, ids, strict=True) if tokenizer.unk_token_id in tokens]
     if unknown:

@@ -28,6 +28,8 @@ class Encode:
 
     def check(self, work: Work) -> None:
         prompt_of(work)
+        if "image" in work.inputs:
+            raise ItemError(f"item {work.item.id} has a first frame", f"model {self.model.name} takes a prompt alone")
         frames, side = multiples(unet_config(self.model))
         for name, multiple in (("num_frames", frames), ("frame_size", side)):
             if (value := work.options[name]) and value % multiple:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from stages.media.shapes.world import WORDS
-from stages.models.shared.training.data import ShapesDataset, datasets
+from stages.models.shared.training.data import ShapesDataset, datasets, read_caption
 from stages.models.shared.training.loop import Task
-from stages.models.shared.words import word_tokenizer
+from stages.models.shared.words import word_tokenizer, words_of
 from stages.models.text2video.common import embed, to_uint8
 from stages.models.text2video.sampler import denoise
 from stages.models.text2video.unet import UNet3D, inflate
@@ -70,8 +69,8 @@ class Text2VideoTask(Task):
         """The vocabulary of a new text encoder: the words of the captions."""
         if isinstance(self.data[0], ShapesDataset):
             return [*WORDS, ".", ","]
-        texts = [caption.read_text(encoding="utf-8") for clips in self.data for _, caption in clips.pairs]
-        return sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text.lower())})
+        texts = [read_caption(caption) for clips in self.data for _, caption in clips.pairs]
+        return sorted({word for text in texts for word in words_of(text.lower())})
 
     def _check_size(self) -> None:
         frames, side = self.unet.multiple

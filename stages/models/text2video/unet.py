@@ -81,6 +81,8 @@ class UNet3D(ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         embedding = self.time_embedding(timestep.expand(len(x))) + self.text_embedding(text.mean(dim=1))
         if self.condition_embedding is not None:
+            if condition is None:
+                raise ValueError(f"the network was made with condition_dim {self.config.condition_dim} and has no condition")
             embedding = embedding + self.condition_embedding(condition)
         h = self.conv_in(patchify(x, self.config.patch_size))
         skips = [h]
@@ -178,6 +180,8 @@ class Attention(nn.Module):
     def __init__(self, channels: int, context: int, head_dim: int):
         super().__init__()
         self.heads = max(1, channels // head_dim)
+        if channels % self.heads:
+            raise ValueError(f"head_dim {head_dim} does not part {channels} channels into heads of one width")
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k, self.to_v = (nn.Linear(context, channels, bias=False) for _ in range(2))
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
@@ -223,7 +227,12 @@ class Upsample(nn.Module):
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    """32 groups, fewer where one would have less than four channels: of a channel alone the norm takes away its level,
+    and with it what an embedding adds to it."""
+    groups = next(
+        groups for groups in (32, 16, 8, 4, 2, 1) if channels % groups == 0 and channels // groups >= min(4, channels)
+    )
+    return nn.GroupNorm(groups, channels)
 
 
 def sinusoids(numbers: torch.Tensor, channels: int) -> torch.Tensor:

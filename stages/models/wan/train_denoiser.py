@@ -25,6 +25,7 @@ from stages.models.shared.training.loop import Task
 from stages.models.shared.words import word_tokenizer
 from stages.models.wan.repository import write_index
 from stages.models.wan.sampler import Condition, State, concatenated, denoise, imposed, make_scheduler, replaced
+from stages.models.wan.train_vae import check_size
 from stages.models.wan.vae import decoded, denormalised, pixels
 from stages.runtime.errors import UsageError
 
@@ -44,6 +45,11 @@ class DenoiserTask(Task):
             raise UsageError(f"{vae or 'no folder'} has no vae/", "give --vae, a folder that train wan-vae wrote")
         self.vae = AutoencoderKLWan.from_pretrained(vae, subfolder="vae", dtype=torch.float32)
         self.vae.requires_grad_(False).eval()
+        check_size(options, self.vae, patch=2)
+        if self.two_experts and options["batch_size"] < 2:
+            raise UsageError(
+                "batch_size is 1 and each expert of the 14b is trained on a half", "give --batch-size 2 or more"
+            )
         if options["start_from"]:
             start = Path(options["start_from"])
             self.tokenizer = AutoTokenizer.from_pretrained(start / "tokenizer")
@@ -111,8 +117,10 @@ class DenoiserTask(Task):
         hidden = torch.cat([noisy, batch["known"], batch["image"]], dim=1)
         half, loss = count // 2, 0.0
         for expert, part in zip(self.experts, (slice(half), slice(half, count)), strict=True):
+            if part.stop == 0:  # a single clip, the rest of the validation's: the low-noise expert alone
+                continue
             made = expert(hidden[part], 1000 * sigma[part], text[part], return_dict=False)[0]
-            loss = loss + ((made - velocity[part]) ** 2).mean() / 2
+            loss = loss + ((made - velocity[part]) ** 2).mean() / (2 if half else 1)
         return loss
 
     def _prompts(self, captions: list[str], drop: list[float], extend: list[float]) -> list[str]:

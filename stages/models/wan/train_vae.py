@@ -15,6 +15,7 @@ from torch import nn
 from stages.models.shared.training.data import datasets
 from stages.models.shared.training.loop import Task
 from stages.models.wan.vae import decoded, pixels, unclamped
+from stages.runtime.errors import UsageError
 
 STATISTICS_CLIPS = 256
 
@@ -38,6 +39,7 @@ class VAETask(Task):
                 **{"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels, **architecture}
             )
             inflate(self.vae)
+        check_size(options, self.vae)
 
     def forward(self, batch: Mapping[str, Any], step: int, generator: torch.Generator) -> torch.Tensor:
         video = batch["video"]  # [B, 3, T, H, W]
@@ -61,7 +63,7 @@ class VAETask(Task):
             video = torch.cat([video[:, :, frame : frame + 1] for frame in chosen])
         if not squares:
             return video
-        size = self.options["crop_size"]
+        size = min(self.options["crop_size"], *video.shape[3:])
         shift = torch.randint(-size // 4, size // 4 + 1, (len(video), 2), generator=generator)
         return torch.stack([crop(clip, size, by) for clip, by in zip(video, shift, strict=True)])
 
@@ -92,6 +94,16 @@ class VAETask(Task):
             "latents_mean": means.mean((0, 2, 3, 4)).tolist(),
             "latents_std": means.std((0, 2, 3, 4)).tolist(),
         }
+
+
+def check_size(options: Mapping[str, Any], vae: AutoencoderKLWan, patch: int = 1) -> None:
+    """Raise UsageError for clips that the VAE would round, or whose latents do not make whole patches."""
+    time, side = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial * patch
+    if options["num_frames"] % time != 1:
+        raise UsageError(f"num_frames is {options['num_frames']}", f"this VAE needs {time}n+1, for example {2 * time + 1}")
+    for name in ("frame_size", "crop_size"):
+        if options.get(name, 0) % side:
+            raise UsageError(f"{name} is {options[name]}", f"this architecture needs a multiple of {side}")
 
 
 def foreground(video: torch.Tensor) -> torch.Tensor:

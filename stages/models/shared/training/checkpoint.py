@@ -52,7 +52,7 @@ def load(
                 if state:
                     moments = {entry: state[entry].to(weight.device) for entry in ADAM[1:]}
                     optimizer.state[weight] = {"step": state["step"], **moments}
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise JobError(f"{path} does not go with this training ({reason})", "give another --output, or remove it") from error
     return facts

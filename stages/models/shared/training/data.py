@@ -62,7 +62,7 @@ class TextVideoDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         video, caption = self.pairs[index]
         self.rng = np.random.default_rng([self.seed, epoch, index])
-        text, frames = caption.read_text(encoding="utf-8").strip(), self._read(video)
+        text, frames = read_caption(caption), self._read(video)
         if self.augment:
             text, frames = self.augment_text(text), self.augment_video(frames)
         frames = frames.astype(np.float32) / 255
@@ -98,6 +98,14 @@ class TextVideoDataset(Dataset):
         frames = np.stack([cv2.resize(frame, (size, size), interpolation=cv2.INTER_LINEAR) for frame in cut])
         contrast, brightness = self.rng.uniform(0.95, 1.05), self.rng.uniform(-6, 6)
         return ((frames.astype(np.float32) - 128) * contrast + 128 + brightness).clip(0, 255).astype(np.uint8)
+
+
+def read_caption(path: Path) -> str:
+    """A caption's text. Raises UsageError where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the caption {path} is not UTF-8 text (byte {error.start + 1})", "save it as UTF-8") from None
 
 
 class ShapesDataset(Dataset):

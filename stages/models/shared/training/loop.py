@@ -11,6 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,10 @@ class Trainer:
     def __init__(self, task: Task, options: Mapping[str, Any], output: Path, cpu: bool):
         self.options, self.output = options, output
         trackers = ["tensorboard", *(["wandb"] if options["wandb"] else [])]
+        if options["wandb"] and not find_spec("wandb"):  # accelerate would go on without it
+            raise UsageError("wandb is not installed", "pip install wandb, or leave --wandb out")
+        if options["mixed_precision"] == "fp16" and (cpu or not torch.cuda.is_available()):
+            raise UsageError("mixed_precision is fp16 and this training runs on the CPU", "use no or bf16")
         output.mkdir(parents=True, exist_ok=True)
         self.accelerator = Accelerator(
             cpu=cpu,
@@ -100,7 +105,8 @@ class Trainer:
                 self.seconds = time.monotonic() - start
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.4f}")
-                self.accelerator.log({"loss": loss, "learning_rate": self._learning_rate()}, step=self.step)
+                rate = self._adam().param_groups[0]["lr"]
+                self.accelerator.log({"loss": loss, "learning_rate": rate}, step=self.step)
                 last = self.step == self.steps
                 if last or self.step % self.options["validate_every"] == 0:
                     self._validate(loss)
@@ -237,7 +243,7 @@ class Trainer:
             "parameters": sum(p.numel() for p in self.weights.values()),
             "steps": self.step,
             "seconds": round(self.seconds, 1),
-            "validation_loss": self.best,
+            "validation_loss": self.best if math.isfinite(self.best) else None,  # JSON knows no infinity
             "history": self.history,
         }
         path = self.output / "training.json"

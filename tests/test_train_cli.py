@@ -1,0 +1,91 @@
+"""The command line of `train`: what it answers at once, and what it says to a wrong word."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from stages.train import main
+from tests.commands import train
+from tests.conftest import TINY_TEXT2VIDEO
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "av", "cv2", "numpy")
+TRAININGS = ["text2video", "wan-vae", "wan", "captioner"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in TRAININGS)], ids=" ".join)
+def test_help_needs_no_heavy_library(arguments):
+    code = (
+        f"import sys; from click.testing import CliRunner; from stages.train import main\n"
+        f"assert CliRunner().invoke(main, {arguments!r}).exit_code == 0\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_help_lists_the_trainings():
+    said = CliRunner().invoke(main, ["--help"]).stdout
+    assert all(f"  {name} " in said for name in TRAININGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batchsize: 4", "has the unknown key 'batchsize': known are architecture, augment, batch_size, "),
+        ("training: captioner", "is for train captioner: run train captioner --config"),
+        ("batch_size: 0", "option batch_size is 0: it must be at least 1"),
+        ("batch_size: many", "option batch_size is 'many': it must be of type integer"),
+        ("prediction_type: noise", "option prediction_type is 'noise': it must be one of epsilon, v_prediction, sample"),
+        ("- 4", "is no table of names and values: write lines such as batch_size: 4"),
+        ("architecture: small", "is no table of names and values: write lines such as batch_size: 4"),
+        ("a: {b: ", "cannot be read ("),
+        ("batch_size: 2", "error: no data is given: add --data FOLDER (with videos/ and captions/), or --data shapes"),
+        ("data: nowhere", "error: nowhere has no video in videos/ with a caption of the same stem in captions/"),
+        ("data: shapes\nstart_from: nowhere", "error: nowhere has no unet/: give --start-from a model of train text2video"),
+        (
+            "data: shapes\ntext_encoder: no/encoder",
+            "error: the text encoder no/encoder is not on this machine: fetch it once",
+        ),
+    ],
+)
+def test_wrong_config_is_one_sentence_and_exit_code_2(text, message, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+    assert_refused("--config", tmp_path / "config.yaml", message=message, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_frames": 5}, "error: num_frames is 5: this architecture needs a multiple of 2"),
+        ({"frame_size": 18}, "error: frame_size is 18: this architecture needs a multiple of 4"),
+        ({"architecture": {**TINY_TEXT2VIDEO["architecture"], "unet": {"width": 8}}}, "error: the architecture makes no mo"),
+        ({"architecture": {"text_encoder": {}}}, "error: the architecture makes no model ('max_position_embeddings' is mis"),
+        ({"mixed_precision": "fp16"}, "error: mixed_precision is fp16 and this training runs on the CPU: use no or bf16"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence_and_exit_code_2(change, message, tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**TINY_TEXT2VIDEO, **change}))
+    assert_refused("--config", tmp_path / "config.yaml", message=message, folder=tmp_path)
+
+
+def assert_refused(*arguments, message, folder):
+    said = train("text2video", *arguments, "--output", folder / "t", fails=2)
+    lines = [line for line in said.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1 and message in lines[0], said
+    assert not (folder / "t").exists()
+
+
+def test_the_command_line_wins_over_the_config(tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**TINY_TEXT2VIDEO, "num_frames": 8}))
+    said = train("text2video", "--config", tmp_path / "config.yaml", "--num-frames", 7, "--output", tmp_path / "t", fails=2)
+    assert "num_frames is 7" in said
+
+
+def test_bare_command_shows_its_help():
+    result = CliRunner().invoke(main, ["text2video"])
+    assert result.exit_code == 2 and "Usage:" in result.stderr and "--prediction-type" in result.stderr
