@@ -1,4 +1,4 @@
-"""How much of two workers' time the stages use: 8 clips through `v2v` on tiny models.
+"""How much of two workers' time the stages use: 8 clips through `v2v` on the shipped models.
 
 The stages' own work is the time of their processes, imports and model loading included; the rest is Snakemake, the shell
 and waiting for one another. The limit is 1: two workers busy all the time.
@@ -13,43 +13,27 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.harness import finish, median, parse_arguments, print_table
-from stages.media.write import VideoWriter
-from tests.tiny import vlm as tiny_vlm
-from tests.tiny import wan as tiny_wan
+from benchmarks.shapes import declared_models
+from stages.media.shapes import dataset
 
 ROOT = Path(__file__).parents[1]
 WORKERS = 2
 CLIPS = 8
-OPTIONS = {"size": "96*64", "frame_num": 17, "steps": 8, "max_new_tokens": 24, "seed": 1, "source_first": True}
 
 
 def write_project(folder: Path) -> None:
-    """Tiny models, clips of different colours, and a config with one run over them."""
-    tiny_wan.make(folder / "wan", "5b")
-    tiny_vlm.make(folder / "vlm")
-    for number in range(CLIPS):
-        with VideoWriter(folder / f"clip{number}.mp4", 192, 128, 24) as video:
-            for frame in range(24):
-                video.write(np.full((128, 192, 3), (30 * number, 10 * frame, 128), np.uint8))
-    config = {
-        "models": {
-            "wan": {"family": "wan", "variant": "5b", "path": "wan", "dtype": "float32", "sizes": ["96*64"]},
-            "vlm": {"family": "vlm", "path": "vlm", "dtype": "float32"},
-        },
-        "runs": {
-            "many": {
-                "recipe": "v2v",
-                "clips": [{"video": f"clip{number}.mp4"} for number in range(CLIPS)],
-                "model": "wan",
-                "captioner": "vlm",
-                "options": OPTIONS,
-            }
-        },
+    """Clips, and a config with one run over them on the shipped models."""
+    for _ in dataset.write(folder / "data", dataset.draw(CLIPS, 128, 17, seed=0), 8):
+        pass
+    run = {
+        "recipe": "v2v",
+        "clips": {"videos": "data/videos"},
+        "model": "shapes-wan-5b",
+        "captioner": "shapes-internvl",
+        "options": {"seed": 1, "source_first": True},
     }
-    (folder / "config.yaml").write_text(json.dumps(config))
+    (folder / "config.yaml").write_text(json.dumps({"models": declared_models(), "runs": {"many": run}}))
 
 
 def run_once() -> dict:

@@ -64,18 +64,20 @@ def make_sources(folder: Path, clips: int) -> dict[str, Source]:
     return sources
 
 
-def config(clips: int, sources: dict[str, Source]) -> dict:
-    """The shipped models as the project declares them, and the runs."""
+def declared_models() -> dict:
+    """The shipped models as the project declares them, with paths that hold anywhere."""
     declared = yaml.safe_load((ROOT / "config.yaml").read_text())["models"]
-    if missing := [name for name in MODELS if name not in declared]:
-        sys.exit(f"error: config.yaml does not declare the model {missing[0]}: add it, with its path")
-    models = {name: {**declared[name], "path": str(ROOT / declared[name]["path"])} for name in MODELS}
+    return {name: {**declared[name], "path": str(ROOT / declared[name]["path"])} for name in MODELS}
+
+
+def config(clips: int, sources: dict[str, Source]) -> dict:
+    """The models and the runs."""
     named = {path.replace("/videos/", "-").removesuffix(".mp4"): path for path in sources}
     videos = [{"id": name, "video": path} for name, path in named.items()]
     prompts = [{"id": name, "prompt": sources[path].caption} for name, path in named.items()]
     told = [{**video, **prompt} for video, prompt in zip(videos, prompts, strict=True)]
     in_chains = [video for video in videos if video["id"].startswith("seen")][: round(clips * IN_CHAINS)]
-    as_links = {**OPTIONS, "links": LINKS, "prefix": ""}  # the models know no other words than those of captions
+    as_links, guided = {**OPTIONS, "links": LINKS}, {**OPTIONS, "guidance_scale": 2.0}
     captioner = {"captioner": "shapes-internvl", "options": OPTIONS}
     runs = {
         "told-5b": {"recipe": "v2v", "model": "shapes-wan-5b", "clips": told, "options": OPTIONS},
@@ -83,10 +85,10 @@ def config(clips: int, sources: dict[str, Source]) -> dict:
         "v2v-5b": {"recipe": "v2v", "model": "shapes-wan-5b", "clips": videos, **captioner},
         "v2v-14b": {"recipe": "v2v", "model": "shapes-wan-14b", "clips": videos, **captioner},
         "chain-5b": {"recipe": "chain", "model": "shapes-wan-5b", "clips": in_chains, **captioner, "options": as_links},
-        "text2video-5b": {"recipe": "text2video", "model": "shapes-wan-5b", "clips": prompts, "options": OPTIONS},
+        "text2video-5b": {"recipe": "text2video", "model": "shapes-wan-5b", "clips": prompts, "options": guided},
         "text2video-unet": {"recipe": "text2video", "model": "shapes-text2video", "clips": prompts, "options": OPTIONS},
     }
-    return {"models": models, "runs": runs}
+    return {"models": declared_models(), "runs": runs}
 
 
 def make_clips(folder: Path, runs: dict) -> None:
