@@ -24,7 +24,6 @@ CLIPS, QUICK_CLIPS = 200, 24
 HELD_OUT, IN_CHAINS = 0.3, 0.2  # of that number: clips of combinations never trained on, and clips that become chains
 SEED = 1000  # far from those of the trainings
 SIZE, FRAMES, FPS = 128, 17, 8
-MODELS = ("shapes-wan-5b", "shapes-wan-14b", "shapes-internvl", "shapes-text2video")
 OPTIONS = {"lossless": True, "seed": 42}  # all else as the models are declared
 LINKS = 4
 
@@ -67,11 +66,11 @@ def make_sources(folder: Path, clips: int) -> dict[str, Source]:
 def declared_models() -> dict:
     """The shipped models as the project declares them, with paths that hold anywhere."""
     declared = yaml.safe_load((ROOT / "config.yaml").read_text())["models"]
-    return {name: {**declared[name], "path": str(ROOT / declared[name]["path"])} for name in MODELS}
+    return {name: {**model, "path": str(ROOT / model["path"])} for name, model in declared.items() if "path" in model}
 
 
 def config(clips: int, sources: dict[str, Source]) -> dict:
-    """The models and the runs."""
+    """The models, and the runs that the shipped ones can make."""
     named = {path.replace("/videos/", "-").removesuffix(".mp4"): path for path in sources}
     videos = [{"id": name, "video": path} for name, path in named.items()]
     prompts = [{"id": name, "prompt": sources[path].caption} for name, path in named.items()]
@@ -88,7 +87,8 @@ def config(clips: int, sources: dict[str, Source]) -> dict:
         "text2video-5b": {"recipe": "text2video", "model": "shapes-wan-5b", "clips": prompts, "options": guided},
         "text2video-unet": {"recipe": "text2video", "model": "shapes-text2video", "clips": prompts, "options": OPTIONS},
     }
-    return {"models": declared_models(), "runs": runs}
+    models = declared_models()
+    return {"models": models, "runs": {name: run for name, run in runs.items() if run["model"] in models}}
 
 
 def make_clips(folder: Path, runs: dict) -> None:
@@ -103,10 +103,12 @@ def main() -> None:
     options = parse_arguments(__doc__.splitlines()[0])
     clips = QUICK_CLIPS if options.quick else CLIPS
     folder = ROOT / "benchmarks" / "out" / f"shapes-{clips}"
-    make_clips(folder, config(clips, make_sources(folder, clips)))
-    results = {run: score_run(folder / "results" / run)["summary"] for run in BARS}
+    planned = config(clips, make_sources(folder, clips))
+    make_clips(folder, planned)
+    results = {run: score_run(folder / "results" / run)["summary"] for run in planned["runs"]}
     rows, reached = [], []
-    for run, bars in BARS.items():
+    for run in results:
+        bars = BARS[run]
         seen, held_out = results[run]["seen"], results[run].get("held_out", {})
         for name, bar in {"clips": None, "failed": None, **bars}.items():
             value = seen.get(name, float("nan"))  # where no clip at all was made

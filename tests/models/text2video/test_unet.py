@@ -180,10 +180,10 @@ def flat():
     return UNet2DConditionModel(
         in_channels=3,
         out_channels=3,
-        block_out_channels=(32, 64),
+        block_out_channels=(128, 256),
         layers_per_block=1,
         cross_attention_dim=12,
-        attention_head_dim=(4, 8),
+        attention_head_dim=(16, 32),
         norm_num_groups=32,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -193,7 +193,7 @@ def flat():
 @pytest.fixture(scope="module")
 def inflated(flat):
     """A 3D U-Net with the 2D one's weights, and the names that were taken."""
-    model = unet(model_channels=32, attention=("spatial+temporal", "spatial+temporal"))
+    model = unet(model_channels=128, attention=("spatial+temporal", "spatial+temporal"))
     return model, inflate(model, flat.state_dict())
 
 
@@ -220,7 +220,7 @@ def timeless(resnet: Resnet) -> Resnet:
 def test_inflated_block_does_to_a_picture_what_the_2d_block_does(frames, place, flat, inflated):
     """A picture, alone or as a clip that stands still: its group norms take the statistics of all frames together."""
     ours, theirs = timeless(inflated[0].get_submodule(place)), flat.get_submodule(place)
-    picture, embedding = torch.randn(2, theirs.in_channels, 8, 8), torch.randn(2, 128)
+    picture, embedding = torch.randn(2, theirs.in_channels, 8, 8), torch.randn(2, 512)
     with torch.no_grad():
         made = ours(picture[:, :, None].repeat(1, 1, frames, 1, 1), embedding)
         expected = theirs(picture, embedding)
@@ -233,13 +233,13 @@ def test_inflated_attention_embedding_and_resizing_are_the_2d_ones(flat, inflate
     text = torch.randn(2, 5, 12)
     place = "mid_block.attentions.0"
     ours, theirs = model.get_submodule(place), flat.get_submodule(f"{place}.transformer_blocks.0")
-    tokens = torch.randn(2, 9, 64)
+    tokens = torch.randn(2, 9, 256)
     with torch.no_grad():
         torch.testing.assert_close(ours.attn1(tokens), theirs.attn1(tokens), rtol=0, atol=1e-5)
         torch.testing.assert_close(ours.attn2(tokens, text), theirs.attn2(tokens, text), rtol=0, atol=1e-5)
         t = torch.tensor([3, 700])
         torch.testing.assert_close(model.time_embedding(t), flat.time_embedding(flat.time_proj(t)), rtol=0, atol=1e-5)
-        for name, width in (("down_blocks.0.downsamplers.0", 32), ("up_blocks.0.upsamplers.0", 64)):
+        for name, width in (("down_blocks.0.downsamplers.0", 128), ("up_blocks.0.upsamplers.0", 256)):
             x = torch.randn(2, width, 3, 8, 8)
             frames = [flat.get_submodule(name)(frame) for frame in x.unbind(2)]
             torch.testing.assert_close(model.get_submodule(name)(x), torch.stack(frames, dim=2), rtol=0, atol=1e-5)

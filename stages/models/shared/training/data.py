@@ -133,6 +133,8 @@ class ShapesDataset(Dataset):
 
     def __getitem__(self, key: Key | int) -> dict[str, Any]:
         index = key[1] if isinstance(key, tuple) else key
+        if not 0 <= index < self.count:
+            raise IndexError(f"clip {index} of {self.count}")
         rng = np.random.default_rng([self.seed, index])
         straight = rng.random() < self.straight_share
         scene = world.sample(rng, straight=self.num_frames if straight else 0)
