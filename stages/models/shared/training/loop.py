@@ -94,7 +94,9 @@ class Trainer:
     def run(self) -> None:
         self._resume()
         if self.step >= self.steps and self.history:
-            self._report()
+            log("trained_before", step=self.step, output=str(self.output))
+            if not (self.output / "training.json").is_file():
+                self._report()
             return
         self.accelerator.init_trackers("logs", config={name: str(value) for name, value in self.options.items()})
         batches = iter(self._loader())
