@@ -69,9 +69,9 @@ for training in PLAN.trainings:
             training.output,
         log:
             training.log,
-        threads: workflow.cores
         conda:
             "envs/train.yaml"
+        threads: workflow.cores
         resources:
             gpu=1,
         params:
