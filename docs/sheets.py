@@ -49,7 +49,7 @@ def links() -> Rows:
 
 def imagined() -> Rows:
     """What was made of words alone."""
-    return [(clip["prompt"], pixels(RESULTS / "text2video" / f"{clip['id']}.mp4")) for clip in planned("text2video")]
+    return [(clip["prompts"][0], pixels(RESULTS / "text2video" / f"{clip['id']}.mp4")) for clip in planned("text2video")]
 
 
 if __name__ == "__main__":

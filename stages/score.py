@@ -212,20 +212,21 @@ def cell(value: float | None) -> str:
 
 
 @click.command(no_args_is_help=True)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option("--scenes", type=click.Path(path_type=Path), help="Says what the sources show. Default: beside their videos/.")
 @clean_errors
-def main(run: Path, scenes: Path | None, debug: bool) -> None:
-    """Score RUN, the folder of a run (RESULTS/NAME) of recipe v2v, chain or text2video on clips of shapes world.
+def main(runs: tuple[Path, ...], scenes: Path | None, debug: bool) -> None:
+    """Score RUN, the folder of a run (RESULTS/NAME) of recipe v2v, chain or text2video on clips of shapes world; or several.
 
     What the clips should show is known from the scenes.jsonl of their data set (see python -m stages.media.shapes), or for
     text2video from the prompts. Clips that were not made count as wrong. The figures are also left in RUN/score.json.
     """
-    result = score_run(run, scenes)
-    click.echo(table(result["summary"]), nl=False)
-    for row in result["clips"]:
-        if row["failed"]:
-            click.echo(f"failed: {row['clip']}: {row['failed']}")
+    for run in runs:
+        result = score_run(run, scenes)
+        click.echo(f"{run} ({result['recipe']})\n{table(result['summary'])}", nl=False)
+        for row in result["clips"]:
+            if row["failed"]:
+                click.echo(f"failed: {row['clip']}: {row['failed']}")
 
 
 main.params.append(DEBUG)

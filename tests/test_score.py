@@ -93,7 +93,7 @@ def test_a_run_of_v2v(sources):
     assert (held_out["color"], held_out["shape"], held_out["caption_exact"]) == (1.0, 1.0, 0.0)
     assert seen["psnr_db"] == 100 and seen["median_end_point_px"] == 0
     assert "failed: 0001: generate of 0001: it was too large: take less" in printed
-    assert printed.splitlines()[0].split() == ["seen", "held", "out"]
+    assert printed.splitlines()[1].split() == ["seen", "held", "out"]
     assert [clip["clip"] for clip in result["clips"]] == ["0000", "0001", "0002"]
 
 
