@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import torch
 
 from stages.media.sheet import contact_sheet
 from stages.media.stats import ClipStatistics
@@ -52,3 +53,8 @@ def write_clip(work: Work, frames: Iterable[np.ndarray], fields: Mapping[str, An
         write_png(member_path(work.output, ".sheet.png"), contact_sheet([kept], [fields["prompt"]]))
     rate_text = f"{rate.numerator}/{rate.denominator}"
     write_index(work.output, "clip", {**fields, "fps": rate_text, "statistics": statistics.summary()}, members)
+
+
+def to_uint8(clip: torch.Tensor) -> np.ndarray:
+    """A clip [3, T, H, W] in -1..1 as uint8 [T, H, W, 3]."""
+    return ((clip / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()

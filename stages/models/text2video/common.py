@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from stages.models.shared.loading import read_config
@@ -22,11 +21,6 @@ def embed(tokenizer, encoder, texts: list[str]) -> torch.Tensor:
         return_tensors="pt",
     ).to(encoder.device)
     return encoder(tokens.input_ids).last_hidden_state
-
-
-def to_uint8(clip: torch.Tensor) -> np.ndarray:
-    """A clip [3, T, H, W] in -1..1 as uint8 [T, H, W, 3]."""
-    return ((clip / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
 
 def unet_config(model: Model) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stages.models.shared.clip import write_clip
+from stages.models.shared.clip import to_uint8, write_clip
 from stages.models.shared.origin import check_origin, model_fields
-from stages.models.text2video.common import to_uint8
 from stages.runtime.worker import Setting, Work
 
 

@@ -11,6 +11,7 @@ from stages.models.shared.origin import model_fields
 from stages.models.shared.prompt import prompt_of
 from stages.models.shared.words import warn_of_unknown_words
 from stages.models.text2video.common import embed, unet_config
+from stages.models.text2video.unet import multiples
 from stages.runtime.artifacts import write_tensors
 from stages.runtime.errors import ItemError
 from stages.runtime.log import log
@@ -67,8 +68,3 @@ class Encode:
             "negative_prompt_embeds": embed(self.tokenizer, self.encoder, [negative]),
         }
         write_tensors(work.output, "encoded", fields, tensors)
-
-
-def multiples(config: Mapping[str, Any]) -> tuple[int, int]:
-    """What a clip's frames and its sides have to be multiples of: parts of the U-Net's patches and of its halvings."""
-    return config["patch_size"][0], config["patch_size"][1] * 2 ** (len(config["channel_mult"]) - 1)

@@ -13,10 +13,11 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from stages.media.shapes.world import WORDS
+from stages.models.shared.clip import to_uint8
 from stages.models.shared.training.data import ShapesDataset, datasets, read_caption
-from stages.models.shared.training.loop import Task
+from stages.models.shared.training.loop import Task, in_dtype
 from stages.models.shared.words import word_tokenizer, words_of
-from stages.models.text2video.common import embed, to_uint8
+from stages.models.text2video.common import embed
 from stages.models.text2video.sampler import denoise
 from stages.models.text2video.unet import UNet3D, inflate
 from stages.runtime.errors import UsageError
@@ -109,9 +110,7 @@ class Text2VideoTask(Task):
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write `unet`, `text_encoder`, `tokenizer` and `scheduler`."""
         for name, module in (("unet", self.unet), ("text_encoder", self.text)):
-            copy = UNet3D.from_config(module.config) if name == "unet" else CLIPTextModel(module.config)
-            copy.load_state_dict(module.state_dict())
-            copy.to(dtype).save_pretrained(folder / name)
+            in_dtype(module, dtype).save_pretrained(folder / name)
         self.tokenizer.save_pretrained(folder / "tokenizer")
         self.scheduler.save_pretrained(folder / "scheduler")
         index = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,8 +106,12 @@ class UNet3D(ModelMixin, ConfigMixin):
     @property
     def multiple(self) -> tuple[int, int]:
         """What a clip's frames and its sides have to be multiples of."""
-        halvings = len(self.config.channel_mult) - 1
-        return self.config.patch_size[0], self.config.patch_size[1] * 2**halvings
+        return multiples(self.config)
+
+
+def multiples(config: Mapping[str, Any]) -> tuple[int, int]:
+    """What a clip's frames and its sides have to be multiples of: parts of the U-Net's patches and of its halvings."""
+    return config["patch_size"][0], config["patch_size"][1] * 2 ** (len(config["channel_mult"]) - 1)
 
 
 class Block(nn.Module):

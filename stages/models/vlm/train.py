@@ -12,8 +12,9 @@ from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
 from stages.media.select import midpoint_indices
 from stages.media.shapes.world import WORDS
+from stages.models.shared.clip import to_uint8
 from stages.models.shared.training.data import datasets
-from stages.models.shared.training.loop import Task
+from stages.models.shared.training.loop import Task, in_dtype
 from stages.models.shared.words import word_tokenizer
 from stages.models.vlm import build
 from stages.models.vlm.caption import question
@@ -83,13 +84,10 @@ class CaptionTask(Task):
             max_new_tokens=24,
         )
         captions = self.tokenizer.batch_decode(said[:, tokens.shape[1] :], skip_special_tokens=True)
-        clips = ((video / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
-        return [(f"{said}  (true: {true})", clip) for said, true, clip in zip(captions, texts, clips, strict=True)]
+        return [(f"{said}  (true: {true})", to_uint8(clip)) for said, true, clip in zip(captions, texts, video, strict=True)]
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
-        state = {name: tensor.to(dtype) for name, tensor in self.vlm.state_dict().items()}
-        kept = InternVLForConditionalGeneration(self.vlm.config).to(dtype)
-        kept.load_state_dict(state)
+        kept = in_dtype(self.vlm, dtype)
         kept.generation_config = self.vlm.generation_config
         build.save(folder, kept, self.tokenizer)
 

@@ -21,10 +21,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT
 
 from stages.media.shapes.world import WORDS
 from stages.models.shared.training.data import datasets
-from stages.models.shared.training.loop import Task
+from stages.models.shared.training.loop import Task, in_dtype
 from stages.models.shared.words import word_tokenizer
 from stages.models.wan.repository import write_index
-from stages.models.wan.sampler import Condition, State, concatenated, denoise, imposed, make_scheduler, replaced
+from stages.models.wan.sampler import Condition, State, concatenated, denoise, imposed, make_scheduler, replaced, switch_step
 from stages.models.wan.train_vae import check_size
 from stages.models.wan.vae import decoded, denormalised, pixels
 from stages.runtime.errors import UsageError
@@ -185,7 +185,7 @@ class DenoiserTask(Task):
     def _last_steps(self, scheduler, steps: int) -> tuple[int, ...]:
         if not self.two_experts:
             return (steps,)
-        return int((scheduler.timesteps >= self.options["boundary_ratio"] * 1000).sum()), steps
+        return switch_step(scheduler, self.options["boundary_ratio"]), steps
 
     def _pixels(self, latents: torch.Tensor) -> np.ndarray:
         return np.stack([pixels(frame) for frame in decoded(self.vae, denormalised(self.vae, latents))])
@@ -197,8 +197,8 @@ class DenoiserTask(Task):
         source = Path(self.options["vae"] or self.options["start_from"])
         shutil.copytree(source / "vae", folder / "vae")
         for name, expert in zip(self._expert_names(), self.experts, strict=True):
-            in_dtype(expert, WanTransformer3DModel.from_config(expert.config), dtype).save_pretrained(folder / name)
-        in_dtype(self.text, UMT5EncoderModel(self.text.config), dtype).save_pretrained(folder / "text_encoder")
+            in_dtype(expert, dtype).save_pretrained(folder / name)
+        in_dtype(self.text, dtype).save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
         UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=self.options["sample_shift"]
@@ -248,9 +248,3 @@ def new_text_encoder(config: Mapping[str, Any]) -> tuple[PreTrainedTokenizerFast
         vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, dropout_rate=0.0, **config
     )
     return tokenizer, UMT5EncoderModel(full)
-
-
-def in_dtype(trained: nn.Module, empty: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a trained module in another precision."""
-    empty.load_state_dict(trained.state_dict())
-    return empty.to(dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from diffusers import AutoencoderKLWan
 from torch import nn
 
 from stages.models.shared.training.data import datasets
-from stages.models.shared.training.loop import Task
+from stages.models.shared.training.loop import Task, in_dtype
 from stages.models.wan.vae import decoded, pixels, unclamped
 from stages.runtime.errors import UsageError
 
@@ -80,10 +79,7 @@ class VAETask(Task):
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write `vae/`, with the mean and spread of its latents in the config, by which the denoiser's are normalised."""
         self.vae.register_to_config(**self._statistics())
-        self.vae.save_pretrained(folder / "vae")
-        if dtype != torch.float32:
-            AutoencoderKLWan.from_pretrained(folder / "vae", dtype=dtype).save_pretrained(folder / "vae")
-        shutil.rmtree(folder / "vae" / ".cache", ignore_errors=True)
+        in_dtype(self.vae, dtype).save_pretrained(folder / "vae")
 
     @torch.no_grad()
     def _statistics(self) -> dict[str, list[float]]:

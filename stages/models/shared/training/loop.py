@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
+from diffusers import ConfigMixin
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -271,6 +272,15 @@ class Trainer:
 
     def _adam(self) -> torch.optim.Optimizer:
         return getattr(self.optimizer, "optimizer", self.optimizer)
+
+
+def in_dtype(trained: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a model of diffusers or transformers in another precision, whose config does not tell where it came from."""
+    of_diffusers = isinstance(trained, ConfigMixin)
+    own = {name: value for name, value in trained.config.items() if name[0] != "_"} if of_diffusers else {}
+    copy = type(trained)(**own) if of_diffusers else type(trained)(trained.config)
+    copy.load_state_dict(trained.state_dict())
+    return copy.to(dtype)
 
 
 def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
