@@ -136,7 +136,6 @@ def chained(run: Run, clip: Clip) -> Row:
     from stages.media.shapes import score
 
     source, links, failed = run.source(clip), [], ""
-    start, step = source.frames - 1, clip.values["wan"]["frame_num"] - 1
     planned = [f"{clip.id}/link{number + 1:02d}" for number in range(clip.values["recipe"]["links"])]
     try:
         for identity in planned:
@@ -144,10 +143,9 @@ def chained(run: Run, clip: Clip) -> Row:
             check_shape(clip, links[-1])
     except ItemError as error:
         failed = str(error)  # and the later ones start from this one
-    figures = score.chain(links, source.scene, start, len(planned))
+    figures = score.chain(links, source.scene, source.frames - 1, len(planned))
     if not clip.prompts:
-        true = (source.scene.caption(start + k * step, source.size, source.size) for k in range(len(planned)))
-        figures |= run.captions(dict(zip(planned, true)))
+        figures |= run.captions(dict.fromkeys(planned, source.caption))
     return score.Row(clip.id, score.is_held_out(vars(source.scene)), failed, figures)
 
 

@@ -123,7 +123,7 @@ def test_a_chain(sources):
                 run.failed("0001/link02", "caption_vlm")
                 run.failed("0001/link02", "decode")
             else:
-                run.caption(f"{i:04d}/link{link + 1:02d}", scene.caption(start, 128, 128))
+                run.caption(f"{i:04d}/link{link + 1:02d}", scene.caption())
                 run.clip(f"{i:04d}/link{link + 1:02d}", world.render(scene, FRAMES, start=start))
     _, result = run.score()
     whole, broken = result["clips"]

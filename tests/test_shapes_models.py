@@ -1,7 +1,8 @@
 """The shipped models do in shapes world what docs/shapes.md says, and what must not work does not.
 
 Clips are new ones. Each threshold lies below the figures of that page, and far above what a broken stage, a wrong prompt or
-random weights reach: the controls show by how much. Motion is not asserted: the models have not learned it yet.
+random weights reach: the controls show by how much. The direction of clips made of words alone is not asserted: that the
+model has not learned yet.
 """
 
 import json
@@ -22,6 +23,8 @@ from tests.commands import stage
 
 ROOT = Path(__file__).parents[1]
 COUNT, FRAMES, SIZE, SEED = 12, 17, 128, 77
+MODEL = "shapes-wan-5b"
+BACK = {"left": "right", "right": "left", "up": "down", "down": "up"}
 OTHER_COLOR = {"red": "green", "green": "blue", "blue": "yellow", "yellow": "purple", "purple": "orange", "orange": "red"}
 
 
@@ -85,6 +88,11 @@ def made(folder, inputs, model, config, generate={}):
     return [np.stack([frame.rgb for frame in frames(clip.with_suffix(".mkv"))]) for clip in clips]
 
 
+def swapped(prompt, words):
+    """A prompt with other words in the place of some."""
+    return " ".join(words.get(word, word) for word in prompt.split())
+
+
 def continued(clips, sources):
     """Means of the measures of continuations."""
     found = [score.continuation(clip, source.scene, FRAMES - 1) for clip, (_, source) in zip(clips, sources, strict=True)]
@@ -96,46 +104,63 @@ def continuations(folder, first_frames, prompts, sources, config, model):
     return continued(made(folder, inputs, model, config), sources)
 
 
-def test_captions_name_the_colour_and_the_shape(captions, sources):
+def test_captions_say_what_a_clip_shows(captions, sources):
     said = [artifacts.read(path, ("caption",)).fields["raw"] for path in captions]
     measures = [score.caption(text, source.caption) for text, (_, source) in zip(said, sources, strict=True)]
-    assert fmean(one["caption_color"] for one in measures) >= 0.9, said
-    assert fmean(one["caption_shape"] for one in measures) >= 0.7, said
+    for slot in ("color", "shape", "direction", "speed"):
+        assert fmean(one[f"caption_{slot}"] for one in measures) >= 0.8, (slot, said)
 
 
-def test_a_clip_goes_on_from_its_first_frame_in_the_same_colour(captions, first_frames, sources, config, tmp_path):
+def test_a_clip_goes_on_from_its_first_frame_as_its_caption_says(captions, first_frames, sources, config, tmp_path):
     prompts = [artifacts.read(path, ("caption",)).fields["prompt"] for path in captions]
-    measures = continuations(tmp_path / "made", first_frames, prompts, sources, config, "shapes-wan-5b")
-    assert measures["color"] >= 0.75 and measures["seam_px"] <= 1.5 and measures["psnr_db"] >= 16, measures
+    measures = continuations(tmp_path / "made", first_frames, prompts, sources, config, MODEL)
+    assert measures["color"] >= 0.8 and measures["direction"] >= 0.4, measures
+    assert measures["gain_db"] >= 3 and measures["end_point_px"] <= 6 and measures["seam_px"] <= 1.5, measures
 
 
-def test_random_weights_keep_no_colour(first_frames, sources, config, tmp_path):
+def test_words_that_say_nothing_lead_nowhere(first_frames, sources, config, tmp_path):
+    measures = continuations(tmp_path / "made", first_frames, ["."] * COUNT, sources, config, MODEL)
+    assert measures["direction"] <= 0.25 and measures["gain_db"] <= 1, measures
+
+
+def test_other_words_lead_elsewhere(first_frames, sources, config, tmp_path):
+    """The words of the way back: hardly a clip goes the old way, and many go the new one."""
+    prompts = [swapped(source.caption, BACK) for _, source in sources]
+    inputs = [{"image": str(frame), "prompt": prompt} for frame, prompt in zip(first_frames, prompts, strict=True)]
+    clips = made(tmp_path / "made", inputs, MODEL, config)
+    assert continued(clips, sources)["direction"] <= 0.1
+    assert fmean(score.told(clip, prompt)["direction"] for clip, prompt in zip(clips, prompts, strict=True)) >= 0.4
+
+
+def test_random_weights_make_nothing(first_frames, sources, config, tmp_path):
     from diffusers import WanTransformer3DModel
 
     model = tmp_path / "random"
-    shutil.copytree(ROOT / "models" / "shapes-wan-5b", model)
+    shutil.copytree(ROOT / "models" / MODEL, model)
     torch.manual_seed(0)
     trained = WanTransformer3DModel.load_config(model / "transformer")
     WanTransformer3DModel.from_config(trained).save_pretrained(model / "transformer")
     declared = yaml.safe_load(config.read_text())
-    declared["models"]["random"] = {**declared["models"]["shapes-wan-5b"], "path": str(model)}
+    declared["models"]["random"] = {**declared["models"][MODEL], "path": str(model)}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(declared))
     prompts = [source.caption for _, source in sources]
     measures = continuations(tmp_path / "made", first_frames, prompts, sources, tmp_path / "config.yaml", "random")
-    assert measures["color"] <= 0.4 and measures["psnr_db"] <= 15, measures
+    assert measures["color"] <= 0.4 and measures["direction"] <= 0.5 and measures["gain_db"] <= 0, measures
 
 
 def test_a_still_frame_scores_nothing(sources):
     still = [np.repeat(render(source.scene, 1, 64, 64, FRAMES - 1), FRAMES, axis=0) for _, source in sources]
     measures = continued(still, sources)
-    assert measures["direction"] == 0 and measures["gain_db"] == pytest.approx(0) and measures["end_point_px"] >= 5
+    assert measures["direction"] == 0 and measures["gain_db"] == pytest.approx(0) and measures["end_point_px"] >= 12
 
 
 def test_words_choose_the_colour(sources, config, tmp_path):
     prompts = [source.caption for _, source in sources]
     guided = {"guidance_scale": 2.0}
-    clips = made(tmp_path / "made", [{"prompt": prompt} for prompt in prompts], "shapes-wan-5b", config, guided)
-    right = fmean(score.told(clip, prompt)["color"] for clip, prompt in zip(clips, prompts, strict=True))
-    swapped = [" ".join(OTHER_COLOR.get(word, word) for word in prompt.split()) for prompt in prompts]
-    wrong = fmean(score.told(clip, prompt)["color"] for clip, prompt in zip(clips, swapped, strict=True))
+    clips = made(tmp_path / "made", [{"prompt": prompt} for prompt in prompts], MODEL, config, guided)
+    others = [swapped(prompt, OTHER_COLOR) for prompt in prompts]
+    right, wrong = (
+        fmean(score.told(clip, prompt)["color"] for clip, prompt in zip(clips, words, strict=True))
+        for words in (prompts, others)
+    )
     assert right >= 0.6 and wrong <= 0.2, (right, wrong)

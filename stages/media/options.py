@@ -2,6 +2,7 @@
 
 from stages.runtime.options import Family, Option
 
+VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv")  # of the files that a folder of videos is searched for
 FITS = ("crop", "pad", "area")
 
 FIT = Option(

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.media.options import VIDEO_ENDINGS
 from stages.runtime.errors import UsageError
 
-VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv")
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED_IDS = {"steps", "plan", "config"}  # names of the run's own files
 

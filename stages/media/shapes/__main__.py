@@ -16,7 +16,6 @@ from stages.runtime.cli import DEBUG, clean_errors
 @click.option("--fps", type=click.FloatRange(1), default=8, show_default=True, help="Rate [frames per second].")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is drawn at random.")
 @click.option("--held-out", is_flag=True, help="Only the colours and shapes whose combination no training sees.")
-@click.option("--straight/--no-straight", default=True, show_default=True, help="Clips in which no shape meets a wall.")
 @clean_errors
 def main(folder: Path, count: int, fps: float, debug: bool, **options) -> None:
     """Write clips of coloured shapes that move, their captions, and what is in them, into FOLDER."""

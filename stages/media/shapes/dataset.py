@@ -32,12 +32,12 @@ class Source:
 
     @property
     def caption(self) -> str:
-        return self.scene.caption(self.frames - 1, self.size, self.size)
+        return self.scene.caption()
 
 
-def draw(count: int, size: int, frames: int, seed: int, held_out: bool = False, straight: bool = True) -> list[Source]:
-    """The clips of a data set. Clip i depends on seed and i alone; `straight` ones meet no wall."""
-    scenes = (sample(np.random.default_rng([seed, i]), straight * frames, held_out) for i in range(count))
+def draw(count: int, size: int, frames: int, seed: int, held_out: bool = False) -> list[Source]:
+    """The clips of a data set. Clip i depends on seed and i alone."""
+    scenes = (sample(np.random.default_rng([seed, i]), held_out) for i in range(count))
     return [Source(scene, frames, size) for scene in scenes]
 
 

@@ -1,9 +1,9 @@
 """What a clip of shapes world shows, read back from its pixels by classical vision: no network, no knowledge of how the
 clip was made.
 
-The ground is the median of the border; the shape is what differs from it; its colour is the nearest of the palette, its
-outline the best of the known ones at the same place and area; its motion is a straight line, or one bounce, through the
-centres of its bounding boxes.
+The ground is the most common tone; the shape is what differs from it, the picture turned round until the shape is in its
+middle; its colour is the nearest of the palette, its outline the best of the known ones in the same box; its motion is a
+straight line, on a round world, through the centres of its boxes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from stages.media.shapes.world import BACKGROUNDS, COLORS, OPPOSITE, SHAPES, SPEEDS, signed_distance
+from stages.media.shapes.world import BACKGROUNDS, COLORS, SHAPES, SPEEDS, signed_distance, wrapped
 
 CONTRAST = 35  # levels: less is no shape
 AREA = (40, 640)  # pixels of a shape in a picture of 64 x 64
@@ -28,15 +28,14 @@ PRESENT = 0.6  # share of the frames that must show a shape
 class Reading:
     """What the oracle saw; None for what it could not tell.
 
-    `direction` is the first, `last_direction` the one at the end, after a bounce. `centers` float [T, 2] in pixels (x, y),
-    NaN where no shape was seen. `present` is the share of frames with a shape, `jitter` the root mean square distance
-    from steady motion in pixels of a 64-pixel picture, `junk` the share of what differs from the ground beside the shape.
+    `centers` float [T, 2] in pixels (x, y), NaN where no shape was seen. `present` is the share of frames with a shape,
+    `jitter` the root mean square distance from steady motion in pixels of a 64-pixel picture, `junk` the share of what
+    differs from the ground beside the shape.
     """
 
     color: str | None
     shape: str | None
     direction: str | None
-    last_direction: str | None
     speed: str | None
     background: str
     centers: np.ndarray
@@ -49,41 +48,55 @@ def read(video: np.ndarray) -> Reading:
     """Look at a clip, RGB, uint8 [T, H, W, 3]."""
     video = np.asarray(video, np.float32)
     count, height, width, _ = video.shape
-    unit = min(height, width) / 64
-    ground = border_median(video)
+    size, unit = np.array([width, height]), min(height, width) / 64
+    ground = most_common(video)
     background = min(BACKGROUNDS, key=lambda name: np.linalg.norm(ground - BACKGROUNDS[name]))
     centers = np.full((count, 2), np.nan)
     junk, tones, overlaps = np.zeros(count), [], []
     for t, frame in enumerate(video):
+        frame, turned = centered(frame, ground)
         mask, junk[t] = find_shape(frame, ground, unit)
         if mask is None:
             continue
-        centers[t] = box_center(mask)
+        centers[t] = (np.array(box_center(mask)) - turned) % size
         core = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         tones.append(frame[core if core.sum() >= 4 else mask].mean(axis=0))
         overlaps.append([overlap(name, mask) for name in SHAPES])
     seen = ~np.isnan(centers[:, 0])
     facts = {"background": background, "centers": centers, "present": float(seen.mean()), "junk": float(junk.mean())}
     if seen.sum() < max(3, PRESENT * count):
-        return Reading(None, None, None, None, None, jitter=np.nan, **facts)
+        return Reading(None, None, None, None, jitter=np.nan, **facts)
     tone, fit = np.median(tones, axis=0), np.mean(overlaps, axis=0)
     color = min(COLORS, key=lambda name: np.linalg.norm(tone - COLORS[name]))
-    direction, last, speed, jitter = motion(np.flatnonzero(seen), centers[seen] / unit)
+    direction, speed, jitter = motion(np.flatnonzero(seen), centers[seen] / unit, size / unit)
     return Reading(
         color if np.linalg.norm(tone - COLORS[color]) < COLOR_DISTANCE else None,
         SHAPES[int(fit.argmax())] if fit.max() > OVERLAP else None,
         direction,
-        last,
         speed,
         jitter=jitter,
         **facts,
     )
 
 
-def border_median(video: np.ndarray) -> np.ndarray:
-    """The colour of the ground: median over the outermost two pixels of all frames."""
-    rows, columns = video[:, [0, 1, -2, -1]], video[:, :, [0, 1, -2, -1]]
-    return np.median(np.concatenate([rows.reshape(-1, 3), columns.reshape(-1, 3)]), axis=0)
+def most_common(video: np.ndarray) -> np.ndarray:
+    """The tone of the ground: the median of all pixels, of which a shape takes the smaller part."""
+    return np.median(video[::4].reshape(-1, 3), axis=0)
+
+
+def centered(frame: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The frame turned round until what stands out is in its middle, and by how many pixels (x, y) it was turned.
+
+    Where things are on a round world is the direction of their mean on a circle.
+    """
+    height, width = frame.shape[:2]
+    weight = np.maximum(abs(frame - ground).max(axis=-1) - CONTRAST, 0)
+    turned = []
+    for axis, size in ((0, width), (1, height)):
+        circle = np.exp(2j * np.pi * (np.arange(size) + 0.5) / size)
+        place = np.angle((weight.sum(axis=axis) * circle).sum()) * size / (2 * np.pi)
+        turned.append(round(size / 2 - place))
+    return np.roll(frame, turned[::-1], axis=(0, 1)), np.array(turned)
 
 
 def find_shape(frame: np.ndarray, ground: np.ndarray, unit: float) -> tuple[np.ndarray | None, float]:
@@ -125,38 +138,20 @@ def overlap(shape: str, mask: np.ndarray) -> float:
     return float((template & mask).sum() / max(1, (template | mask).sum()))
 
 
-def motion(times: np.ndarray, centers: np.ndarray) -> tuple[str | None, str | None, str | None, float]:
-    """First and last direction, speed and jitter of centres [N, 2] at `times`, in pixels of a 64-pixel picture.
+def motion(times: np.ndarray, centers: np.ndarray, size: np.ndarray) -> tuple[str | None, str | None, float]:
+    """Direction, speed and jitter of centres [N, 2] at `times` on a round world, in pixels of a 64-pixel picture.
 
-    Steady motion is a line; where one bounce explains the way much better, the line is folded at the turn.
+    Between two sights a shape took the shortest way.
     """
-    velocity, jitter = fold(times, centers, times[-1] + 1.0)
-    bounced = False
-    if jitter > 0.5:
-        turns = [fold(times, centers, turn) for turn in np.arange(times[0] + 0.5, times[-1], 0.5)]
-        turned = min(turns, key=lambda fit: fit[1])
-        if bounced := turned[1] < 0.6 * jitter:
-            velocity, jitter = turned
+    steps = wrapped(np.diff(centers, axis=0), size)
+    way = np.concatenate([np.zeros((1, 2)), steps.cumsum(axis=0)])
+    design = np.stack([times, np.ones_like(times)], axis=1).astype(float)
+    solution, *_ = np.linalg.lstsq(design, way, rcond=None)
+    velocity, jitter = solution[0], float(np.sqrt(((way - design @ solution) ** 2).sum() / len(times)))
     axis = int(abs(velocity).argmax())
     speed, drift = abs(velocity[axis]), abs(velocity[1 - axis])
     if speed < STILL or drift > 0.5 * speed or jitter > JITTER:
-        return None, None, None, jitter
+        return None, None, jitter
     direction = (("left", "right"), ("up", "down"))[axis][int(velocity[axis] > 0)]
     name = min(SPEEDS, key=lambda name: abs(np.log(speed / (64 * SPEEDS[name]))))
-    return direction, OPPOSITE[direction] if bounced else direction, name, jitter
-
-
-def fold(times: np.ndarray, centers: np.ndarray, turn: float) -> tuple[np.ndarray, float]:
-    """Velocity [2] and root mean square residual of the least-squares line through centres that turn back at `turn`.
-
-    Only the axis of the motion turns; on the other one a line stays a line.
-    """
-    residual, velocity = 0.0, np.zeros(2)
-    folded = np.where(times < turn, times, 2 * turn - times)
-    axis = int(np.ptp(centers, axis=0).argmax())
-    for i, clock in ((axis, folded), (1 - axis, times)):
-        design = np.stack([clock, np.ones_like(clock)], axis=1).astype(float)
-        solution, *_ = np.linalg.lstsq(design, centers[:, i], rcond=None)
-        velocity[i] = solution[0]
-        residual += ((centers[:, i] - design @ solution) ** 2).sum()
-    return velocity, float(np.sqrt(residual / len(times)))
+    return direction, name, jitter

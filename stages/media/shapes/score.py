@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stages.media.shapes.oracle import Reading, read
-from stages.media.shapes.world import COLORS, DIRECTIONS, HELD_OUT, SHAPES, SPEEDS, Scene, render
+from stages.media.shapes.world import COLORS, DIRECTIONS, HELD_OUT, SHAPES, SPEEDS, Scene, render, wrapped
 
 SLOTS = {"color": COLORS, "shape": SHAPES, "direction": DIRECTIONS, "speed": SPEEDS}
 WRONG = dict.fromkeys(SLOTS, False)  # what a clip that was not made scores
@@ -55,8 +55,7 @@ def caption(said: str, true: str) -> Figures:
 def continuation(clip: np.ndarray, scene: Scene, start: int) -> Figures:
     """A clip, uint8 [T, H, W, 3], against the scene's frames start, start + 1, ...; its first one repeats the source's last.
 
-    Colour and shape are the scene's; direction and speed are what the oracle reads in the true frames, so that a turn at
-    a wall counts as it shows. `gain_db` is what the clip has over the true first frame standing still.
+    `gain_db` is what the clip has over the true first frame standing still.
     """
     return _compare(clip, scene, start)[0]
 
@@ -64,18 +63,18 @@ def continuation(clip: np.ndarray, scene: Scene, start: int) -> Figures:
 def _compare(clip: np.ndarray, scene: Scene, start: int) -> tuple[Figures, Reading]:
     count, height, width, _ = clip.shape
     true = render(scene, count, width, height, start)
-    seen, meant = read(clip), read(true)
+    seen, places = read(clip), read(true).centers
     whole, still = psnr(clip, true), psnr(true[:1], true)
     figures = {
         "color": seen.color == scene.color,
         "shape": seen.shape == scene.shape,
-        "direction": meant.direction is not None and seen.direction == meant.direction,
-        "speed": meant.speed is not None and seen.speed == meant.speed,
+        "direction": seen.direction == scene.direction,
+        "speed": seen.speed == scene.speed,
         "psnr_db": whole,
         "still_psnr_db": still,
         "gain_db": whole - still,
-        "end_point_px": apart(seen.centers[-1], meant.centers[-1], clip),
-        "seam_px": apart(seen.centers[0], meant.centers[0], clip),
+        "end_point_px": apart(seen.centers[-1], places[-1], clip),
+        "seam_px": apart(seen.centers[0], places[0], clip),
     }
     return figures, seen
 
@@ -125,7 +124,8 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 
 def apart(one: np.ndarray, other: np.ndarray, clip: np.ndarray) -> float:
     """Distance of two places in a clip, in pixels of a 64-pixel picture; where one is not known, the picture's side."""
-    distance = float(np.hypot(*(one - other))) * PICTURE / min(clip.shape[1:3])
+    height, width = clip.shape[1:3]
+    distance = float(np.hypot(*wrapped(one - other, np.array([width, height])))) * PICTURE / min(height, width)
     return PICTURE if np.isnan(distance) else distance
 
 

@@ -1,8 +1,8 @@
 """The scenes of shapes world: what is in them, how they move, how they look, and what their caption says.
 
-A shape glides straight at a constant speed and bounces off the walls of the picture, so it stays in sight however long a
-chain of clips goes on. A caption tells the direction at one moment: that of a whole clip its last one, from which the next
-clip goes on. Lengths are shares of the picture's shorter side, so a scene can be drawn at any size.
+A shape glides straight at a constant speed, and what leaves the picture on one side comes in on the other: the world is
+round. So a shape stays in sight however long a chain of clips goes on, and its caption is true of all of them. Lengths are
+shares of the picture's shorter side, so a scene can be drawn at any size.
 """
 
 from __future__ import annotations
@@ -23,10 +23,8 @@ COLORS = {
 BACKGROUNDS = {"black": (12, 12, 12), "gray": (118, 118, 118), "white": (242, 242, 242)}
 SHAPES = ("square", "ring", "triangle")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-SPEEDS = {"slowly": 0.75 / 64, "quickly": 1.5 / 64}  # of the shorter side, per frame
-OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
+SPEEDS = {"slowly": 1 / 64, "quickly": 2 / 64}  # of the shorter side, per frame
 RADII = (7.5 / 64, 10.5 / 64)
-GAP = 2 / 64  # between a shape and the wall that it bounces off
 HELD_OUT = (("green", "triangle"), ("purple", "ring"), ("orange", "square"))  # never trained on, scored beside
 RING_HOLE = 0.5  # of the radius
 
@@ -35,11 +33,7 @@ WORDS = ("a", "an", "moving", "on", "background", *COLORS, *BACKGROUNDS, *SHAPES
 
 @dataclass(frozen=True)
 class Scene:
-    """A shape and its motion. `direction` is that of frame 0.
-
-    `along` and `across` place it between the walls at frame 0, 0 to 1 from left to right or from top to bottom: on the
-    axis on which it moves, and on the other one.
-    """
+    """A shape and its motion. `x` and `y` place its centre at frame 0, 0 to 1 from left to right and from top to bottom."""
 
     color: str
     shape: str
@@ -47,46 +41,26 @@ class Scene:
     speed: str
     background: str
     radius: float
-    along: float
-    across: float
+    x: float
+    y: float
 
-    def caption(self, frame: int = 0, width: int = 64, height: int = 64) -> str:
-        """What the scene shows, with the direction at a frame."""
+    def caption(self) -> str:
         article = "an" if self.color[0] in "aeiou" else "a"
-        direction = self.direction_at(frame, width, height)
-        return f"{article} {self.color} {self.shape} moving {direction} {self.speed} on a {self.background} background"
-
-    def direction_at(self, frame: int, width: int = 64, height: int = 64) -> str:
-        """Where the shape is going between this frame and the next."""
-        turns = math.floor(self._way(frame, width, height) % 2)
-        forward = turns == 0
-        positive = "right" if self.direction in ("left", "right") else "down"
-        return positive if forward else OPPOSITE[positive]
+        look = f"{article} {self.color} {self.shape}"
+        return f"{look} moving {self.direction} {self.speed} on a {self.background} background"
 
     def centers(self, frames: int, width: int = 64, height: int = 64, start: int = 0) -> np.ndarray:
-        """The shape's centre at frames start, start + 1, ..., float64 [frames, 2]: x and y in pixels."""
-        side = min(width, height)
-        margin = (self.radius + GAP) * side
-        way = self._way(np.arange(start, start + frames), width, height) % 2
-        along = np.where(way < 1, way, 2 - way)
-        horizontal = self.direction in ("left", "right")
-        x, y = (along, self.across) if horizontal else (self.across, along)
-        ends = np.array([width, height]) - 2 * margin
-        return margin + np.stack(np.broadcast_arrays(x, y), axis=-1) * ends
-
-    def _way(self, frame, width: int, height: int):
-        """The way gone at a frame, in lengths of the free path between the walls; odd lengths lead back."""
-        dx, dy = DIRECTIONS[self.direction]
-        side = min(width, height)
-        path = (width if dx else height) - 2 * (self.radius + GAP) * side
-        origin = self.along if dx + dy > 0 else 2 - self.along
-        return origin + frame * SPEEDS[self.speed] * side / path
+        """The shape's centre at frames start, start + 1, ..., float64 [frames, 2]: x and y in pixels, within the picture."""
+        way = np.arange(start, start + frames)[:, None] * (SPEEDS[self.speed] * min(width, height))
+        size = np.array([width, height])
+        return (np.array([self.x, self.y]) * size + way * DIRECTIONS[self.direction]) % size
 
 
-def sample(rng: np.random.Generator, straight: int = 0, held_out: bool = False) -> Scene:
-    """A scene at random; with `straight`, one that meets no wall for that many frames, where the picture has the room.
+def sample(rng: np.random.Generator, held_out: bool = False, inside: int = 0) -> Scene:
+    """A scene at random.
 
-    `held_out` takes one of the combinations of colour and shape that no training sees; else they are left out.
+    `held_out` takes one of the combinations of colour and shape that no training sees; else they are left out. With
+    `inside`, the border of a square picture cuts the shape in none of that many frames, where there is the room.
     """
     pick = lambda names: names[rng.integers(len(names))]  # noqa: E731
     while True:
@@ -94,22 +68,28 @@ def sample(rng: np.random.Generator, straight: int = 0, held_out: bool = False) 
         if held_out or (color, shape) not in HELD_OUT:
             break
     direction, speed, background = pick([*DIRECTIONS]), pick([*SPEEDS]), pick([*BACKGROUNDS])
-    radius, along, across = rng.uniform(*RADII), rng.uniform(), rng.uniform()
-    if straight:
-        free = max(0.0, 1 - (straight - 1) * SPEEDS[speed] / (1 - 2 * (radius + GAP)))
-        along = along * free if sum(DIRECTIONS[direction]) > 0 else 1 - along * free
-    return Scene(color, shape, direction, speed, background, radius, along, across)
+    radius, place = rng.uniform(*RADII), rng.uniform(size=2)
+    if inside:
+        way = (inside - 1) * SPEEDS[speed] * np.array(DIRECTIONS[direction])
+        low, high = radius - np.minimum(way, 0), 1 - radius - np.maximum(way, 0)
+        place = low + place * np.maximum(high - low, 0)
+    return Scene(color, shape, direction, speed, background, radius, *place.tolist())
 
 
 def render(scene: Scene, frames: int, width: int = 64, height: int = 64, start: int = 0) -> np.ndarray:
     """Frames start, start + 1, ... of a scene, RGB, uint8 [frames, height, width, 3], with smooth edges."""
     centers = scene.centers(frames, width, height, start).astype(np.float32)
-    x = np.arange(width, dtype=np.float32) + 0.5 - centers[:, :1]  # [frames, width]
-    y = np.arange(height, dtype=np.float32) + 0.5 - centers[:, 1:]
+    x = wrapped(np.arange(width, dtype=np.float32) + 0.5 - centers[:, :1], width)  # [frames, width]
+    y = wrapped(np.arange(height, dtype=np.float32) + 0.5 - centers[:, 1:], height)
     distance = signed_distance(scene.shape, x[:, None, :], y[:, :, None], scene.radius * min(width, height))
     cover = np.clip(0.5 - distance, 0, 1)[..., None]
     color, ground = (np.array(rgb, np.float32) for rgb in (COLORS[scene.color], BACKGROUNDS[scene.background]))
     return (ground + cover * (color - ground) + 0.5).astype(np.uint8)
+
+
+def wrapped(way: np.ndarray, size: float) -> np.ndarray:
+    """The shortest of the ways around a round world of that size that end at the same place, -size / 2 to size / 2."""
+    return (way + size / 2) % size - size / 2
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:

@@ -27,24 +27,27 @@ class Generate:
 
     def check(self, work: Work) -> None:
         check_origin(work.inputs["encoded"], self.model)
+        steps, trained = work.options["steps"], self.schedule()["num_train_timesteps"]
+        if steps > trained:
+            raise ItemError(
+                f"steps is {steps} and model {self.model.name} was trained on {trained}", "ask for at most as many"
+            )
+
+    def schedule(self) -> Mapping[str, Any]:
+        """The scheduler's config. Raises JobError."""
+        with loading(self.model):
+            return DDPMScheduler.load_config(self.model.folder(), subfolder="scheduler")
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
-        """Load the U-Net and the schedule. Raises JobError."""
+        """Load the U-Net. Raises JobError."""
         with loading(self.model):
             self.unet = UNet3D.from_pretrained(
                 self.model.folder(), subfolder="unet", dtype=DTYPES[options["dtype"]], use_safetensors=True
             )
-            self.schedule = DDPMScheduler.load_config(self.model.folder(), subfolder="scheduler")
         self.unet.to(self.device).eval()
 
     def run(self, work: Work, phase: str) -> None:
         fields, options = work.inputs["encoded"].fields, work.options
-        if options["steps"] > self.schedule["num_train_timesteps"]:
-            raise ItemError(
-                f"steps is {options['steps']} and model {self.model.name} was trained on "
-                f"{self.schedule['num_train_timesteps']}",
-                "ask for at most as many",
-            )
         tensors = work.inputs["encoded"].tensors()
         dtype = DTYPES[options["dtype"]]
         text, negative = (tensors[name].to(self.device, dtype) for name in ("prompt_embeds", "negative_prompt_embeds"))
@@ -57,7 +60,7 @@ class Generate:
                 noise,
                 text,
                 negative,
-                self.schedule,
+                self.schedule(),
                 sampler=options["sampler"],
                 steps=options["steps"],
                 guidance=options["guidance_scale"],

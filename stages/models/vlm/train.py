@@ -19,7 +19,6 @@ from stages.models.shared.words import word_tokenizer
 from stages.models.vlm import build
 from stages.models.vlm.caption import question
 
-PLACE = 0.5  # spread of the first position embeddings
 IGNORED = -100  # the label that the library's loss leaves out
 FRAME_NAMES = tuple(f"frame{i}" for i in range(1, 17))
 SPOKEN = ("user", "assistant", "describe", "this", "video", "in", "detail", ".", ",", ":", *FRAME_NAMES)
@@ -31,7 +30,7 @@ class CaptionTask(Task):
     def __init__(self, options: Mapping[str, Any], architecture: Mapping[str, Any]):
         super().__init__()
         self.options = options
-        self.data = datasets(options, caption_at=options["num_frames"] - 1)
+        self.data = datasets(options)
         if options["start_from"]:
             self.tokenizer = AutoTokenizer.from_pretrained(options["start_from"])
             self.vlm = InternVLForConditionalGeneration.from_pretrained(options["start_from"], dtype=torch.float32)
@@ -39,8 +38,6 @@ class CaptionTask(Task):
             words = word_tokenizer([*WORDS, *SPOKEN], (*build.SPECIAL, build.UNKNOWN), build.UNKNOWN)
             self.tokenizer = build.chat_tokenizer(words, unk_token=build.UNKNOWN)
             self.vlm = build.build(self.tokenizer, **architecture)
-            place = self.vlm.model.vision_tower.embeddings.position_embeddings  # [1, 1 + patches, D]
-            place.data[:, 1:] = first_places(round((place.shape[1] - 1) ** 0.5), place.shape[2])
         # as caption_vlm chooses them, with the options that the model is declared with
         self.chosen = midpoint_indices(np.arange(options["num_frames"]), options["num_segments"])
         if options["include_last"]:
@@ -90,17 +87,3 @@ class CaptionTask(Task):
         kept = in_dtype(self.vlm, dtype)
         kept.generation_config = self.vlm.generation_config
         build.save(folder, kept, self.tokenizer)
-
-
-def first_places(side: int, width: int) -> torch.Tensor:
-    """Position embeddings to begin with, of a square grid of patches: float32 [side * side, width].
-
-    Neighbours are alike and a step to the right is the same step everywhere: slow waves of x and y, mixed at random. From
-    the library's zeros, or from noise, a small model takes very long to find out which way a thing goes.
-    """
-    line = torch.linspace(-1, 1, side)
-    waves = torch.stack([line, (torch.pi / 2 * line).sin(), (torch.pi / 2 * line).cos(), (torch.pi * line).sin()])
-    down, across = waves[:, :, None].expand(-1, side, side), waves[:, None, :].expand(-1, side, side)
-    features = torch.cat([down, across]).flatten(1).T  # [side * side, 8]
-    places = features @ torch.randn(features.shape[1], width)
-    return PLACE * places / places.std()

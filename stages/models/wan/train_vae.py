@@ -54,17 +54,16 @@ class VAETask(Task):
     def _part(self, video: torch.Tensor, step: int, generator: torch.Generator) -> torch.Tensor:
         """What of the clips this step looks at: [B, 3, 1 or T, S, S]; of single frames in squares several per clip."""
         images = step < self.options["image_steps"]
-        draw = torch.rand(2, generator=generator)
-        squares = draw[0] < self.options["image_crop_share" if images else "crop_share"]
-        if images or (squares and draw[1] < 0.5):
+        squares = torch.rand((), generator=generator) < self.options["image_crop_share" if images else "crop_share"]
+        if images:
             count = self.options["crop_frames"] if squares else 1
             chosen = torch.randint(video.shape[2], (count,), generator=generator).tolist()
             video = torch.cat([video[:, :, frame : frame + 1] for frame in chosen])
         if not squares:
             return video
         size = min(self.options["crop_size"], *video.shape[3:])
-        shift = torch.randint(-size // 4, size // 4 + 1, (len(video), 2), generator=generator)
-        return torch.stack([crop(clip, size, by) for clip, by in zip(video, shift, strict=True)])
+        place = torch.rand(len(video), generator=generator).tolist()
+        return torch.stack([crop(clip, size, at) for clip, at in zip(video, place, strict=True)])
 
     @torch.no_grad()
     def sample(self, batch: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
@@ -77,7 +76,10 @@ class VAETask(Task):
         return rows
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """Write `vae/`, with the mean and spread of its latents in the config, by which the denoiser's are normalised."""
+        """Write `vae/`, with the mean and spread of its latents in the config, by which the denoiser's are normalised.
+
+        The spread is one for all channels: those that say little stay small, and a denoiser is not busy with them.
+        """
         self.vae.register_to_config(**self._statistics())
         in_dtype(self.vae, dtype).save_pretrained(folder / "vae")
 
@@ -86,10 +88,8 @@ class VAETask(Task):
         clips, device = self.data[0], next(self.parameters()).device
         chosen = [clips[i]["video"] for i in range(0, len(clips), max(1, len(clips) // STATISTICS_CLIPS))][:STATISTICS_CLIPS]
         means = torch.cat([self.vae.encode(clip[None].to(device)).latent_dist.mode() for clip in chosen])
-        return {
-            "latents_mean": means.mean((0, 2, 3, 4)).tolist(),
-            "latents_std": means.std((0, 2, 3, 4)).tolist(),
-        }
+        mean, spread = means.mean((0, 2, 3, 4)), means.var((0, 2, 3, 4)).mean().sqrt().item()
+        return {"latents_mean": mean.tolist(), "latents_std": [spread] * len(mean)}
 
 
 def check_size(options: Mapping[str, Any], vae: AutoencoderKLWan, patch: int = 1) -> None:
@@ -108,15 +108,15 @@ def foreground(video: torch.Tensor) -> torch.Tensor:
     return ((video - ground).abs().amax(dim=1, keepdim=True) > 0.1).to(video)
 
 
-def crop(clip: torch.Tensor, size: int, shift: torch.Tensor) -> torch.Tensor:
-    """A square of `size` pixels of a clip [3, T, H, W], around what stands out, moved by `shift` pixels (y, x)."""
-    mask = foreground(clip[None])[0, 0].amax(dim=0)  # [H, W]
-    corner = []
-    for axis, by in enumerate(shift.tolist()):
-        places = mask.amax(dim=1 - axis).nonzero()
-        middle = places.float().mean() if len(places) else mask.shape[axis] / 2
-        corner.append(int(min(max(float(middle) - size / 2 + by, 0), mask.shape[axis] - size)))
-    top, left = corner
+def crop(clip: torch.Tensor, size: int, place: float) -> torch.Tensor:
+    """A square of `size` pixels of a clip [3, T, H, W] around a pixel that stands out, from the first (0) to the last (1).
+
+    It may cut what it is about, so that outlines are also learned at the border of a picture.
+    """
+    height, width = clip.shape[2:]
+    shown = foreground(clip[None])[0, 0].amax(dim=0).nonzero().tolist()  # y and x
+    y, x = shown[min(int(place * len(shown)), len(shown) - 1)] if shown else (height / 2, width / 2)
+    top, left = (int(min(max(at - size / 2, 0), side - size)) for at, side in ((y, height), (x, width)))
     return clip[:, :, top : top + size, left : left + size]
 
 

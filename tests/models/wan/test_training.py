@@ -80,7 +80,7 @@ def large(small, tmp_path_factory):
 
 
 def test_statistics_of_the_vae_are_those_of_its_latents(vae):
-    """Mean and spread per channel over the clips it was trained on."""
+    """Over the clips it was trained on: the mean per channel, the spread of all channels together."""
     config = json.loads((vae / "vae" / "config.json").read_text())
     model = AutoencoderKLWan.from_pretrained(vae / "vae").eval()
     assert model.config.z_dim == len(config["latents_mean"]) == len(config["latents_std"]) == 4
@@ -91,8 +91,9 @@ def test_statistics_of_the_vae_are_those_of_its_latents(vae):
             .transpose(0, 1)
             .flatten(1)
         )
-    mean, spread = latents.mean(1), latents.std(1)
-    torch.testing.assert_close(torch.tensor(config["latents_std"]), spread, rtol=1e-4, atol=0)
+    mean = latents.mean(1)
+    spread = (latents - mean[:, None]).square().mean().sqrt().expand(4)
+    torch.testing.assert_close(torch.tensor(config["latents_std"]), spread, rtol=1e-3, atol=0)
     torch.testing.assert_close(torch.tensor(config["latents_mean"]), mean, rtol=1e-4, atol=1e-5)
 
 

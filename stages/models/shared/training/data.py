@@ -6,6 +6,7 @@ An item is asked for by (epoch, index) and is a function of these alone: that ma
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from stages.media.options import VIDEO_ENDINGS
 from stages.media.probe import probe
 from stages.media.select import midpoint_indices, pick, whole
 from stages.media.shapes import world
 from stages.models.shared.training.options import SHAPES
 from stages.runtime.errors import ItemError, UsageError
 
-ENDINGS = (".mp4", ".avi", ".mov", ".mkv")
 SHAPES_CLIPS = 100_000
 Key = tuple[int, int]  # epoch, index
 
@@ -44,7 +45,7 @@ class TextVideoDataset(Dataset):
     ):
         folder = Path(folder)
         captions = {path.stem: path for path in sorted((folder / "captions").glob("*.txt"))}
-        videos = [path for path in sorted((folder / "videos").glob("*")) if path.suffix.lower() in ENDINGS]
+        videos = [path for path in sorted((folder / "videos").glob("*")) if path.suffix.lower() in VIDEO_ENDINGS]
         self.pairs = [(video, captions[video.stem]) for video in videos if video.stem in captions]
         if not self.pairs:
             raise UsageError(
@@ -111,22 +112,17 @@ def read_caption(path: Path) -> str:
 class ShapesDataset(Dataset):
     """Clips of shapes world, drawn when they are asked for.
 
-    Items are those of `TextVideoDataset`, and hold the scene beside that. `caption_at` is the frame whose direction the
-    caption tells; `straight_share` the part of the clips that meet no wall. The combinations of colour and shape in
-    `world.HELD_OUT` are left out.
+    Items are those of `TextVideoDataset`, and hold the scene beside that. In a part of the clips, `inside_share`, the
+    border cuts no shape. With `looks`, there are only so many looks: a colour, a shape and a ground each. The combinations
+    of colour and shape in `world.HELD_OUT` are left out.
     """
 
     def __init__(
-        self,
-        count: int,
-        num_frames: int,
-        frame_size: int,
-        seed: int = 0,
-        caption_at: int = 0,
-        straight_share: float = 0.5,
+        self, count: int, num_frames: int, frame_size: int, seed: int = 0, inside_share: float = 0.0, looks: int = 0
     ):
         self.count, self.num_frames, self.frame_size = count, num_frames, frame_size
-        self.seed, self.caption_at, self.straight_share = seed, caption_at, straight_share
+        self.seed, self.inside_share = seed, inside_share
+        self.looks = [world.sample(np.random.default_rng(i)) for i in range(looks)]
 
     def __len__(self) -> int:
         return self.count
@@ -136,20 +132,22 @@ class ShapesDataset(Dataset):
         if not 0 <= index < self.count:
             raise IndexError(f"clip {index} of {self.count}")
         rng = np.random.default_rng([self.seed, index])
-        straight = rng.random() < self.straight_share
-        scene = world.sample(rng, straight=self.num_frames if straight else 0)
+        inside = rng.random() < self.inside_share
+        scene = world.sample(rng, inside=self.num_frames if inside else 0)
+        if self.looks:
+            look = self.looks[index % len(self.looks)]
+            scene = replace(scene, color=look.color, shape=look.shape, background=look.background)
         frames = world.render(scene, self.num_frames, self.frame_size, self.frame_size)
         tensor = torch.from_numpy(frames.astype(np.float32) / 127.5 - 1).permute(3, 0, 1, 2).contiguous()
-        text = scene.caption(self.caption_at, self.frame_size, self.frame_size)
-        return {"video": tensor, "text": text, "name": f"{SHAPES} {self.seed}/{index}", "scene": scene}
+        return {"video": tensor, "text": scene.caption(), "name": f"{SHAPES} {self.seed}/{index}", "scene": scene}
 
 
-def datasets(options: Mapping[str, Any], caption_at: int = 0) -> tuple[Dataset, Dataset]:
-    """The clips to train on and those to validate with. `caption_at`: see `ShapesDataset`."""
+def datasets(options: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
+    """The clips to train on and those to validate with."""
     size = {"num_frames": options["num_frames"], "frame_size": options["frame_size"]}
     if options["data"] == SHAPES:
         count = options["max_samples"] or SHAPES_CLIPS
-        kind = {**size, "caption_at": caption_at, "straight_share": options["straight_share"]}
+        kind = {**size, "inside_share": options["inside_share"], "looks": options["looks"]}
         return (
             ShapesDataset(count, **kind, seed=options["seed"] + 1),
             ShapesDataset(options["validation_samples"], **kind, seed=0),

@@ -32,7 +32,11 @@ from stages.models.shared.training.data import Order, collate
 from stages.runtime.errors import JobError, UsageError
 from stages.runtime.log import log
 
-FIXED = ("data", "batch_size", "gradient_accumulation", "seed", "max_samples", "num_frames", "frame_size")
+# options, where a training has them, without which going on would be another training
+FIXED = (
+    *("data", "inside_share", "looks", "max_samples", "num_frames", "frame_size"),
+    *("batch_size", "gradient_accumulation", "seed", "variant", "prediction_type", "num_timesteps"),
+)
 
 
 class Task(nn.Module):
@@ -84,7 +88,11 @@ class Trainer:
         self.task = task.to(self.accelerator.device)
         self.weights = {name: p for name, p in task.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(
-            self.weights.values(), lr=options["learning_rate"], weight_decay=options["weight_decay"], betas=(0.9, 0.98)
+            self.weights.values(),
+            lr=options["learning_rate"],
+            weight_decay=options["weight_decay"],
+            betas=(0.9, 0.98),
+            fused=True,
         )
         self.ema = EMAModel(self.weights.values(), decay=options["ema_decay"])
         self.model, self.optimizer = self.accelerator.prepare(task, optimizer)
@@ -235,8 +243,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         facts = {"step": self.step, "seconds": self.seconds, "best": self.best, "history": self.history}
-        fixed = {name: self.options[name] for name in FIXED}
-        facts |= {"fixed": fixed}
+        facts |= {"fixed": {name: self.options[name] for name in FIXED if name in self.options}}
         checkpoint.save(self.output / "last.safetensors", self.weights, self.ema.shadow_params, self._adam(), facts)
 
     def _report(self) -> None:

@@ -140,14 +140,23 @@ def test_caption_that_is_not_utf8_is_named(folder):
 
 
 def test_shapes_are_the_worlds_own_pictures_and_captions():
-    clips = ShapesDataset(10, 5, 32, seed=3, caption_at=4)
+    clips = ShapesDataset(10, 5, 32, seed=3)
     item = clips[7]
     scene = item["scene"]
     pixels = world.render(scene, 5, 32, 32).transpose(3, 0, 1, 2)
     assert np.array_equal(np.rint((item["video"].numpy() + 1) * 127.5), pixels)
-    assert item["text"] == scene.caption(4, 32, 32)
+    assert item["text"] == scene.caption()
     assert torch.equal(clips[2, 7]["video"], item["video"])  # the same in every epoch
     assert not torch.equal(ShapesDataset(10, 5, 32, seed=4)[7]["video"], item["video"])
+
+
+def test_a_part_of_the_shapes_is_inside_and_of_few_looks():
+    clips = ShapesDataset(60, 17, 32, inside_share=0.5, looks=2)
+    scenes = [clips[i]["scene"] for i in range(60)]
+    assert len({(scene.color, scene.shape, scene.background) for scene in scenes}) == 2
+    assert len({(scene.direction, scene.speed) for scene in scenes}) == 8
+    steps = [np.abs(np.diff(scene.centers(17, 32, 32), axis=0)).max() for scene in scenes]  # over a border they are large
+    assert 0.5 < np.mean(np.array(steps) <= 1.01) < 0.95
 
 
 def test_combinations_that_are_held_out_are_never_drawn():
