@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from stages.media.shapes.world import BACKGROUNDS, COLORS, SHAPES, SPEEDS, signed_distance, wrapped
+from stages.media.shapes.world import BACKGROUNDS, COLORS, SHAPES, SPEEDS, signed_distance
 
 CONTRAST = 35  # levels: less is no shape
 AREA = (40, 640)  # pixels of a shape in a picture of 64 x 64
@@ -54,8 +54,10 @@ def read(video: np.ndarray) -> Reading:
     centers = np.full((count, 2), np.nan)
     junk, tones, overlaps = np.zeros(count), [], []
     for t, frame in enumerate(video):
-        frame, turned = centered(frame, ground)
-        mask, junk[t] = find_shape(frame, ground, unit)
+        difference = abs(frame - ground).max(axis=-1)
+        turned = to_middle(difference)
+        frame, difference = (np.roll(picture, turned[::-1], axis=(0, 1)) for picture in (frame, difference))
+        mask, junk[t] = find_shape(difference, unit)
         if mask is None:
             continue
         centers[t] = (np.array(box_center(mask)) - turned) % size
@@ -84,24 +86,23 @@ def most_common(video: np.ndarray) -> np.ndarray:
     return np.median(video[::4].reshape(-1, 3), axis=0)
 
 
-def centered(frame: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The frame turned round until what stands out is in its middle, and by how many pixels (x, y) it was turned.
+def to_middle(difference: np.ndarray) -> np.ndarray:
+    """By how many pixels (x, y) to turn a round picture until what differs from the ground [H, W] is in its middle.
 
     Where things are on a round world is the direction of their mean on a circle.
     """
-    height, width = frame.shape[:2]
-    weight = np.maximum(abs(frame - ground).max(axis=-1) - CONTRAST, 0)
+    height, width = difference.shape
+    weight = np.maximum(difference - CONTRAST, 0)
     turned = []
     for axis, size in ((0, width), (1, height)):
         circle = np.exp(2j * np.pi * (np.arange(size) + 0.5) / size)
         place = np.angle((weight.sum(axis=axis) * circle).sum()) * size / (2 * np.pi)
         turned.append(round(size / 2 - place))
-    return np.roll(frame, turned[::-1], axis=(0, 1)), np.array(turned)
+    return np.array(turned)
 
 
-def find_shape(frame: np.ndarray, ground: np.ndarray, unit: float) -> tuple[np.ndarray | None, float]:
+def find_shape(difference: np.ndarray, unit: float) -> tuple[np.ndarray | None, float]:
     """The mask of the largest thing that stands out, None where nothing of a shape's size does; and the share of junk."""
-    difference = abs(frame - ground).max(axis=-1)
     contrast = np.percentile(difference, 99)
     if contrast < CONTRAST:
         return None, 0.0
@@ -143,8 +144,7 @@ def motion(times: np.ndarray, centers: np.ndarray, size: np.ndarray) -> tuple[st
 
     Between two sights a shape took the shortest way.
     """
-    steps = wrapped(np.diff(centers, axis=0), size)
-    way = np.concatenate([np.zeros((1, 2)), steps.cumsum(axis=0)])
+    way = np.stack([np.unwrap(centers[:, axis], period=size[axis]) for axis in (0, 1)], axis=1)
     design = np.stack([times, np.ones_like(times)], axis=1).astype(float)
     solution, *_ = np.linalg.lstsq(design, way, rcond=None)
     velocity, jitter = solution[0], float(np.sqrt(((way - design @ solution) ** 2).sum() / len(times)))

@@ -1,6 +1,7 @@
 """Generate for `text2video`: noise and text states become a clip, still as numbers in -1..1."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,12 +28,13 @@ class Generate:
 
     def check(self, work: Work) -> None:
         check_origin(work.inputs["encoded"], self.model)
-        steps, trained = work.options["steps"], self.schedule()["num_train_timesteps"]
+        steps, trained = work.options["steps"], self.schedule["num_train_timesteps"]
         if steps > trained:
             raise ItemError(
                 f"steps is {steps} and model {self.model.name} was trained on {trained}", "ask for at most as many"
             )
 
+    @cached_property
     def schedule(self) -> Mapping[str, Any]:
         """The scheduler's config. Raises JobError."""
         with loading(self.model):
@@ -60,7 +62,7 @@ class Generate:
                 noise,
                 text,
                 negative,
-                self.schedule(),
+                self.schedule,
                 sampler=options["sampler"],
                 steps=options["steps"],
                 guidance=options["guidance_scale"],
