@@ -87,6 +87,9 @@ VAE_TRAINING = Training(
         Option("crop_share", float, 0.65, "That part of the steps on clips", STAGE, minimum=0, maximum=1),
         Option("image_crop_share", float, 0.0, "That part of the steps on single frames", STAGE, minimum=0, maximum=1),
         Option("crop_frames", int, 1, "Single frames of each clip that such a step looks at", STAGE, minimum=1),
+        Option(
+            "freeze_encoder", bool, False, "Train the decoder alone: the latents of start_from stay what they are", STAGE
+        ),
     ),
     "Train a VAE (AutoencoderKLWan) on clips.",
 )

@@ -39,6 +39,11 @@ class VAETask(Task):
             )
             inflate(self.vae)
         check_size(options, self.vae)
+        if options["freeze_encoder"]:
+            if not options["start_from"]:
+                raise UsageError("freeze_encoder is on and there is no encoder yet", "give --start-from, a trained VAE")
+            for part in (self.vae.encoder, self.vae.quant_conv):
+                part.requires_grad_(False)
 
     def forward(self, batch: Mapping[str, Any], step: int, generator: torch.Generator) -> torch.Tensor:
         video = batch["video"]  # [B, 3, T, H, W]
@@ -80,7 +85,8 @@ class VAETask(Task):
 
         The spread is one for all channels: those that say little stay small, and a denoiser is not busy with them.
         """
-        self.vae.register_to_config(**self._statistics())
+        if not self.options["freeze_encoder"]:  # else they are those that a denoiser may already know
+            self.vae.register_to_config(**self._statistics())
         in_dtype(self.vae, dtype).save_pretrained(folder / "vae")
 
     @torch.no_grad()

@@ -98,6 +98,16 @@ def test_statistics_of_the_vae_are_those_of_its_latents(vae):
     torch.testing.assert_close(torch.tensor(config["latents_mean"]), mean, rtol=1e-4, atol=1e-5)
 
 
+def test_a_decoder_trained_alone_reads_the_same_latents(vae, tmp_path):
+    config = {**CLIPS, "image_steps": 0, "crop_size": 16, "start_from": str(vae), "freeze_encoder": True}
+    made = trained("wan-vae", tmp_path / "decoder", config)
+    old, new = (load_file(f / "vae" / "diffusion_pytorch_model.safetensors") for f in (vae, made))
+    changed = {name for name, tensor in old.items() if not torch.equal(tensor, new[name])}
+    assert changed and not any(name.startswith(("encoder.", "quant_conv.")) for name in changed)
+    configs = [json.loads((f / "vae" / "config.json").read_text()) for f in (vae, made)]
+    assert all(configs[0][name] == configs[1][name] for name in ("latents_mean", "latents_std"))
+
+
 def test_vae_of_the_denoiser_is_the_one_it_was_given(vae, small, large):
     weights = load_file(vae / "vae" / "diffusion_pytorch_model.safetensors")
     for model in (small, large):
@@ -246,6 +256,11 @@ def test_first_frame_is_needed_by_the_14b(large, tmp_path):
         ("wan-vae", {"architecture": VAE, "num_frames": 8}, "num_frames is 8: this VAE needs 4n+1, for example 9"),
         ("wan-vae", {"architecture": VAE, "frame_size": 36}, "frame_size is 36: this architecture needs a multiple of 8"),
         ("wan-vae", {}, "the architecture makes no model ('z_dim' is missing): give --config"),
+        (
+            "wan-vae",
+            {"architecture": VAE, "freeze_encoder": True},
+            "freeze_encoder is on and there is no encoder yet: give --start-from, a trained VAE",
+        ),
         ("wan-vae", {"architecture": {**VAE, "zdim": 4}}, "the architecture makes no model ("),
         ("wan", {"architecture": DENOISER}, "no folder has no vae/: give --vae, a folder that train wan-vae wrote"),
         ("wan", {"vae": "small", "frame_size": 40}, "frame_size is 40: this architecture needs a multiple of 16"),
