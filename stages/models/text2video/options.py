@@ -11,12 +11,22 @@ from stages.media.options import WRITE_OPTIONS
 from stages.models.shared.training.options import STAGE, shared
 from stages.runtime.options import DTYPES, Family, Option, Training
 
+NOISE_SCHEDULES = {"cosine": "squaredcos_cap_v2", "linear": "linear"}  # and what diffusers calls them
+
 TRAINING = Training(
     "stages.models.text2video.train:Text2VideoTask",
     (
         *shared(),
         Option("model_channels", int, 128, "Width of the U-Net's first level", STAGE, "channels", minimum=8),
-        Option("num_timesteps", int, 1000, "Steps of the noise schedule (cosine)", STAGE, minimum=1),
+        Option("num_timesteps", int, 1000, "Steps of the noise schedule", STAGE, minimum=1),
+        Option(
+            "noise_schedule",
+            str,
+            "cosine",
+            "Its course; linear stays longer where a clip is all but noise and its motion is decided",
+            STAGE,
+            choices=tuple(NOISE_SCHEDULES),
+        ),
         Option(
             "prediction_type",
             str,

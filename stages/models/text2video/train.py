@@ -18,6 +18,7 @@ from stages.models.shared.training.data import ShapesDataset, datasets, read_cap
 from stages.models.shared.training.loop import Task, in_dtype
 from stages.models.shared.words import word_tokenizer, words_of
 from stages.models.text2video.common import embed
+from stages.models.text2video.options import NOISE_SCHEDULES
 from stages.models.text2video.sampler import denoise
 from stages.models.text2video.unet import UNet3D, inflate
 from stages.runtime.errors import UsageError
@@ -61,7 +62,7 @@ class Text2VideoTask(Task):
         self._check_size()
         self.scheduler = DDPMScheduler(
             num_train_timesteps=options["num_timesteps"],
-            beta_schedule="squaredcos_cap_v2",
+            beta_schedule=NOISE_SCHEDULES[options["noise_schedule"]],
             prediction_type=options["prediction_type"],
             clip_sample=True,
         )
