@@ -5,6 +5,9 @@ import json
 import statistics
 import subprocess
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
 
 
 def parse_arguments(description: str) -> argparse.Namespace:
@@ -24,6 +27,16 @@ def in_fresh_process(module: str, function: str, *arguments) -> dict:
     call = json.dumps([module, function, arguments])
     done = subprocess.run([sys.executable, "-c", code, call], stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def command(name: str, *arguments) -> list[str]:
+    """The command line of a program that is installed beside this interpreter."""
+    return [str(Path(sys.executable).with_name(name)), *map(str, arguments)]
+
+
+def snakemake(cores: int, *options) -> list[str]:
+    """The command line that makes all runs of a folder's config.yaml."""
+    return command("snakemake", "--snakefile", ROOT / "Snakefile", "--quiet", "all", "--cores", cores, *options)
 
 
 def alternate(runs: dict, repeats: int) -> dict[str, list[dict]]:

@@ -8,16 +8,14 @@ and waiting for one another. The limit is 1: two workers busy all the time.
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.harness import finish, median, parse_arguments, print_table
+from benchmarks.harness import finish, median, parse_arguments, print_table, snakemake
 from benchmarks.shapes import declared_models
 from stages.media.shapes import dataset
 
-ROOT = Path(__file__).parents[1]
 WORKERS = 2
 CLIPS = 8
 
@@ -41,10 +39,9 @@ def run_once() -> dict:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_project(folder)
-        program = str(Path(sys.executable).with_name("snakemake"))
-        command = [program, "--snakefile", str(ROOT / "Snakefile"), "--cores", str(WORKERS), "--quiet", "all"]
         start = time.monotonic()
-        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run(snakemake(WORKERS), cwd=folder, check=True, **quiet)
         wall = time.monotonic() - start
         stages: dict[str, dict[str, float]] = {}
         for log in folder.glob("results/many/steps/logs/**/*.log"):

@@ -6,14 +6,11 @@ python -m benchmarks.plan [--quick] [--json FILE]
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.harness import finish, median, parse_arguments, print_table
-
-ROOT = Path(__file__).parents[1]
+from benchmarks.harness import finish, median, parse_arguments, print_table, snakemake
 
 
 def write_project(folder: Path, clips: int) -> None:
@@ -31,8 +28,7 @@ def plan_once(clips: int) -> dict[str, float]:
     """Wall seconds, CPU seconds and peak MB of one dry run. Raises CalledProcessError when it fails."""
     with tempfile.TemporaryDirectory() as folder:
         write_project(Path(folder), clips)
-        program = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
-        command = [*program, "--dry-run", "--quiet", "all", "--cores", "8", "--resources", "gpu=8"]
+        command = snakemake(8, "--dry-run", "--resources", "gpu=8")
         start = time.monotonic()
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.harness import finish, parse_arguments, print_table
+from benchmarks.harness import ROOT, finish, parse_arguments, print_table, snakemake
 from stages.media.shapes import dataset
 from stages.media.shapes.dataset import Source
 from stages.score import score_run
 
-ROOT = Path(__file__).parents[1]
 CLIPS, QUICK_CLIPS = 200, 24
 HELD_OUT, IN_CHAINS = 0.3, 0.2  # of that number: clips of combinations never trained on, and clips that become chains
 SEED = 1000  # far from those of the trainings
@@ -94,9 +93,7 @@ def config(clips: int, sources: dict[str, Source]) -> dict:
 def make_clips(folder: Path, runs: dict) -> None:
     """All runs, by snakemake; a clip that fails does not stop the others, and is scored as failed."""
     (folder / "config.yaml").write_text(json.dumps(runs))
-    program = str(Path(sys.executable).with_name("snakemake"))
-    options = ["--cores", "2", "--keep-going", "--rerun-incomplete", "--quiet", "all"]
-    subprocess.run([program, "--snakefile", str(ROOT / "Snakefile"), *options], cwd=folder, stdout=sys.stderr)
+    subprocess.run(snakemake(2, "--keep-going", "--rerun-incomplete"), cwd=folder, stdout=sys.stderr)
 
 
 def main() -> None:

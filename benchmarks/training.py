@@ -15,21 +15,20 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.harness import finish, parse_arguments, print_table
+from benchmarks.harness import ROOT, command, finish, parse_arguments, print_table, snakemake
 from stages.media.shapes import dataset
 from stages.score import score_run
 
-ROOT = Path(__file__).parents[1]
 CLIPS, PROMPTS = 300, 24
 SIZE, FRAMES, FPS = 32, 16, 8
 STEPS, QUICK_STEPS = 1400, 100
 SCORED = ("color", "shape", "direction")
 
 
-def program(name: str, *arguments, folder: Path) -> None:
-    done = subprocess.run([Path(sys.executable).with_name(name), *map(str, arguments)], cwd=folder, stdout=sys.stderr)
+def run(words: list[str], folder: Path) -> None:
+    done = subprocess.run(words, cwd=folder, stdout=sys.stderr)
     if done.returncode:
-        sys.exit(f"{name} ended with exit code {done.returncode}")
+        sys.exit(f"{Path(words[0]).name} ended with exit code {done.returncode}")
 
 
 def write_config(path: Path, data: Path) -> None:
@@ -48,7 +47,8 @@ def main() -> None:
     steps = {"trained": ["--max-steps", QUICK_STEPS if options.quick else STEPS]}
     steps["untrained"] = ["--max-steps", 1, "--learning-rate", 0]
     for name, given in steps.items():
-        program("train", "text2video", "--config", "train.yaml", "--output", name, "--device", "cpu", *given, folder=folder)
+        files = ("--config", "train.yaml", "--output", name)
+        run(command("train", "text2video", *files, "--device", "cpu", *given), folder)
 
     prompts = [source.caption for source in dataset.draw(PROMPTS, SIZE, FRAMES, seed=2)]
     settings = {"seed": 42, "steps": 20, "sampler": "ddim", "lossless": True}
@@ -56,7 +56,7 @@ def main() -> None:
     clips = [{"id": f"clip{i:02d}", "prompt": prompt} for i, prompt in enumerate(prompts)]
     runs = {name: {"recipe": "text2video", "model": name, "clips": clips, "options": settings} for name in steps}
     (folder / "config.yaml").write_text(json.dumps({"models": models, "runs": runs}))
-    program("snakemake", "--snakefile", ROOT / "Snakefile", "--cores", 2, "--quiet", "all", folder=folder)
+    run(snakemake(2), folder)
 
     scores = {name: score_run(folder / "results" / name)["summary"]["seen"] for name in steps}
     report = json.loads((folder / "trained/training.json").read_text())
