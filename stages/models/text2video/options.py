@@ -4,10 +4,10 @@ The defaults are those of the text-to-video program that this replaces.
 """
 
 import json
-import secrets
 from pathlib import Path
 
 from stages.media.options import WRITE_OPTIONS
+from stages.models.shared.noise import SEED
 from stages.models.shared.training.options import STAGE, shared
 from stages.runtime.options import DTYPES, Family, Option, Training
 
@@ -82,16 +82,7 @@ FAMILY = Family(
         Option("steps", int, 1000, "Denoising steps", ("generate",), minimum=1),
         Option("sampler", str, "ddpm", "ddim needs fewer steps, 20 to 50", ("generate",), choices=("ddpm", "ddim")),
         Option("guidance_scale", float, 3.0, "Classifier-free guidance; 1 switches it off", ("generate",), minimum=0),
-        Option(
-            "seed",
-            int,
-            lambda variant, values: secrets.randbelow(2**31),
-            "Seed of the noise",
-            ("generate",),
-            minimum=0,
-            maximum=2**63 - 4096,
-            default_text="drawn at random, and kept",
-        ),
+        SEED,
         Option("dtype", str, "bfloat16", "Precision of the models", ("encode", "generate"), choices=DTYPES, reloads=True),
         Option("fps", float, 8.0, "Rate of the clip", ("decode",), "frames per second", minimum=1),
         *WRITE_OPTIONS,

@@ -6,12 +6,12 @@ frames of the 5B (upstream 50 and 121): the defaults here are those of the video
 
 import json
 import re
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stages.media.options import WRITE_OPTIONS
+from stages.models.shared.noise import SEED
 from stages.models.shared.training.options import STAGE, shared
 from stages.runtime.errors import UsageError
 from stages.runtime.options import DTYPES, Family, Option, Training
@@ -177,16 +177,7 @@ FAMILY = Family(
             maximum=1,
             default_text="14b: 0.9",
         ),
-        Option(
-            "seed",
-            int,
-            lambda variant, values: secrets.randbelow(2**31),
-            "Seed of the noise",
-            ("generate",),
-            minimum=0,
-            maximum=2**63 - 4096,
-            default_text="drawn at random, and kept",
-        ),
+        SEED,
         Option(
             "dtype",
             str,
