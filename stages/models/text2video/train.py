@@ -29,7 +29,11 @@ WEIGHT_LIMIT = 4.0  # of the clip's error at little noise, where it is predicted
 
 
 class Text2VideoTask(Task):
-    """The squared error of the noise, the velocity or the clip, at a timestep drawn evenly."""
+    """The squared error of the noise, the velocity or the clip, at a timestep drawn evenly.
+
+    What a clip shows and how it moves are hard to learn at once from noise. A first frame that is given shows the one, and
+    leaves the other to the text.
+    """
 
     def __init__(self, options: Mapping[str, Any], architecture: Mapping[str, Any]):
         super().__init__()
@@ -87,15 +91,24 @@ class Text2VideoTask(Task):
         dropped = (torch.rand(count, generator=generator) < self.options["text_dropout"]).tolist()
         noise = torch.randn(clip.shape, generator=generator).to(clip)
         texts = ["" if drop else text for drop, text in zip(dropped, batch["text"], strict=True)]
-        made = self.unet(self.scheduler.add_noise(clip, noise, timestep), timestep, embed(self.tokenizer, self.text, texts))
+        noisy = self.scheduler.add_noise(clip, noise, timestep)
+        asked = torch.ones_like(clip[:, :1])  # [B, 1, T, H, W], 0 where a first frame is given
+        given = torch.rand(count, generator=generator) < self.options["first_frame_share"]
+        asked[given, :, 0] = 0
+        noisy = asked * noisy + (1 - asked) * clip
+        made = self.unet(noisy, timestep, embed(self.tokenizer, self.text, texts))
+        error = asked * (made - self._target(clip, noise, timestep)) ** 2
+        if self.options["prediction_type"] == "sample":
+            remaining = 1 - self.scheduler.alphas_cumprod.to(clip)[timestep]
+            error = error * (1 / (remaining + 1e-4)).clamp(max=WEIGHT_LIMIT).view(-1, 1, 1, 1, 1)
+        return error.sum() / (asked.sum() * clip.shape[1]).clamp(min=1)
+
+    def _target(self, clip: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """What the network is to predict, [B, 3, T, H, W]."""
         kind = self.options["prediction_type"]
-        if kind == "epsilon":
-            return ((made - noise) ** 2).mean()
         if kind == "v_prediction":
-            return ((made - self.scheduler.get_velocity(clip, noise, timestep)) ** 2).mean()
-        remaining = 1 - self.scheduler.alphas_cumprod.to(clip)[timestep]
-        weight = (1 / (remaining + 1e-4)).clamp(max=WEIGHT_LIMIT).view(-1, 1, 1, 1, 1)
-        return (weight * (made - clip) ** 2).mean()
+            return self.scheduler.get_velocity(clip, noise, timestep)
+        return noise if kind == "epsilon" else clip
 
     @torch.no_grad()
     def sample(self, batch: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
