@@ -97,7 +97,7 @@ VAE_TRAINING = Training(
 DENOISER_TRAINING = Training(
     "stages.models.wan.train_denoiser:DenoiserTask",
     (
-        *shared(num_frames=17),
+        *shared(without=("num_workers",), num_frames=17),  # its clips are encoded once, by the VAE in this process
         Option("variant", str, "5b", "Which architecture", STAGE, choices=("5b", "14b")),
         Option("vae", str, "", "Folder that train wan-vae wrote; empty: that of start_from", STAGE),
         Option("freeze_text_encoder", bool, False, "Leave the text encoder of start_from as it is", STAGE),

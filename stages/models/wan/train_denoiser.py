@@ -207,8 +207,11 @@ class DenoiserTask(Task):
 
 
 class Encoded(torch.utils.data.Dataset):
-    """Clips as normalised latents, each encoded once, at its first use: `latents` [C, T, h, w], for the 14b also what it
-    is told, `image` [C, T, h, w] and `known` [4, T, h, w]; `text` and `name` as they were."""
+    """Clips as normalised latents, each encoded once, at its first use; so of an augmented clip there is one variation.
+
+    An item has `latents` [C, T, h, w], `text` and `name`; for the 14b also what it is told, `image` [C, T, h, w] and `known`
+    [4, T, h, w].
+    """
 
     def __init__(self, clips, vae: AutoencoderKLWan, with_image: bool):
         self.clips, self.vae, self.with_image = clips, [vae], with_image  # in a list: not a part of this

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from diffusers import ConfigMixin
 from diffusers.training_utils import EMAModel
 from torch import nn
@@ -82,7 +82,7 @@ class Trainer:
             mixed_precision=options["mixed_precision"],
             gradient_accumulation_steps=options["gradient_accumulation"],
             log_with=trackers,
-            project_dir=output,
+            project_config=ProjectConfiguration(str(output), logging_dir=str(output / "logs")),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.task = task.to(self.accelerator.device)
@@ -107,7 +107,7 @@ class Trainer:
             if not (self.output / "training.json").is_file():
                 self._report()
             return
-        self.accelerator.init_trackers("logs", config={name: str(value) for name, value in self.options.items()})
+        self.accelerator.init_trackers("kinemake", config={name: str(value) for name, value in self.options.items()})
         batches = iter(self._loader())
         start = time.monotonic() - self.seconds
         with tqdm(total=self.steps, initial=self.step, desc="train", unit="step", disable=None) as bar:
@@ -179,7 +179,7 @@ class Trainer:
             self.accelerator.num_processes,
         )
         return DataLoader(
-            self.task.data[0], batch_sampler=order, collate_fn=collate, num_workers=self.options["num_workers"]
+            self.task.data[0], batch_sampler=order, collate_fn=collate, num_workers=self.options.get("num_workers", 0)
         )
 
     def _epoch_steps(self) -> int:

@@ -45,6 +45,7 @@ SHARED = (
 )
 
 
-def shared(**defaults: Any) -> tuple[Option, ...]:
-    """The options that every training has, some with a training's own default."""
-    return tuple(replace(o, default=defaults[o.name]) if o.name in defaults else o for o in SHARED)
+def shared(without: tuple[str, ...] = (), **defaults: Any) -> tuple[Option, ...]:
+    """The options that every training has, some with a training's own default, but those that mean nothing to it."""
+    kept = (o for o in SHARED if o.name not in without)
+    return tuple(replace(o, default=defaults[o.name]) if o.name in defaults else o for o in kept)

@@ -240,7 +240,7 @@ def validation_loss(task: Plane) -> float:
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_tensorboard_holds_losses_rates_and_samples(schedule, tmp_path):
     folder = trained(tmp_path / "a", schedule=schedule)
-    log = EventAccumulator(str(folder / "logs"))
+    log = EventAccumulator(str(folder / "logs" / "kinemake"))
     log.Reload()
     assert log.Tags()["images"] == ["samples"] and {"loss", "learning_rate", "validation_loss"} <= set(log.Tags()["scalars"])
     assert [event.step for event in log.Scalars("loss")] == list(range(1, STEPS + 1))
