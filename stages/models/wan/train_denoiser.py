@@ -9,7 +9,7 @@ sigmas above the boundary and one for those below.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class DenoiserTask(Task):
             self.tokenizer, self.text = new_text_encoder(architecture["text_encoder"])
             self.experts = nn.ModuleList(self._new_expert(architecture["transformer"]) for _ in self._expert_names())
         self.text.requires_grad_(not (options["start_from"] and options["freeze_text_encoder"]))
-        self.data = tuple(Encoded(clips, self.vae, self.two_experts) for clips in datasets(options))
+        self.data = tuple(Encoded(clips, self.vae, self.two_experts, options["batch_size"]) for clips in datasets(options))
 
     def _expert_names(self) -> tuple[str, ...]:
         return ("transformer", "transformer_2") if self.two_experts else ("transformer",)
@@ -210,12 +210,13 @@ class Encoded(torch.utils.data.Dataset):
     """Clips as normalised latents, each encoded once, at its first use; so of an augmented clip there is one variation.
 
     An item has `latents` [C, T, h, w], `text` and `name`; for the 14b also what it is told, `image` [C, T, h, w] and `known`
-    [4, T, h, w].
+    [4, T, h, w]. `together` neighbours are encoded at once, which is faster: always the same ones, or rounding would make a
+    resumed training another one.
     """
 
-    def __init__(self, clips, vae: AutoencoderKLWan, with_image: bool):
+    def __init__(self, clips, vae: AutoencoderKLWan, with_image: bool, together: int):
         self.clips, self.vae, self.with_image = clips, [vae], with_image  # in a list: not a part of this
-        self.known: dict[int, dict[str, Any]] = {}
+        self.together, self.known = together, {}
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -223,24 +224,27 @@ class Encoded(torch.utils.data.Dataset):
     def __getitem__(self, key) -> dict[str, Any]:
         index = key[1] if isinstance(key, tuple) else key
         if index not in self.known:
-            self.known[index] = self._encoded(self.clips[index])
+            first = index - index % self.together
+            items = [self.clips[i] for i in range(first, min(first + self.together, len(self)))]
+            self.known |= dict(enumerate(self._encoded(items), first))
         return self.known[index]
 
     @torch.no_grad()
-    def _encoded(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        video = item["video"][None].to(self.vae[0].device)
-        found = {"latents": self._latents(video), "text": item["text"], "name": item["name"]}
+    def _encoded(self, items: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        video = torch.stack([item["video"] for item in items]).to(self.vae[0].device)
+        found = {"latents": self._latents(video)}
         if self.with_image:
             grey = torch.cat([video[:, :, :1], torch.zeros_like(video[:, :, 1:])], dim=2)
             found["image"] = self._latents(grey)
-            found["known"] = torch.zeros(4, *found["latents"].shape[1:])
-            found["known"][:, 0] = 1
-        return found
+            found["known"] = torch.zeros(len(items), 4, *found["latents"].shape[2:])
+            found["known"][:, :, 0] = 1
+        for i, item in enumerate(items):
+            yield {name: tensor[i] for name, tensor in found.items()} | {"text": item["text"], "name": item["name"]}
 
     def _latents(self, video: torch.Tensor) -> torch.Tensor:
         vae = self.vae[0]
         mean, std = (torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
-        return ((vae.encode(video).latent_dist.mode() - mean.to(video)) / std.to(video))[0].cpu()
+        return ((vae.encode(video).latent_dist.mode() - mean.to(video)) / std.to(video)).cpu()
 
 
 def new_text_encoder(config: Mapping[str, Any]) -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
