@@ -58,6 +58,25 @@ for job in PLAN.jobs:
             "{params.command} 2> {log:q}"
 
 
+for weights in PLAN.weights:
+
+    rule:
+        name:
+            weights.name
+        output:
+            weights.output,
+        log:
+            weights.log,
+        localrule: True  # where there is a network, if anywhere
+        conda:
+            "envs/weights.yaml"
+        params:
+            fingerprint=weights.fingerprint,
+            command=weights.command(),
+        shell:
+            "{params.command} 2> {log:q}"
+
+
 for training in PLAN.trainings:
 
     rule:

@@ -21,6 +21,7 @@ from stages.plan.families import ALL
 from stages.plan.jobs import Job
 from stages.plan.runs import PLAN_VERSION, RunPlan, plan_run, resolved_row
 from stages.plan.trainings import TrainingJob, plan_trainings
+from stages.plan.weights import WeightsJob, plan_weights
 from stages.runtime.artifacts import read_failure
 from stages.runtime.errors import UsageError
 from stages.runtime.model import check_variant, declared_model
@@ -31,11 +32,12 @@ __all__ = ["Plan", "UsageError", "find_stages", "load"]
 class Plan:
     """All runs of a config. `jobs` are the shards of the model stages; `films` has a job per clip, by the film's path.
 
-    `trainings` are made only when they are asked for by name.
+    `weights` are the models' files, `trainings` are made only when they are asked for by name.
     """
 
     def __init__(self, runs: list[RunPlan], models: Mapping[str, Any], trainings: list[TrainingJob]):
         self.runs, self.models, self.trainings = runs, models, trainings
+        self.weights = plan_weights(run.run for run in runs)
         self.jobs = [job for run in runs for job in run.jobs]
         self.films = {film: job for run in runs for film, job in run.films.items()}
         self.folders = [run.run.folder for run in runs]
@@ -93,6 +95,10 @@ class Plan:
         """What the jobs that ran since this plan was made made and reused, and a table of what failed."""
         counts = {"made": 0, "reused": 0, "failed": 0}
         rows = []
+        for job in self.weights:
+            _, error = self._read_log(job)
+            if error:
+                rows.append((job.name, "fetch", error))
         for job in [*self.jobs, *self.films.values()]:
             events, error = self._read_log(job)
             for event in events:
@@ -111,10 +117,10 @@ class Plan:
             text += "".join(f"{what:{widths[0]}}  {stage:{widths[1]}}  {reason}\n" for what, stage, reason in rows)
         return text
 
-    def _ran(self, job: Job) -> bool:
+    def _ran(self, job: Job | WeightsJob) -> bool:
         return os.path.isfile(job.log) and os.stat(job.log).st_mtime >= self._start
 
-    def _read_log(self, job: Job) -> tuple[list[dict[str, Any]], str]:
+    def _read_log(self, job: Job | WeightsJob) -> tuple[list[dict[str, Any]], str]:
         """The events of a job that ran since this plan was made, and the error that ended it, if one did."""
         if not self._ran(job):
             return [], ""

@@ -36,7 +36,8 @@ class Job:
 
         So is one whose name Snakemake would take for a pattern. The fingerprint has the state of each.
         """
-        return [path for path in self._files if self._is_made(path) or (os.path.isfile(path) and not set(path) & PATTERN)]
+        there = [path for path in self._files if self._is_made(path) or (os.path.isfile(path) and not set(path) & PATTERN)]
+        return [*there, weights_record(self.run, self.model)] if self.model and self.gpu else there
 
     @property
     def _files(self) -> list[str]:
@@ -92,6 +93,11 @@ class Job:
         named = {value for item in self.items for name, value in item.options.items() if name in files}
         given = files_state([*(path for path in self._files if not self._is_made(path)), *sorted(named)])
         return hashlib.sha256(canonical([self.stage.version, family.version, model, given, work])).hexdigest()
+
+
+def weights_record(run: Run, model: Model) -> str:
+    """Where it is written that a model's weights are here and whole: once for all runs of a results folder."""
+    return f"{os.path.dirname(run.folder)}/weights/{model.name}.json"
 
 
 def weights_state(model: Model) -> list:

@@ -17,6 +17,7 @@ from stages.runtime.artifacts import canonical, file_digest
 from stages.runtime.errors import JobError, UsageError
 from stages.runtime.options import Family
 
+DEFAULT_CONFIG = Path("config.yaml")
 HUB_ID = r"^[A-Za-z0-9][\w.-]*/[\w.-]+$"
 
 
@@ -48,12 +49,18 @@ class Model:
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(self.hub, revision=self.revision, local_files_only=True))
+            # no pattern: the files that nothing reads need not be there, and the others are looked at by `weights.check`
+            return Path(snapshot_download(self.hub, revision=self.revision, local_files_only=True, allow_patterns=[]))
         except Exception as error:  # the library raises several classes for a repository that is not in its cache
             raise JobError(
                 f"the weights of model {self.name} ({self.hub}, revision {self.revision}) are not on this machine",
-                f"fetch them once: hf download {self.hub} --revision {self.revision}",
+                f"fetch them once: {self.fetching}",
             ) from error
+
+    @property
+    def fetching(self) -> str:
+        """The command that brings the weights of a Hub id here."""
+        return f"hf download {self.hub} --revision {self.revision}" if self.name == self.hub else f"fetch {self.name}"
 
     def digest(self, patterns: Iterable[str]) -> str:
         """SHA-256 over the files that match the patterns, by relative name and content. Raises JobError if none does."""
@@ -103,22 +110,16 @@ def find_model(name: str, config: Path | None, families: Mapping[str, Family]) -
 
     Raises UsageError when it is none of these, or its family cannot be told.
     """
-    path = config or Path("config.yaml")
-    if config and not config.is_file():
-        raise UsageError(f"the config {config} does not exist", "mend the path")
-    declared = declared_models(path) if path.is_file() else {}
+    declared = declared_models(config)
     if name in declared:
-        try:
-            return with_variant(declared_model(name, declared[name]), families)
-        except TypeError as error:
-            raise UsageError(f"model {name} of {path} cannot be read ({error})", "compare it with docs/config.md") from None
+        return with_variant(declared[name], families)
     if Path(name).is_dir():
         model = Model(name=name, family="", path=name)
     elif re.match(HUB_ID, name):
         model = Model(name=name, family="", hub=name)
     else:
         raise UsageError(
-            f"model {name} is no folder, no Hub id, and not declared in {path}",
+            f"model {name} is no folder, no Hub id, and not declared in {config or DEFAULT_CONFIG}",
             f"declared are {', '.join(declared) or 'none'}",
         )
     for family in families.values():
@@ -130,13 +131,22 @@ def find_model(name: str, config: Path | None, families: Mapping[str, Family]) -
     )
 
 
-def declared_models(config: Path) -> Mapping[str, Any]:
-    """What a config says under models. Raises UsageError where it cannot be read."""
+def declared_models(config: Path | None) -> dict[str, Model]:
+    """What a config declares under models; the one of this folder, which may be missing, where none is named.
+
+    Raises UsageError where it cannot be read.
+    """
+    path = config or DEFAULT_CONFIG
+    if config and not config.is_file():
+        raise UsageError(f"the config {config} does not exist", "mend the path")
+    if not path.is_file():
+        return {}
     try:
-        return (yaml.safe_load(config.read_text()) or {}).get("models") or {}
-    except (OSError, yaml.YAMLError, AttributeError) as error:
+        entries = (yaml.safe_load(path.read_text()) or {}).get("models") or {}
+        return {name: declared_model(name, entry) for name, entry in entries.items()}
+    except (OSError, yaml.YAMLError, AttributeError, TypeError) as error:
         reason = str(error).replace("\n", " ")
-        raise UsageError(f"the config {config} cannot be read ({reason})", "mend it") from None
+        raise UsageError(f"the models of {path} cannot be read ({reason})", "compare them with docs/config.md") from None
 
 
 def with_variant(model: Model, families: Mapping[str, Family]) -> Model:

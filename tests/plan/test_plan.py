@@ -27,21 +27,21 @@ def changed(config, workers=1, **change):
 
 def test_v2v_is_six_stages(jobs):
     made = {name: (job.outputs, job.inputs) for name, job in jobs().items()}
-    work = "results/demo/steps"
+    work, weights = "results/demo/steps", "results/weights/small.json"
     assert made == {
         "demo.extract_frames.000": ([f"{work}/a/frames.json", f"{work}/b/frames.json"], []),
-        "demo.caption_vlm.000": ([f"{work}/a/caption.json", f"{work}/b/caption.json"], []),
+        "demo.caption_vlm.000": ([f"{work}/a/caption.json", f"{work}/b/caption.json"], ["results/weights/eye.json"]),
         "demo.encode.000": (
             [f"{work}/a/encoded.safetensors", f"{work}/b/encoded.safetensors"],
-            [f"{work}/{clip}/{name}.json" for clip in "ab" for name in ("frames", "caption")],
+            [*(f"{work}/{clip}/{name}.json" for clip in "ab" for name in ("frames", "caption")), weights],
         ),
         "demo.generate.000": (
             [f"{work}/a/latents.safetensors", f"{work}/b/latents.safetensors"],
-            [f"{work}/a/encoded.safetensors", f"{work}/b/encoded.safetensors"],
+            [f"{work}/a/encoded.safetensors", f"{work}/b/encoded.safetensors", weights],
         ),
         "demo.decode.000": (
             [f"{work}/a/clip.json", f"{work}/b/clip.json"],
-            [f"{work}/a/latents.safetensors", f"{work}/b/latents.safetensors"],
+            [f"{work}/a/latents.safetensors", f"{work}/b/latents.safetensors", weights],
         ),
         "films/a": (["results/demo/a.mp4"], [f"{work}/a/clip.json"]),
         "films/b": (["results/demo/b.mp4"], [f"{work}/b/clip.json"]),
@@ -54,7 +54,7 @@ def test_a_chain_hands_each_link_to_the_next(config, jobs):
     made = jobs()
     link = "results/demo/a/video_{:02d}_a.json".format
     assert [job.outputs[0] for name, job in made.items() if "decode" in name] == [link(1), link(2), link(3)]
-    assert made["demo.caption_vlm.link02.000"].inputs == [link(1)]
+    assert made["demo.caption_vlm.link02.000"].inputs == [link(1), "results/weights/eye.json"]
     assert link(2) in made["demo.encode.link03.000"].inputs
     assert [made[f"demo.generate.link0{n}.000"].items[0].options["seed"] for n in (1, 2, 3)] == [7, 8, 9]
     assert made["films/a"].inputs == [link(1), link(2), link(3)]

@@ -37,7 +37,7 @@ def loading(model: Model) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        remedy = f"fetch it again: hf download {model.hub}" if model.hub else "copy it again, with all its files"
+        remedy = f"fetch it again: {model.fetching}" if model.hub else "copy it again, with all its files"
         raise JobError(f"the weights of model {model.name} in {model.folder()} are not whole ({reason})", remedy) from error
 
 

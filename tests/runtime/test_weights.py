@@ -1,0 +1,160 @@
+"""Weights are here and whole before anything is loaded, and come from the hub once."""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from stages.models import FAMILIES
+from stages.runtime import weights
+from stages.runtime.errors import JobError
+from stages.runtime.model import Model
+from tests.hub import REVISION, serving
+
+HUB_ID = "us/tiny"
+
+
+@pytest.fixture
+def copy(tiny_wan, tmp_path):
+    return Path(shutil.copytree(tiny_wan["5b"], tmp_path / "model"))
+
+
+def check(folder):
+    return weights.check(Model("mine", "wan", "5b", path=str(folder)), FAMILIES["wan"])
+
+
+def test_files_are_those_that_the_family_reads(copy):
+    (copy / "README.md").write_text("not read")
+    names = {path.relative_to(copy).as_posix() for path in check(copy)}
+    assert {"model_index.json", "transformer/diffusion_pytorch_model.safetensors", "vae/config.json"} <= names
+    assert "README.md" not in names
+
+
+@pytest.mark.parametrize(
+    ("lost", "named"),
+    [
+        ("vae/diffusion_pytorch_model.safetensors", r"lack vae/\*.safetensors"),
+        ("transformer", "lack transformer/"),
+        ("tokenizer", "lack tokenizer/"),
+    ],
+)
+def test_a_missing_file_is_named(lost, named, copy):
+    shutil.rmtree(copy / lost) if (copy / lost).is_dir() else (copy / lost).unlink()
+    with pytest.raises(JobError, match=f"the weights of model mine in .* {named}: copy the model again, with all its files"):
+        check(copy)
+
+
+def test_a_missing_part_of_an_index_is_named(copy):
+    folder = copy / "transformer"
+    whole = folder / "diffusion_pytorch_model.safetensors"
+    parts = {name: "diffusion_pytorch_model-00001-of-00002.safetensors" for name in load_file(whole)}
+    parts[next(iter(parts))] = "diffusion_pytorch_model-00002-of-00002.safetensors"
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    whole.rename(folder / "diffusion_pytorch_model-00001-of-00002.safetensors")
+    with pytest.raises(JobError, match="lack transformer/diffusion_pytorch_model-00002-of-00002.safetensors"):
+        check(copy)
+
+
+@pytest.mark.parametrize("cut", [1, 8, 100, -1, -1000])
+def test_a_torn_file_is_named_with_its_size(cut, copy):
+    path = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(JobError, match=r"vae/diffusion_pytorch_model.safetensors, weights of model mine, (is no|has)"):
+        check(copy)
+
+
+def test_a_file_of_another_kind_is_named(copy):
+    path = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(struct.pack("<Q", 4) + b"none" + bytes(100))
+    with pytest.raises(JobError, match="is no safetensors file"):
+        check(copy)
+
+
+# ---------------------------------------------------------------------------------------------------------------- fetch
+
+
+@pytest.fixture
+def hub(tiny_wan):
+    with serving({HUB_ID: tiny_wan["5b"]}) as hub:
+        yield hub
+
+
+@pytest.fixture
+def fetch(hub, tmp_path):
+    """Runs the program `fetch` with a cache of its own and returns its standard error."""
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"models": {"tiny": {"family": "wan", "variant": "5b", "hub": HUB_ID}}})
+    )
+
+    def run(fails=0, name="tiny"):
+        own = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf")}
+        command = [str(Path(sys.executable).with_name("fetch")), name, "--output", "record.json"]
+        done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True)
+        assert done.returncode == fails, done.stderr
+        return done.stderr
+
+    return run
+
+
+def test_fetched_once_and_recorded(hub, fetch, tiny_wan, tmp_path):
+    said = [json.loads(line) for line in fetch().splitlines() if line.startswith("{")]
+    assert said[0]["event"] == "fetch" and said[0]["revision"] == REVISION and said[0]["licence"] == "apache-2.0"
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert (record["hub"], record["revision"]) == (HUB_ID, REVISION)
+    assert said[0]["bytes"] == sum(facts["bytes"] for facts in record["files"].values())
+    name = "vae/diffusion_pytorch_model.safetensors"
+    digest = subprocess.run(["sha256sum", tiny_wan["5b"] / name], capture_output=True, text=True).stdout.split()[0]
+    assert record["files"][name]["sha256"] == digest
+    hub.requests.clear()
+    fetch()
+    assert hub.requests == []
+
+
+def test_interrupted_it_goes_on_where_it_was(hub, fetch):
+    hub.cut = large = "transformer/diffusion_pytorch_model.safetensors"
+    fetch()
+    assert hub.cut == "" and hub.asked_for(large) == 2
+    assert hub.asked_for("vae/diffusion_pytorch_model.safetensors") == 1
+
+
+def test_too_little_disk_is_refused_before_a_byte_comes(hub, fetch, monkeypatch, tiny_wan, tmp_path):
+    with open(tmp_path / "large.safetensors", "wb") as file:
+        file.truncate(10**13)
+    hub.repositories[HUB_ID] = Path(shutil.copytree(tiny_wan["5b"], tmp_path / "large"))
+    (tmp_path / "large.safetensors").rename(hub.repositories[HUB_ID] / "vae" / "more.safetensors")
+    said = fetch(fails=1)
+    assert f"error: {HUB_ID} needs 10000.0 GB more and " in said and "GB free: make room, or set HF_HOME" in said
+    assert not any("resolve" in path for _, path in hub.requests)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda hub: hub.repositories.clear(),
+            "error: the hub has no us/tiny at revision main: mend the model in the config",
+        ),
+        (
+            lambda hub: hub.gated.add(HUB_ID),
+            "error: us/tiny asks for consent first: give it on its page, then: hf auth login",
+        ),
+        (lambda hub: setattr(hub, "address", "http://127.0.0.1:9"), "error: the hub cannot be asked for us/tiny ("),
+    ],
+    ids=["unknown", "gated", "no network"],
+)
+def test_what_cannot_be_fetched_is_one_sentence(change, sentence, hub, fetch):
+    change(hub)
+    said = fetch(fails=1)
+    assert [line for line in said.splitlines() if line.startswith("error: ")] == [said.splitlines()[-1]]
+    assert said.splitlines()[-1].startswith(sentence) and "Traceback" not in said
+
+
+def test_a_model_that_is_not_declared_is_one_sentence(fetch):
+    assert fetch(fails=2, name="other") == "error: model other is not declared in the config: declared are tiny\n"

@@ -1,0 +1,60 @@
+"""Weights of the model hub: fetched once, by a rule that comes before any job that loads them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.hub import REVISION, serving
+from tests.workflow.conftest import ONE_WORKER, TINY, Project, frame_count
+
+OPTIONS = {name: value for name, value in TINY.items() if name != "max_new_tokens"}
+RUN = {"recipe": "text2video", "clips": [{"id": "a", "prompt": "a prompt"}], "model": "tiny", "options": OPTIONS}
+
+
+@pytest.fixture
+def hub(tiny_wan, tmp_path, monkeypatch):
+    with serving({"us/tiny": Path(shutil.copytree(tiny_wan["5b"], tmp_path / "repository"))}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        yield hub
+
+
+@pytest.fixture
+def project(tmp_path):
+    model = {"family": "wan", "variant": "5b", "hub": "us/tiny", "dtype": "float32", "sizes": ["32*32"]}
+    project = Project(tmp_path / "project", {"tiny": model})
+    project.configure(one=RUN, two=RUN)
+    return project
+
+
+def test_a_model_of_the_hub_is_fetched_once_for_all_runs_and_films_are_made_of_it(hub, project):
+    project.run(*ONE_WORKER)
+    record = project.read("weights/tiny.json")
+    assert (record["hub"], record["revision"]) == ("us/tiny", REVISION)
+    assert hub.asked_for("transformer/diffusion_pytorch_model.safetensors") == 1
+    assert frame_count(project.path("results/two/a.mp4")) == 5
+    hub.requests.clear()
+    shutil.rmtree(project.path("results/one"))
+    project.run(*ONE_WORKER)
+    assert project.path("results/one/a.mp4").is_file() and hub.requests == []
+
+
+def test_without_its_weights_nothing_is_loaded_and_the_reason_is_told(hub, project):
+    hub.repositories.clear()
+    said = project.run(*ONE_WORKER, fails=1)
+    assert "weights.tiny  fetch  the hub has no us/tiny at revision main: mend the model in the config" in said
+    assert not list(project.path("results").glob("*/steps/logs/*.log"))  # no stage was started
+
+
+def test_torn_weights_are_told_before_any_stage_starts(project, tiny_wan, tmp_path):
+    folder = Path(shutil.copytree(tiny_wan["5b"], tmp_path / "torn"))
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    size = weights.stat().st_size
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    project.models["tiny"] = {**project.models["tiny"], "path": str(folder)}
+    del project.models["tiny"]["hub"]
+    project.configure(one=RUN)
+    said = project.run(*ONE_WORKER, fails=1)
+    assert f"has 100000 bytes instead of {size}: copy the model again, with all its files" in said
+    assert not list(project.path("results").glob("*/steps/logs/*.log"))
