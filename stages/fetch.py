@@ -25,15 +25,14 @@ def main(models: tuple[str, ...], config: Path | None, output: Path | None, debu
     from stages.plan import write_if_changed
     from stages.runtime import weights
     from stages.runtime.errors import UsageError
-    from stages.runtime.model import declared_models
+    from stages.runtime.model import declared_models, pick_declared
 
     if output and len(models) > 1:
         raise UsageError(f"{len(models)} models are given and one --output", "fetch them one by one, or leave it out")
     declared = declared_models(config)
     for name in models:
-        if name not in declared:
-            raise UsageError(f"model {name} is not declared in the config", f"declared are {', '.join(declared) or 'none'}")
-        record = weights.fetch(declared[name], FAMILIES[declared[name].family])
+        model = pick_declared(name, declared)
+        record = weights.fetch(model, FAMILIES[model.family])
         if output:
             write_if_changed(str(output), json.dumps(record, indent=1) + "\n")
 

@@ -149,6 +149,13 @@ def declared_models(config: Path | None) -> dict[str, Model]:
         raise UsageError(f"the models of {path} cannot be read ({reason})", "compare them with docs/config.md") from None
 
 
+def pick_declared(name: str, declared: Mapping[str, Model]) -> Model:
+    """The declared model of that name. Raises UsageError where there is none."""
+    if name not in declared:
+        raise UsageError(f"model {name} is not declared in the config", f"declared are {', '.join(declared) or 'none'}")
+    return declared[name]
+
+
 def with_variant(model: Model, families: Mapping[str, Family]) -> Model:
     """The model with its variant told from its folder, where the declaration leaves it out. Raises UsageError."""
     family = families.get(model.family)

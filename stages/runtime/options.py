@@ -145,6 +145,8 @@ class Family:
     model is needed. `weights` names, per stage, the files (glob patterns below the model's folder) that the stage's
     result depends on. `detect` tells the variant of a model folder, or None when the folder is not of this family.
     `check` looks at resolved options together: (variant, values, the model's own sizes); it raises UsageError.
+    `resident` names, per stage, the groups of components that are in memory together, one group after the other: pairs of a
+    folder below the model's ("." is that itself) and a precision (empty: the option dtype).
     `memory_saving` names, per stage, the options that an item is tried again with after memory ran out.
     `trainings` are the commands of `train`, by name.
     """
@@ -158,6 +160,7 @@ class Family:
     detect: Callable[[Path], str | None] = lambda folder: None
     check: Callable[[str, Mapping[str, Any], tuple[str, ...]], None] = lambda variant, values, sizes: None
     needs_model: Callable[[str, Mapping[str, Any]], bool] = lambda stage, values: True
+    resident: Mapping[str, tuple[tuple[tuple[str, str], ...], ...]] = field(default_factory=dict)
     memory_saving: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     trainings: Mapping[str, Training] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from stages.runtime.options import Family
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 SPARE = 2**30  # bytes that stay free on the disk that weights are fetched to
 
 
@@ -77,14 +79,38 @@ def torn(path: Path) -> str:
     """What is wrong with a safetensors file, by its header and its size; empty where nothing is."""
     size = path.stat().st_size
     try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if length < size else {}
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        whole = 8 + length + max(ends)
+        start, tensors = header(path)
+        whole = start + max(entry["data_offsets"][1] for entry in tensors.values())
     except (OSError, ValueError, KeyError, struct.error):
         return "is no safetensors file"
     return "" if size == whole else f"has {size} bytes instead of {whole}"
+
+
+def header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the data of a safetensors file begins, and what it says of each tensor. Raises ValueError and its like."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > path.stat().st_size:
+            raise ValueError(f"the header of {path} is longer than the file")
+        tensors = json.loads(file.read(length))
+    tensors.pop("__metadata__", None)
+    return 8 + length, tensors
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+
+
+def resident_bytes(model: Model, family: Family, stage: str, dtype: str) -> int:
+    """Bytes of the weights that a stage has in memory at once: those of the largest of its groups of components."""
+    folder = model.folder()
+    groups = family.resident.get(stage, ())
+    return max((sum(numbers(folder / part) * BYTES[kind or dtype] for part, kind in group) for group in groups), default=0)
+
+
+def numbers(folder: Path) -> int:
+    """How many numbers the weights of a component are."""
+    shapes = [entry["shape"] for path in folder.glob("*.safetensors") for entry in header(path)[1].values()]
+    return sum(math.prod(shape) for shape in shapes)
 
 
 # ---------------------------------------------------------------------------------------------------------------- fetch
@@ -129,7 +155,7 @@ def download(model: Model, family: Family) -> None:
     log("fetch", model=model.name, hub=model.hub, revision=info.sha, licence=licence, **sums)
     if total - here + SPARE > free:
         raise JobError(
-            f"{model.hub} needs {gigabytes(total - here)} more and {HF_HUB_CACHE} has {gigabytes(free)} free",
+            f"{model.hub} needs {in_words(total - here)} more and {HF_HUB_CACHE} has {in_words(free)} free",
             "make room, or set HF_HOME to a larger disk",
         )
     try:
@@ -170,8 +196,9 @@ def existing(folder: Path) -> Path:
     return folder if folder.exists() else existing(folder.parent)
 
 
-def gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
+def in_words(count: int) -> str:
+    """A number of bytes: 5.8 MB, 28.6 GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def one_line(error: Exception) -> str:

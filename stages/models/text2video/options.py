@@ -101,6 +101,7 @@ FAMILY = Family(
         "generate": "stages.models.text2video.generate:Generate",
         "decode": "stages.models.text2video.decode:Decode",
     },
+    resident={"encode": ((("text_encoder", ""),),), "generate": ((("unet", ""),),)},
     weights={
         "encode": ("tokenizer/*", "text_encoder/*", "unet/config.json"),
         "generate": ("unet/*", "scheduler/*"),

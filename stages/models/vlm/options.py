@@ -70,6 +70,7 @@ FAMILY = Family(
         ),
     ),
     workers={"caption_vlm": "stages.models.vlm.caption:Caption"},
+    resident={"caption_vlm": (((".", ""),),)},
     weights={"caption_vlm": ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")},
     detect=detect,
     needs_model=needs_model,

@@ -298,6 +298,11 @@ FAMILY = Family(
     },
     detect=detect,
     check=check,
+    resident={
+        "encode": ((("text_encoder", ""), ("vae", "float32")),),
+        "generate": ((("transformer", ""),), (("transformer_2", ""),)),
+        "decode": ((("vae", "float32"),),),
+    },
     memory_saving={
         "encode": {"vae_tiling": True},
         "generate": {"offload": "block_level"},

@@ -1,0 +1,145 @@
+"""Is everything here that the config's runs need: programs, GPUs, weights, room on the disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from stages.runtime.cli import DEBUG, clean_errors
+
+if TYPE_CHECKING:
+    from stages.runtime.model import Model
+
+PACKAGES = ("torch", "diffusers", "transformers", "av", "imageio-ffmpeg", "snakemake")
+PROGRAMS = {"apptainer": "only for --sdm apptainer", "sbatch": "only for Slurm"}
+Row = Sequence[str]
+
+
+class Gpu(NamedTuple):
+    """A GPU as the driver tells it; memory in bytes."""
+
+    uuid: str
+    name: str
+    total: int
+    free: int
+
+
+def gpus() -> list[Gpu]:
+    """The GPUs of this machine; none without a driver."""
+    query = ["nvidia-smi", "--query-gpu=uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return []
+    cells = (line.split(", ") for line in lines)
+    return [Gpu(uuid, name, int(total) * 2**20, int(free) * 2**20) for uuid, name, total, free in cells]
+
+
+def programs() -> Iterable[Row]:
+    for name in PACKAGES:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            yield name, "not installed here: of its stages none runs in this environment"
+    for name, use in PROGRAMS.items():
+        yield name, shutil.which(name) or f"not found: {use}"
+
+
+def devices(found: Sequence[Gpu]) -> Iterable[Row]:
+    from stages.runtime.weights import in_words
+
+    for gpu in found:
+        yield gpu.uuid, gpu.name, f"{in_words(gpu.total)}, {in_words(gpu.free)} free"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield "CPU", f"{len(os.sched_getaffinity(0))} cores", in_words(memory)
+
+
+def room(results: Path) -> Iterable[Row]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from stages.runtime.weights import existing, in_words
+
+    for name, folder in ((results, results.absolute()), ("weights", Path(HF_HUB_CACHE))):
+        yield str(name), f"{in_words(shutil.disk_usage(existing(folder)).free)} free"
+
+
+def state(model: Model) -> tuple[str, bool]:
+    """What can be said of a model's weights, and whether they can be used."""
+    from stages.models import FAMILIES
+    from stages.runtime.errors import JobError
+    from stages.runtime.weights import check, in_words
+
+    try:
+        files = check(model, FAMILIES[model.family])
+    except JobError as error:
+        return str(error), False
+    return f"whole, {in_words(sum(path.stat().st_size for path in files))}", True
+
+
+def needs(model: Model, found: Sequence[Gpu]) -> Iterable[Row]:
+    """Per stage: the weights that are in memory at once, and where they fit."""
+    from stages.models import FAMILIES
+    from stages.runtime.options import resolve
+    from stages.runtime.weights import in_words, resident_bytes
+
+    family = FAMILIES[model.family]
+    for stage in family.resident:
+        options = resolve(family.of_stage(stage), model.all_options, model.variant)
+        size = resident_bytes(model, family, stage, options.get("dtype", ""))
+        fitting = sorted({gpu.name for gpu in found if size < gpu.total})
+        where = f"fits {', '.join(fitting)}" if fitting else "fits no GPU here" if found else ""
+        if found and not fitting and (saving := family.memory_saving.get(stage)):
+            where += f": {', '.join(f'{name} {value}' for name, value in saving.items())}"
+        yield model.name, stage, in_words(size), where
+
+
+def table(title: str, rows: Iterable[Row]) -> str:
+    rows = [tuple(row) for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)] if rows else []
+    lines = ("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]).rstrip() for row in rows)
+    return "".join([f"{title}\n", *(f"  {line}\n" for line in lines)])
+
+
+@click.command()
+@click.argument("models", nargs=-1, metavar="[MODEL...]")
+@click.option("--config", type=click.Path(path_type=Path), help="Declares models and runs. Default: ./config.yaml.")
+@clean_errors
+def main(models: tuple[str, ...], config: Path | None, debug: bool) -> None:
+    """Tell what is here and what is missing: programs, GPUs, room, and of each MODEL (default: all that the config declares)
+    whether its weights are whole, and how much memory they take at once in each stage; activations come on top.
+
+    Exit code 1 where weights are missing or torn that a run of the config, or MODEL, needs.
+    """
+    import yaml
+
+    from stages.runtime.model import DEFAULT_CONFIG, declared_models, pick_declared
+
+    declared = declared_models(config)
+    chosen = [pick_declared(name, declared) for name in models] or list(declared.values())
+    path = config or DEFAULT_CONFIG
+    said = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    used = {run.get(key) for run in (said.get("runs") or {}).values() for key in ("model", "captioner")}
+    found = gpus()
+    click.echo(table("programs", programs()) + table("devices", devices(found)), nl=False)
+    click.echo(table("disk", room(Path(said.get("results", "results")))), nl=False)
+    states = {model.name: state(model) for model in chosen}
+    click.echo(table("weights", ((name, words) for name, (words, _) in states.items())), nl=False)
+    here = [declared[name] for name, (_, usable) in states.items() if usable]
+    click.echo(table("weights in memory at once", (row for model in here for row in needs(model, found))), nl=False)
+    if missing := [name for name, (_, usable) in states.items() if not usable and (name in models or name in used)]:
+        click.echo(f"error: not ready: {', '.join(missing)}", err=True)
+        sys.exit(1)
+
+
+main.params.append(DEBUG)
+
+if __name__ == "__main__":
+    main()

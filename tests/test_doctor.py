@@ -1,0 +1,101 @@
+"""What `doctor` says of this machine and of the models that a config declares."""
+
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from transformers import UMT5EncoderModel
+
+from stages.doctor import main
+
+GPU = "GPU-1, NVIDIA Example, {}, 4"
+
+
+@pytest.fixture
+def doctor(tiny_wan, tmp_path, monkeypatch):
+    """Runs `doctor` on a config with two models, of which the run uses the first; `memory` is that of the GPU in MiB."""
+    models = {
+        "mine": {"family": "wan", "variant": "14b", "dtype": "bfloat16", "path": str(tiny_wan["14b"])},
+        "other": {"family": "wan", "variant": "5b", "path": "nowhere"},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"models": models, "runs": {"a": {"model": "mine"}}}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def run(*arguments, fails=0, memory=None):
+        if memory is not None:
+            (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho {GPU.format(memory)}\n")
+            (tmp_path / "nvidia-smi").chmod(0o755)
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == fails, result.output
+        return result.output
+
+    return run
+
+
+def cells(said, title):
+    """The rows of a table, as words."""
+    lines = said.split(f"{title}\n", 1)[1].splitlines()
+    return [line.split() for line in lines[: next((i for i, line in enumerate(lines) if line[:1] != " "), len(lines))]]
+
+
+def test_it_tells_versions_devices_and_room(doctor, tmp_path):
+    said = doctor(memory=16384)
+    assert ["torch", version("torch")] in cells(said, "programs")
+    assert cells(said, "devices")[0] == ["GPU-1", "NVIDIA", "Example", "17.2", "GB,", "4.2", "MB", "free"]
+    free = shutil.disk_usage(tmp_path).free / 1e9
+    told = float(cells(said, "disk")[0][1])
+    assert abs(told - free) < 1
+
+
+def test_memory_is_that_of_the_weights_that_are_loaded_together(doctor, tiny_wan):
+    def count(kind, part):
+        model = kind.from_pretrained(tiny_wan["14b"], subfolder=part)
+        return sum(p.numel() for p in model.state_dict().values())
+
+    experts = [count(WanTransformer3DModel, part) for part in ("transformer", "transformer_2")]
+    vae, text = count(AutoencoderKLWan, "vae"), count(UMT5EncoderModel, "text_encoder")
+    told = {row[1]: float(row[2]) for row in cells(doctor(), "weights in memory at once")}
+    assert told == {
+        "encode": pytest.approx((2 * text + 4 * vae) / 1e6, abs=0.051),
+        "generate": pytest.approx(2 * max(experts) / 1e6, abs=0.051),
+        "decode": pytest.approx(4 * vae / 1e6, abs=0.051),
+    }
+
+
+def test_it_tells_which_gpu_has_the_room_and_what_helps_where_none_has(doctor):
+    assert cells(doctor(memory=1000), "weights in memory at once")[0][-3:] == ["fits", "NVIDIA", "Example"]
+    told = {row[1]: " ".join(row[4:]) for row in cells(doctor(memory=0), "weights in memory at once")}
+    assert told["generate"] == "fits no GPU here: offload block_level"
+
+
+def test_a_model_that_no_run_uses_may_be_missing_and_one_that_is_asked_for_may_not(doctor):
+    sentence = "the weights of model other are not at nowhere: put them there or mend the path"
+    assert sentence in doctor()
+    said = doctor("other", fails=1)
+    assert sentence in said and said.splitlines()[-1] == "error: not ready: other"
+
+
+def test_a_run_needs_whole_weights(doctor, tiny_wan, tmp_path):
+    copy = Path(shutil.copytree(tiny_wan["14b"], tmp_path / "copy"))
+    (copy / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config["models"]["mine"]["path"] = str(copy)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "lack vae/*.safetensors" in doctor(fails=1)
+
+
+def test_a_model_that_is_not_declared_is_one_sentence(doctor):
+    assert doctor("none", fails=2) == "error: model none is not declared in the config: declared are mine, other\n"
+
+
+def test_without_a_config_it_still_tells_of_the_machine(tmp_path):
+    program = str(Path(sys.executable).with_name("doctor"))
+    done = subprocess.run([program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "devices" in done.stdout, done.stderr
