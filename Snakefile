@@ -51,6 +51,8 @@ for job in PLAN.jobs:
             f"envs/{job.stage.extra}.yaml"
         resources:
             gpu=job.gpu,
+            mem_mb=lambda wildcards, attempt, job=job: job.mem_mb(attempt),
+            runtime=lambda wildcards, attempt, job=job: job.runtime(attempt),
         params:
             fingerprint=job.fingerprint,
             command=lambda wildcards, threads, job=job: job.command(threads),  # no trigger: it asks for threads
@@ -93,6 +95,8 @@ for training in PLAN.trainings:
         threads: workflow.cores
         resources:
             gpu=1,
+            mem_mb=lambda wildcards, attempt: 16_000 * attempt,
+            runtime=1440,
         params:
             fingerprint=training.fingerprint,
             command=lambda wildcards, threads, training=training: training.command(threads),
@@ -114,6 +118,9 @@ for folder in PLAN.folders:
         retries: 0  # what fails here is the clip's own fault
         conda:
             "envs/frames.yaml"
+        resources:
+            mem_mb=lambda wildcards, attempt, folder=folder: PLAN.film(folder, wildcards.film).mem_mb(attempt),
+            runtime=lambda wildcards, attempt, folder=folder: PLAN.film(folder, wildcards.film).runtime(attempt),
         params:
             fingerprint=lambda wildcards, folder=folder: PLAN.film(folder, wildcards.film).fingerprint,
             command=lambda wildcards, threads, folder=folder: PLAN.film(folder, wildcards.film).command(threads),

@@ -12,10 +12,16 @@ from pathlib import Path
 from stages.plan.families import ALL
 from stages.plan.resolve import Run
 from stages.runtime.artifacts import canonical
+from stages.runtime.errors import JobError
 from stages.runtime.items import Item
 from stages.runtime.model import Model
 from stages.runtime.stages import Stage
+from stages.runtime.weights import resident_bytes
 
+PROCESS_MB = 2500  # of a stage without torch, and of the Snakemake that starts it on a node
+LIBRARIES_MB = 2500  # torch, diffusers, transformers, and the clip itself
+UNKNOWN_MB = 64_000  # the weights that are in memory at once, while they are not here to be looked at
+STARTING_MINUTES = 20
 PATTERN = set("{}\n")  # Snakemake reads what is in braces as a wildcard, and warns of line breaks
 
 
@@ -74,6 +80,24 @@ class Job:
     @property
     def gpu(self) -> int:
         return int(self.stage.model and any(ALL[self.family].needs_model(self.stage.name, i.options) for i in self.items))
+
+    def mem_mb(self, attempt: int) -> int:
+        """Main memory to ask a scheduler for, in MB: more with each attempt."""
+        own = self.run.resources.get(self.stage.name, {}).get("mem_mb")
+        return attempt * (own or PROCESS_MB + (LIBRARIES_MB + self._weights_mb if self.gpu else 0))
+
+    def runtime(self, attempt: int) -> int:
+        """Minutes to ask a scheduler for: more with each attempt."""
+        own = self.run.resources.get(self.stage.name, {}).get("runtime")
+        return attempt * (own or STARTING_MINUTES + self.stage.minutes * len(self.items))
+
+    @property
+    def _weights_mb(self) -> int:
+        dtype = self.items[0].options.get("dtype", "")
+        try:
+            return round(1.25e-6 * resident_bytes(self.model, ALL[self.family], self.stage.name, dtype))
+        except JobError:
+            return UNKNOWN_MB
 
     @property
     def family(self) -> str:

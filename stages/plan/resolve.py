@@ -35,6 +35,7 @@ class Run:
     overriding: Mapping[str, Any]
     film: str
     seed: int
+    resources: Mapping[str, Mapping[str, int]]
 
 
 class Values(dict[str, dict[str, Any]]):

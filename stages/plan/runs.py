@@ -55,6 +55,7 @@ def plan_run(
         overriding=config.get("options", {}),
         film=film,
         seed=fixed["seed"] if fixed else secrets.randbelow(2**31),
+        resources=config.get("resources", {}),
     )
     rows, warnings = read_clips(entry["clips"], f"run {name}")
     for row in rows:

@@ -16,6 +16,7 @@ from stages.plan.resolve import PROMPT
 from stages.runtime.errors import UsageError
 from stages.runtime.model import HUB_ID
 from stages.runtime.options import DTYPES, Option
+from stages.runtime.stages import STAGES
 
 TEXT = {"type": "string", "minLength": 1}
 
@@ -110,6 +111,14 @@ def config_schema() -> dict[str, Any]:
             "options": {**options, "description": "Options for all clips of the run."},
         },
     }
+    asked = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "mem_mb": {"type": "integer", "minimum": 1, "description": "Main memory in MB."},
+            "runtime": {"type": "integer", "minimum": 1, "description": "Minutes."},
+        },
+    }
     name = {"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -128,7 +137,7 @@ def config_schema() -> dict[str, Any]:
             },
             "runs": {
                 "type": "object",
-                "propertyNames": {**name, "not": {"enum": ["store", "all", "training"]}},
+                "propertyNames": {**name, "not": {"enum": ["store", "all", "training", "weights"]}},
                 "additionalProperties": run,
                 "description": "What to make, by name; the results are in RESULTS/NAME.",
             },
@@ -137,6 +146,13 @@ def config_schema() -> dict[str, Any]:
                 "propertyNames": name,
                 "additionalProperties": TEXT,
                 "description": "Trainings: name -> file of options. `snakemake training.NAME` fills RESULTS/training/NAME.",
+            },
+            "resources": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": dict.fromkeys(STAGES, asked),
+                "description": "By stage, what its jobs ask a scheduler for in the place of Kinemake's own estimate; each "
+                "retry asks for that much more.",
             },
             "options": {
                 **options,

@@ -6,6 +6,7 @@ import os
 
 from stages.runtime.errors import JobError
 from stages.runtime.lease import lease
+from stages.runtime.log import log
 
 
 def take_device(device: str, threads: int | None) -> str:
@@ -17,6 +18,8 @@ def take_device(device: str, threads: int | None) -> str:
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     leased = lease() if device == "auto" else []
+    if leased:
+        log("lease", devices=leased)
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch

@@ -25,6 +25,7 @@ class Stage:
     help: str
     extra: str
     model: bool = True
+    minutes: int = 2  # that a scheduler gives an item, generously
     asks: str = ""  # the option that a person may give many times, an item each, and is asked for at a terminal
 
 
@@ -72,6 +73,7 @@ STAGES = {
             "latents",
             "Denoise: from an encoded condition to the latents of a new clip.",
             "diffusion",
+            minutes=90,
         ),
         Stage(
             "decode",
@@ -80,6 +82,7 @@ STAGES = {
             "clip",
             "Turn latents into pixels: a video and its lossless last frame.",
             "diffusion",
+            minutes=10,
         ),
         Stage(
             "concat",
@@ -92,6 +95,7 @@ STAGES = {
             "Join clips into one film without the doubled seam frames, encoded once.",
             "frames",
             model=False,
+            minutes=10,
         ),
     )
 }

@@ -8,6 +8,7 @@ import shutil
 import struct
 from collections.abc import Iterable
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,12 +102,16 @@ def header(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def resident_bytes(model: Model, family: Family, stage: str, dtype: str) -> int:
-    """Bytes of the weights that a stage has in memory at once: those of the largest of its groups of components."""
+    """Bytes of the weights that a stage has in memory at once: those of the largest of its groups of components.
+
+    Raises JobError where the weights are not here.
+    """
     folder = model.folder()
     groups = family.resident.get(stage, ())
     return max((sum(numbers(folder / part) * BYTES[kind or dtype] for part, kind in group) for group in groups), default=0)
 
 
+@cache
 def numbers(folder: Path) -> int:
     """How many numbers the weights of a component are."""
     shapes = [entry["shape"] for path in folder.glob("*.safetensors") for entry in header(path)[1].values()]

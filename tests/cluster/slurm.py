@@ -1,0 +1,138 @@
+"""A real Slurm of one node with pretended GPUs, made of Debian's packages, that lives in one folder while tests want it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+GPUS, CPUS, GPU_TYPE, PARTITION = 8, 16, "h200", "gpu"
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sinfo", "squeue")
+DEFAULT_CONFIG = Path("/etc/slurm/slurm.conf")  # jobs find their Slurm here: its plugin strips SLURM_CONF
+
+
+def obstacle() -> str:
+    """Why no Slurm can be started here; empty where one can."""
+    if missing := [name for name in PROGRAMS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]:
+        return f"{missing[0]} is not installed (apt-get install --no-install-recommends slurm-wlm munge)"
+    if os.geteuid():
+        return "only root can start Slurm's daemons"
+    if DEFAULT_CONFIG.exists():
+        return f"this machine has a Slurm of its own ({DEFAULT_CONFIG})"
+    return ""
+
+
+@contextmanager
+def running(folder: Path):
+    """A Slurm whose files are all in `folder`, new and readable by all."""
+    for name in ("etc", "run", "log", "state", "spool", "dev"):
+        (folder / name).mkdir(parents=True)
+    host = socket.gethostname().partition(".")[0]
+    write_config(folder, host)
+    environment = {**os.environ, "SLURM_CONF": str(folder / "etc/slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    DEFAULT_CONFIG.parent.mkdir(exist_ok=True)
+    DEFAULT_CONFIG.symlink_to(folder / "etc/slurm.conf")
+    try:
+        start_munge(folder)
+        for daemon in (["slurmctld"], ["slurmd", "-N", host]):
+            subprocess.run(daemon, env=environment, check=True, start_new_session=True)
+        wait_for(lambda: ask("sinfo", "-h", "-o", "%t") == "idle", f"no idle node: see {folder}/log")
+        yield folder
+    finally:
+        for name in ("slurmd", "slurmctld", "munged"):
+            stop(folder / "run" / f"{name}.pid")
+        DEFAULT_CONFIG.unlink()
+
+
+def ask(*command: str) -> str:
+    """What a client of Slurm says. One that cannot reach the daemons must not wait for ever."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    return done.stdout.strip()
+
+
+def write_config(folder: Path, host: str) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 - 512
+    controller, node = free_ports(2)
+    for number in range(GPUS):  # Slurm takes character devices alone: these are /dev/null's
+        os.mknod(folder / f"dev/gpu{number}", 0o020666, os.makedev(1, 3))
+    (folder / "etc/slurm.conf").write_text(
+        f"""ClusterName=toy
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/run/munge.sock
+CryptoType=crypto/munge
+SlurmctldPort={controller}
+SlurmdPort={node}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/run/slurmctld.pid
+SlurmdPidFile={folder}/run/slurmd.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SlurmdParameters=config_overrides
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=1
+JobAcctGatherParams=OverMemoryKill
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=10000,bf_interval=1,sched_interval=1
+GresTypes=gpu
+MpiDefault=none
+ReturnToService=2
+KillWait=2
+MinJobAge=300
+CommunicationParameters=NoAddrCache
+AccountingStorageType=accounting_storage/none
+NodeName={host} NodeAddr=127.0.0.1 CPUs={CPUS} RealMemory={memory} Gres=gpu:{GPU_TYPE}:{GPUS} State=UNKNOWN
+PartitionName={PARTITION} Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+"""
+    )
+    devices = f"{folder}/dev/gpu[0-{GPUS - 1}]"
+    (folder / "etc/gres.conf").write_text(f"AutoDetect=off\nNodeName={host} Name=gpu Type={GPU_TYPE} File={devices}\n")
+    (folder / "etc/cgroup.conf").write_text("CgroupAutomount=no\n")
+
+
+def start_munge(folder: Path) -> None:
+    key = folder / "etc/munge.key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o600)
+    for name, mode in ((".", 0o755), ("etc", 0o755), ("run", 0o755), ("log", 0o700)):
+        (folder / name).chmod(mode)
+    files = {"key-file": "etc/munge.key", "socket": "run/munge.sock", "pid-file": "run/munged.pid"}
+    files |= {"log-file": "log/munged.log", "seed-file": "run/munge.seed"}
+    options = [f"--{name}={folder}/{path}" for name, path in files.items()]
+    subprocess.run(["/usr/sbin/munged", "--force", *options], check=True, start_new_session=True)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def wait_for(true, problem: str, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError(problem)
+        time.sleep(0.2)
+
+
+def stop(pid_file: Path) -> None:
+    if not pid_file.is_file() or not (text := pid_file.read_text().strip()):
+        return
+    try:
+        os.kill(int(text), 15)
+        wait_for(lambda: not Path(f"/proc/{text}").exists(), f"{pid_file.stem} does not stop")
+    except ProcessLookupError:
+        pass
