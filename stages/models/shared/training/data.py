@@ -23,6 +23,7 @@ from stages.models.shared.training.options import SHAPES
 from stages.runtime.errors import ItemError, UsageError
 
 SHAPES_CLIPS = 100_000
+ENOUGH = 5000  # scenes to meet each of the 360 captions
 Key = tuple[int, int]  # epoch, index
 
 
@@ -113,16 +114,27 @@ class ShapesDataset(Dataset):
     """Clips of shapes world, drawn when they are asked for.
 
     Items are those of `TextVideoDataset`, and hold the scene beside that. In a part of the clips, `inside_share`, the
-    border cuts no shape. With `looks`, there are only so many looks: a colour, a shape and a ground each. The combinations
-    of colour and shape in `world.HELD_OUT` are left out.
+    border cuts no shape. With `looks`, there are only so many looks: a colour, a shape and a ground each. All captions have
+    the words `only`. The combinations of colour and shape in `world.HELD_OUT` are left out.
     """
 
     def __init__(
-        self, count: int, num_frames: int, frame_size: int, seed: int = 0, inside_share: float = 0.0, looks: int = 0
+        self,
+        count: int,
+        num_frames: int,
+        frame_size: int,
+        seed: int = 0,
+        inside_share: float = 0.0,
+        looks: int = 0,
+        only: str = "",
     ):
         self.count, self.num_frames, self.frame_size = count, num_frames, frame_size
-        self.seed, self.inside_share = seed, inside_share
-        self.looks = [world.sample(np.random.default_rng(i)) for i in range(looks)]
+        self.seed, self.inside_share, self.only = seed, inside_share, set(only.split())
+        scenes = (world.sample(np.random.default_rng(i)) for i in range(ENOUGH))
+        wanted = [scene for scene in scenes if self._is_wanted(scene)]
+        if not wanted:
+            raise UsageError(f"only is {only!r} and no caption has all of that", f"choose from {', '.join(world.WORDS)}")
+        self.looks = wanted[:looks]
 
     def __len__(self) -> int:
         return self.count
@@ -134,6 +146,8 @@ class ShapesDataset(Dataset):
         rng = np.random.default_rng([self.seed, index])
         inside = rng.random() < self.inside_share
         scene = world.sample(rng, inside=self.num_frames if inside else 0)
+        while not self._is_wanted(scene):
+            scene = world.sample(rng, inside=self.num_frames if inside else 0)
         if self.looks:
             look = self.looks[index % len(self.looks)]
             scene = replace(scene, color=look.color, shape=look.shape, background=look.background)
@@ -141,13 +155,16 @@ class ShapesDataset(Dataset):
         tensor = torch.from_numpy(frames.astype(np.float32) / 127.5 - 1).permute(3, 0, 1, 2).contiguous()
         return {"video": tensor, "text": scene.caption(), "name": f"{SHAPES} {self.seed}/{index}", "scene": scene}
 
+    def _is_wanted(self, scene: world.Scene) -> bool:
+        return self.only <= set(scene.caption().split())
+
 
 def datasets(options: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
     """The clips to train on and those to validate with."""
     size = {"num_frames": options["num_frames"], "frame_size": options["frame_size"]}
     if options["data"] == SHAPES:
         count = options["max_samples"] or SHAPES_CLIPS
-        kind = {**size, "inside_share": options["inside_share"], "looks": options["looks"]}
+        kind = {**size, "inside_share": options["inside_share"], "looks": options["looks"], "only": options["only"]}
         return (
             ShapesDataset(count, **kind, seed=options["seed"] + 1),
             ShapesDataset(options["validation_samples"], **kind, seed=0),

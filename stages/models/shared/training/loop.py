@@ -34,7 +34,7 @@ from stages.runtime.log import log
 
 # options, where a training has them, without which going on would be another training
 FIXED = (
-    *("data", "inside_share", "looks", "max_samples", "num_frames", "frame_size"),
+    *("data", "inside_share", "looks", "only", "max_samples", "num_frames", "frame_size"),
     *("batch_size", "gradient_accumulation", "seed", "variant", "prediction_type", "num_timesteps", "noise_schedule"),
 )
 

@@ -17,6 +17,7 @@ SHARED = (
         "inside_share", float, 0.0, "Part of shapes world's clips whose border cuts no shape", STAGE, minimum=0, maximum=1
     ),
     Option("looks", int, 0, "So many colours, shapes and grounds of shapes world in all; 0: every one", STAGE, minimum=0),
+    Option("only", str, "", "Words that the captions of shapes world's clips all have, such as 'ring black'", STAGE),
     Option("validation_share", float, 0.05, "Part of a folder's clips kept for validation", STAGE, minimum=0, maximum=0.5),
     Option("num_frames", int, 16, "Frames of a training clip, spread evenly over the video", STAGE, "frames", minimum=1),
     Option("frame_size", int, 64, "Side of a training clip, cut to a square", STAGE, "pixels", minimum=16),

@@ -229,3 +229,16 @@ def test_two_processes_make_the_batches_of_one_with_twice_the_size():
 def test_from_a_later_batch_on_it_is_the_same(world, rank):
     given = {"seed": 1, "rank": rank, "world": world}
     assert batches(6, 10, 4, start=5, **given) == batches(11, 10, 4, **given)[5:]
+
+
+def test_all_captions_have_the_words_that_were_asked_for():
+    clips = ShapesDataset(40, 5, 16, only="ring black")
+    captions = [clips[i]["text"] for i in range(40)]
+    assert all(" ring " in text and " black " in text for text in captions)
+    assert len({text.split()[1] for text in captions}) == 5  # all colours but the one whose ring is held out
+
+
+@pytest.mark.parametrize("only", ["hexagon", "purple ring", "red blue"])
+def test_words_that_no_caption_has_are_one_sentence(only):
+    with pytest.raises(UsageError, match=f"only is '{only}' and no caption has all of that: choose from a, an, moving, "):
+        ShapesDataset(4, 5, 16, only=only)
