@@ -7,6 +7,7 @@ where it was stopped: its data sets and runs stay in benchmarks/out/.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ SEED = 1000  # far from those of the trainings
 SIZE, FRAMES, FPS = 128, 17, 8
 OPTIONS = {"lossless": True, "seed": 42}  # all else as the models are declared
 LINKS = 4
+GROUND = re.compile("gray|white")
 
 # What the models were to reach on combinations that they know: at least, for distances at most. None: only told.
 CONTINUATION = {
@@ -75,7 +77,8 @@ def config(clips: int, sources: dict[str, Source]) -> dict:
     prompts = [{"id": name, "prompt": sources[path].caption} for name, path in named.items()]
     told = [{**video, **prompt} for video, prompt in zip(videos, prompts, strict=True)]
     in_chains = [video for video in videos if video["id"].startswith("seen")][: round(clips * IN_CHAINS)]
-    as_links, guided = {**OPTIONS, "links": LINKS}, {**OPTIONS, "guidance_scale": 2.0}
+    on_black = [{**row, "prompt": GROUND.sub("black", row["prompt"])} for row in prompts]  # all that the U-Net knows
+    as_links = {**OPTIONS, "links": LINKS}
     captioner = {"captioner": "shapes-internvl", "options": OPTIONS}
     runs = {
         "told-5b": {"recipe": "v2v", "model": "shapes-wan-5b", "clips": told, "options": OPTIONS},
@@ -83,8 +86,8 @@ def config(clips: int, sources: dict[str, Source]) -> dict:
         "v2v-5b": {"recipe": "v2v", "model": "shapes-wan-5b", "clips": videos, **captioner},
         "v2v-14b": {"recipe": "v2v", "model": "shapes-wan-14b", "clips": videos, **captioner},
         "chain-5b": {"recipe": "chain", "model": "shapes-wan-5b", "clips": in_chains, **captioner, "options": as_links},
-        "text2video-5b": {"recipe": "text2video", "model": "shapes-wan-5b", "clips": prompts, "options": guided},
-        "text2video-unet": {"recipe": "text2video", "model": "shapes-text2video", "clips": prompts, "options": OPTIONS},
+        "text2video-5b": {"recipe": "text2video", "model": "shapes-wan-5b", "clips": prompts, "options": OPTIONS},
+        "text2video-unet": {"recipe": "text2video", "model": "shapes-text2video", "clips": on_black, "options": OPTIONS},
     }
     models = declared_models()
     return {"models": models, "runs": {name: run for name, run in runs.items() if run["model"] in models}}
