@@ -115,6 +115,7 @@ for folder in PLAN.folders:
             f"{folder}/{{film}}.mp4",
         log:
             f"{folder}/steps/logs/films/{{film}}.log",
+        priority: 1  # films as soon as they can be made: Snakemake looks at all that waits again after every job
         retries: 0  # what fails here is the clip's own fault
         conda:
             "envs/frames.yaml"

@@ -47,12 +47,13 @@ def links() -> Rows:
     return [("real", pixels(ROOT / clip["video"])), *rows]
 
 
-def imagined() -> Rows:
+def imagined(run: str) -> Rows:
     """What was made of words alone."""
-    return [(clip["prompts"][0], pixels(RESULTS / "text2video" / f"{clip['id']}.mp4")) for clip in planned("text2video")]
+    return [(clip["prompts"][0], pixels(RESULTS / run / f"{clip['id']}.mp4")) for clip in planned(run)]
 
 
 if __name__ == "__main__":
-    for name, rows in (("v2v", continuations()), ("chain", links()), ("text2video", imagined())):
+    sheets = {"v2v": continuations(), "chain": links(), "text2video": imagined("text2video"), "unet": imagined("unet")}
+    for name, rows in sheets.items():
         titles, clips = zip(*rows)
         write_png(IMAGES / f"{name}.png", contact_sheet(clips, titles, columns=8, side=SIDE))
