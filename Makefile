@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 RUNS := $(BIN)/python -m
 
-.PHONY: install demo test lint generated clean
+.PHONY: install demo test test-cluster lint generated clean
 
 install: .venv/installed
 
@@ -22,7 +22,12 @@ demo: install
 	@find results -maxdepth 2 -name '*.mp4' | sort
 
 test: install
-	$(RUNS) pytest --quiet
+	$(RUNS) pytest --quiet --ignore tests/cluster
+
+# A real Slurm of one node: needs root, Debian's slurm-wlm and munge; skipped with the reason where it cannot be started.
+test-cluster: install
+	$(RUNS) pip install --disable-pip-version-check --quiet --constraint envs/constraints.txt --editable '.[dev,slurm]'
+	$(RUNS) pytest --quiet tests/cluster
 
 lint: install
 	$(BIN)/ruff check .

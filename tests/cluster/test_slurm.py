@@ -1,13 +1,9 @@
 """The pipeline through a real Slurm, by the profile that is shipped."""
 
-import re
-import signal
-import time
-
 import pytest
 
 from tests import zoo
-from tests.workflow.conftest import TINY, Project, ended, frame_count
+from tests.workflow.conftest import TINY, Project, frame_count
 
 CLIPS = ["a", "b", "c", "d"]
 WORKERS = ("--resources", f"gpu={len(CLIPS)}")
@@ -45,25 +41,3 @@ def test_each_clip_is_made_on_a_device_of_its_own(slurm, project):
     assert all(len(device) == 1 for device in devices) and len(set(map(tuple, devices))) == len(CLIPS)
     assert {shard["model_loads"] for name, shard in project.shards("film").items() if "generate" in name} == {1}
     assert slurm.ask("squeue", "-h") == ""
-
-
-def test_a_job_that_took_too_much_memory_gets_more_at_the_next_try(slurm, project):
-    stages = ("extract_frames", "caption_vlm", "encode", "decode", "concat")
-    project.use({**dict.fromkeys(stages, SMALL), "generate": {"mem_mb": 450, "runtime": 20}})
-    said = project.run(*project.arguments)
-    assert frame_count(project.path("results/film/a.mp4")) == 5
-    assert re.search(r"film\.generate\.000.*(?s:.*)Trying to restart job", said) or "exceeded memory limit" in said
-
-
-def test_a_run_that_is_stopped_leaves_the_queue_empty_and_goes_on(slurm, project):
-    project.use(dict.fromkeys(("extract_frames", "caption_vlm", "encode", "generate", "decode", "concat"), SMALL), steps=400)
-    process = project.start(*project.arguments, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    log = project.path("results/film/steps/logs/film.generate.000.log")
-    end = time.monotonic() + 240
-    while not log.exists() and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    ended(process, fails=1)
-    slurm.wait_for(lambda: slurm.ask("squeue", "-h") == "", "jobs stay in the queue")
-    project.run(*project.arguments)
-    assert [frame_count(project.path(f"results/film/{clip}.mp4")) for clip in CLIPS] == [5] * len(CLIPS)
