@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from stages.runtime.cli import DEBUG, clean_errors
+from stages.runtime.lease import ask_driver
 
 if TYPE_CHECKING:
     from stages.runtime.model import Model
@@ -34,13 +34,8 @@ class Gpu(NamedTuple):
 
 def gpus() -> list[Gpu]:
     """The GPUs of this machine; none without a driver."""
-    query = ["nvidia-smi", "--query-gpu=uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return []
-    cells = (line.split(", ") for line in lines)
-    return [Gpu(uuid, name, int(total) * 2**20, int(free) * 2**20) for uuid, name, total, free in cells]
+    rows = ask_driver("uuid", "name", "memory.total", "memory.free")
+    return [Gpu(uuid, name, int(total) * 2**20, int(free) * 2**20) for uuid, name, total, free in rows]
 
 
 def programs() -> Iterable[Row]:

@@ -10,7 +10,7 @@ import yaml
 
 from stages.models import FAMILIES
 from stages.runtime.cli import DEBUG, clean_errors, device_parameters, parameter
-from stages.runtime.errors import UsageError
+from stages.runtime.errors import UsageError, one_line
 from stages.runtime.options import Training, resolve
 
 
@@ -94,7 +94,7 @@ def building(options: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = one_line(error)
         reason = f"{said} is missing" if isinstance(error, KeyError) else said
         if options["start_from"]:
             remedy = "give a folder with a whole model, and the architecture that goes with it"

@@ -371,17 +371,25 @@ def _open(path: Path) -> tuple[Artifact, dict[str, Any]]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Header of a whole safetensors file and the offset of its data."""
+    header, start = read_header(path)
+    if whole_size(header, start) != path.stat().st_size:
+        raise ValueError("its data is cut off")
+    return header, start
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """Header of a safetensors file and the offset of its data; read by hand because stages without torch do it too."""
-    size = path.stat().st_size
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
-        if length > min(HEADER_LIMIT, size - 8):
+        if length > min(HEADER_LIMIT, path.stat().st_size - 8):
             raise ValueError("its header is longer than the file")
-        header = json.loads(file.read(length))
-    ends = [spec["data_offsets"][1] for name, spec in header.items() if name != "__metadata__"]
-    if 8 + length + max(ends, default=0) != size:
-        raise ValueError("its data is cut off")
-    return header, 8 + length
+        return json.loads(file.read(length)), 8 + length
+
+
+def whole_size(header: Mapping[str, Any], start: int) -> int:
+    """Bytes that a safetensors file with this header has when nothing of it is missing."""
+    return start + max((spec["data_offsets"][1] for name, spec in header.items() if name != "__metadata__"), default=0)
 
 
 def check_fields(path: Path, head: Mapping[str, Any]) -> None:

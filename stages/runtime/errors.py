@@ -22,3 +22,8 @@ class ItemError(KinemakeError):
 
 class JobError(KinemakeError):
     """Nothing can be made here (weights missing, disk full, no GPU): exit code 1, and no item is marked as failed."""
+
+
+def one_line(error: Exception) -> str:
+    """The first line of what an error says; its class where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -40,13 +40,19 @@ def visible_devices() -> list[str]:
 
 def driver_uuids() -> dict[str, str]:
     """UUIDs by the driver's index, in the order of the bus, which CUDA is told to follow; empty without a driver."""
-    query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+    if rows := ask_driver("index", "uuid"):
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    return dict(rows)
+
+
+def ask_driver(*facts: str) -> list[list[str]]:
+    """A row per GPU, of the facts that are asked for, by nvidia-smi's names (memory in MiB); none without a driver."""
+    query = ["nvidia-smi", f"--query-gpu={','.join(facts)}", "--format=csv,noheader,nounits"]
     try:
         lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
-        return {}
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    return dict(line.split(", ") for line in lines)
+        return []
+    return [line.split(", ") for line in lines]
 
 
 def lock_folder() -> Path:

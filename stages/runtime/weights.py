@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.runtime.errors import JobError
+from stages.runtime.artifacts import read_header, whole_size
+from stages.runtime.errors import JobError, one_line
 from stages.runtime.log import log
 from stages.runtime.model import Model, cached_file_digest
 from stages.runtime.options import Family
@@ -29,16 +30,12 @@ def patterns(family: Family) -> list[str]:
     return sorted({pattern for stage in family.weights.values() for pattern in stage})
 
 
-def files_of(folder: Path, family: Family) -> list[Path]:
-    return sorted({path for pattern in patterns(family) for path in folder.glob(pattern) if path.is_file()})
-
-
 def check(model: Model, family: Family) -> list[Path]:
     """The files of a model that is on this machine. Raises JobError for one that is missing or torn."""
-    folder = model.folder()
-    files = files_of(folder, family)
+    folder, wanted = model.folder(), patterns(family)
+    files = sorted({path for pattern in wanted for path in folder.glob(pattern) if path.is_file()})
     names = {path.relative_to(folder).as_posix() for path in files}
-    if missing := next(iter(missing_files(folder, names, patterns(family))), None):
+    if missing := next(iter(missing_files(folder, names, wanted)), None):
         raise JobError(f"the weights of model {model.name} in {folder} lack {missing}", remedy(model))
     for path in files:
         if path.suffix == ".safetensors" and (problem := torn(path)):
@@ -80,22 +77,13 @@ def torn(path: Path) -> str:
     """What is wrong with a safetensors file, by its header and its size; empty where nothing is."""
     size = path.stat().st_size
     try:
-        start, tensors = header(path)
-        whole = start + max(entry["data_offsets"][1] for entry in tensors.values())
+        header, start = read_header(path)
+        whole = whole_size(header, start)
     except (OSError, ValueError, KeyError, struct.error):
         return "is no safetensors file"
+    if not header.keys() - {"__metadata__"}:
+        return "holds no tensor"
     return "" if size == whole else f"has {size} bytes instead of {whole}"
-
-
-def header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the data of a safetensors file begins, and what it says of each tensor. Raises ValueError and its like."""
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > path.stat().st_size:
-            raise ValueError(f"the header of {path} is longer than the file")
-        tensors = json.loads(file.read(length))
-    tensors.pop("__metadata__", None)
-    return 8 + length, tensors
 
 
 # --------------------------------------------------------------------------------------------------------------- memory
@@ -114,8 +102,8 @@ def resident_bytes(model: Model, family: Family, stage: str, dtype: str) -> int:
 @cache
 def numbers(folder: Path) -> int:
     """How many numbers the weights of a component are."""
-    shapes = [entry["shape"] for path in folder.glob("*.safetensors") for entry in header(path)[1].values()]
-    return sum(math.prod(shape) for shape in shapes)
+    headers = [read_header(path)[0] for path in folder.glob("*.safetensors")]
+    return sum(math.prod(spec["shape"]) for header in headers for name, spec in header.items() if name != "__metadata__")
 
 
 # ---------------------------------------------------------------------------------------------------------------- fetch
@@ -204,7 +192,3 @@ def existing(folder: Path) -> Path:
 def in_words(count: int) -> str:
     """A number of bytes: 5.8 MB, 28.6 GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

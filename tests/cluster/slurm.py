@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 GPUS, CPUS, GPU_TYPE, PARTITION = 8, 16, "h200", "gpu"
@@ -17,6 +18,8 @@ def obstacle() -> str:
     """Why no Slurm can be started here; empty where one can."""
     if missing := [name for name in PROGRAMS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]:
         return f"{missing[0]} is not installed (apt-get install --no-install-recommends slurm-wlm munge)"
+    if not find_spec("snakemake_executor_plugin_slurm"):
+        return "Snakemake's plugin for Slurm is not installed (make test-cluster does that)"
     if os.geteuid():
         return "only root can start Slurm's daemons"
     if DEFAULT_CONFIG.exists():

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from stages.models.shared.loading import DTYPES, loading
-from stages.runtime.errors import ItemError, JobError
+from stages.runtime.errors import ItemError, JobError, one_line
 from stages.runtime.log import log
 from stages.runtime.model import Model
 
@@ -76,7 +76,7 @@ def fuse_lora(transformer: WanTransformer3DModel, path: Path, scale: float) -> N
     try:
         weights = WanLoraLoaderMixin.lora_state_dict(load_file(path))
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = one_line(error)
         raise ItemError(f"{path} is not a LoRA of Wan ({reason})", "give a LoRA in safetensors format") from error
     weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
     modules = {name for name, _ in transformer.named_modules()}

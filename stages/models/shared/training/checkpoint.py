@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from stages.runtime.errors import JobError
+from stages.runtime.errors import JobError, one_line
 
 ADAM = ("step", "exp_avg", "exp_avg_sq")  # a weight that no step has touched yet has none of them
 
@@ -53,6 +53,6 @@ def load(
                     moments = {entry: state[entry].to(weight.device) for entry in ADAM[1:]}
                     optimizer.state[weight] = {"step": state["step"], **moments}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = one_line(error)
         raise JobError(f"{path} does not go with this training ({reason})", "give another --output, or remove it") from error
     return facts

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ class ShapesDataset(Dataset):
         self.count, self.num_frames, self.frame_size = count, num_frames, frame_size
         self.seed, self.inside_share, self.only = seed, inside_share, set(only.split())
         scenes = (world.sample(np.random.default_rng(i)) for i in range(ENOUGH))
-        wanted = [scene for scene in scenes if self._is_wanted(scene)]
+        wanted = list(islice(filter(self._is_wanted, scenes), max(1, looks)))
         if not wanted:
             raise UsageError(f"only is {only!r} and no caption has all of that", f"choose from {', '.join(world.WORDS)}")
         self.looks = wanted[:looks]
@@ -145,9 +146,8 @@ class ShapesDataset(Dataset):
             raise IndexError(f"clip {index} of {self.count}")
         rng = np.random.default_rng([self.seed, index])
         inside = rng.random() < self.inside_share
-        scene = world.sample(rng, inside=self.num_frames if inside else 0)
-        while not self._is_wanted(scene):
-            scene = world.sample(rng, inside=self.num_frames if inside else 0)
+        scenes = iter(lambda: world.sample(rng, inside=self.num_frames if inside else 0), None)
+        scene = next(filter(self._is_wanted, scenes))
         if self.looks:
             look = self.looks[index % len(self.looks)]
             scene = replace(scene, color=look.color, shape=look.shape, background=look.background)
