@@ -19,6 +19,10 @@ class Hub:
         self.repositories, self.requests = repositories, []
         self.cut, self.gated, self.address = "", set(), ""
 
+    def environment(self, home: Path) -> dict[str, str]:
+        """What a program needs to speak to this hub alone, with a cache of its own, whatever its parent was told."""
+        return {"HF_ENDPOINT": self.address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+
     def asked_for(self, name: str) -> int:
         """How often a file was fetched."""
         return sum(path.endswith(f"/{name}") for method, path in self.requests if method == "GET")

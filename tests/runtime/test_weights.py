@@ -94,9 +94,9 @@ def fetch(hub, tmp_path):
     )
 
     def run(fails=0, name="tiny"):
-        own = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf")}
+        environment = {**os.environ, **hub.environment(tmp_path / "hf")}
         command = [str(Path(sys.executable).with_name("fetch")), name, "--output", "record.json"]
-        done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == fails, done.stderr
         return done.stderr
 

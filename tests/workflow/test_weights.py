@@ -15,8 +15,8 @@ RUN = {"recipe": "text2video", "clips": [{"id": "a", "prompt": "a prompt"}], "mo
 @pytest.fixture
 def hub(tiny_wan, tmp_path, monkeypatch):
     with serving({"us/tiny": Path(shutil.copytree(tiny_wan["5b"], tmp_path / "repository"))}) as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.address)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        for name, value in hub.environment(tmp_path / "hf").items():
+            monkeypatch.setenv(name, value)
         yield hub
 
 
