@@ -1,12 +1,15 @@
-# make demo: films on this machine, from nothing.   make test: the tests.   Both install into .venv first.
+# make demo: films on this machine, from nothing.   make test: the tests.   make containers: an image for every stage.
+# All of them install into .venv first.
 PYTHON ?= python3
 CORES ?= $(shell nproc)
 # The index of another build of torch 2.13.0 (CPU, or a CUDA version), as the install page of pytorch.org names it.
 TORCH_INDEX ?=
+# What the images are built on: docker://NAME, a folder with a root file system, or debian, which is made of packages.
+BASE ?=
 BIN := .venv/bin
 RUNS := $(BIN)/python -m
 
-.PHONY: install demo test test-cluster lint generated clean
+.PHONY: install demo test test-cluster containers lint generated clean
 
 install: .venv/installed
 
@@ -24,10 +27,15 @@ demo: install
 test: install
 	$(RUNS) pytest --quiet --ignore tests/cluster
 
-# A real Slurm of one node: needs root, Debian's slurm-wlm and munge; skipped with the reason where it cannot be started.
+# Images and a real Slurm of one node: need root, Apptainer, Debian's mmdebstrap, slurm-wlm and munge; what cannot be
+# built or started here is skipped with the reason.
 test-cluster: install
 	$(RUNS) pip install --disable-pip-version-check --quiet --constraint envs/constraints.txt --editable '.[dev,slurm]'
 	$(RUNS) pytest --quiet tests/cluster
+
+# containers/STAGE.sif, for snakemake --sdm apptainer. What is built already stays.
+containers: install
+	$(RUNS) containers.build $(if $(BASE),--base $(BASE)) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 lint: install
 	$(BIN)/ruff check .

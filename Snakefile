@@ -1,6 +1,9 @@
 # The plan becomes a DAG: a rule per shard of each stage, a job per film. What to make is in config.yaml.
+import os
 import sys
 from pathlib import Path
+
+from snakemake.settings.types import DeploymentMethod
 
 sys.path.insert(0, str(workflow.basedir))
 from stages import plan
@@ -19,6 +22,9 @@ except plan.UsageError as error:
     sys.exit(f"error: {error}")  # an exception would be shown with a traceback
 if workflow.is_main_process:
     PLAN.begin()
+os.environ["KINEMAKE"] = str(workflow.basedir)  # envs/*.yaml install from there
+if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
+    os.environ.update(PLAN.container_environment())
 
 
 rule all:
@@ -49,6 +55,8 @@ for job in PLAN.jobs:
             job.log,
         conda:
             f"envs/{job.stage.extra}.yaml"
+        container:
+            f"containers/{job.stage.name}.sif"
         resources:
             gpu=job.gpu,
             mem_mb=lambda wildcards, attempt, job=job: job.mem_mb(attempt),
@@ -69,7 +77,7 @@ for weights in PLAN.weights:
             weights.output,
         log:
             weights.log,
-        localrule: True  # where there is a network, if anywhere
+        localrule: True  # where there is a network, if anywhere; and so in no container
         conda:
             "envs/weights.yaml"
         params:
@@ -92,6 +100,8 @@ for training in PLAN.trainings:
             training.log,
         conda:
             "envs/train.yaml"
+        container:
+            "containers/train.sif"
         threads: workflow.cores
         resources:
             gpu=1,
@@ -119,6 +129,8 @@ for folder in PLAN.folders:
         retries: 0  # what fails here is the clip's own fault
         conda:
             "envs/frames.yaml"
+        container:
+            "containers/concat.sif"
         resources:
             mem_mb=lambda wildcards, attempt, folder=folder: PLAN.film(folder, wildcards.film).mem_mb(attempt),
             runtime=lambda wildcards, attempt, folder=folder: PLAN.film(folder, wildcards.film).runtime(attempt),

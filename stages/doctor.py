@@ -86,9 +86,9 @@ def needs(model: Model, found: Sequence[Gpu]) -> Iterable[Row]:
     from stages.runtime.weights import in_words, resident_bytes
 
     family = FAMILIES[model.family]
-    for stage in family.resident:
+    for stage, groups in family.resident.items():
         options = resolve(family.of_stage(stage), model.all_options, model.variant)
-        size = resident_bytes(model, family, stage, options.get("dtype", ""))
+        size = resident_bytes(model, groups, options.get("dtype", ""))
         fitting = sorted({gpu.name for gpu in found if size < gpu.total})
         where = f"fits {', '.join(fitting)}" if fitting else "fits no GPU here" if found else ""
         if found and not fitting and (saving := family.memory_saving.get(stage)):

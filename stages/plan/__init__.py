@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from stages.plan import schema
+from stages.plan.containers import environment
 from stages.plan.families import ALL
 from stages.plan.jobs import Job
 from stages.plan.runs import PLAN_VERSION, RunPlan, plan_run, resolved_row
@@ -83,6 +84,16 @@ class Plan:
             os.unlink(output)
         if failed:
             say(f"{len(failed)} items that failed the last time will be tried again")
+
+    def container_environment(self) -> dict[str, str]:
+        """What jobs in containers have to find in their environment, to see all that they read and write."""
+        jobs = [*self.jobs, *self.films.values()]
+        files = {path for given in [*(job.given for job in jobs), *(job.files for job in self.trainings)] for path in given}
+        models = {
+            model.path for run in self.runs for model in run.run.models.values() if model and os.path.isdir(model.path)
+        }
+        written = {*self.folders, *(run.run.store for run in self.runs)}
+        return environment(files, models, written, os.environ)
 
     def film(self, folder: str, name: str) -> Job:
         """The job that makes a film. Raises UsageError for a film that is not planned."""

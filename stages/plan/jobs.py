@@ -49,6 +49,13 @@ class Job:
     def _files(self) -> list[str]:
         return list(dict.fromkeys(path for item in self.items for path in item.files))
 
+    @property
+    def given(self) -> list[str]:
+        """The user's own files that this job reads: clips, and those that an option names."""
+        options = {option.name for option in ALL[self.family].of_stage(self.stage.name) if option.is_file}
+        named = {value for item in self.items for name, value in item.options.items() if name in options}
+        return [*(path for path in self._files if not self._is_made(path)), *sorted(named)]
+
     def _is_made(self, path: str) -> bool:
         return path.startswith(f"{self.run.folder}/")
 
@@ -93,9 +100,9 @@ class Job:
 
     @property
     def _weights_mb(self) -> int:
-        dtype = self.items[0].options.get("dtype", "")
+        groups = ALL[self.family].resident.get(self.stage.name, ())
         try:
-            return round(1.25e-6 * resident_bytes(self.model, ALL[self.family], self.stage.name, dtype))
+            return round(1.25e-6 * resident_bytes(self.model, groups, self.items[0].options.get("dtype", "")))
         except JobError:
             return UNKNOWN_MB
 
@@ -113,9 +120,7 @@ class Job:
             for item in self.items
         ]
         model = self.model and [asdict(self.model), self.weights]
-        files = {option.name for option in family.of_stage(self.stage.name) if option.is_file}
-        named = {value for item in self.items for name, value in item.options.items() if name in files}
-        given = files_state([*(path for path in self._files if not self._is_made(path)), *sorted(named)])
+        given = files_state(self.given)
         return hashlib.sha256(canonical([self.stage.version, family.version, model, given, work])).hexdigest()
 
 

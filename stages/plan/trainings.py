@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class TrainingJob:
     config: str
     folder: str
     inputs: tuple[str, ...]
+    files: tuple[str, ...]  # its config, and the files and folders that this names
 
     @property
     def output(self) -> str:
@@ -57,7 +59,8 @@ def plan_trainings(files: Mapping[str, str], results: str) -> list[TrainingJob]:
             if other != name and isinstance(value, str) and Path(value).is_relative_to(folder)
         ]
         inputs = (path, *(f"{folder}/training.json" for folder in dict.fromkeys(needed)))
-        jobs.append(TrainingJob(name, options["training"], path, folders[name], inputs))
+        named = (value for value in options.values() if isinstance(value, str) and os.path.exists(value))
+        jobs.append(TrainingJob(name, options["training"], path, folders[name], inputs, (path, *named)))
     return jobs
 
 

@@ -20,17 +20,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages.runtime import artifacts
+from stages.runtime import artifacts, memory
 from stages.runtime.artifacts import KINDS, Artifact, Failure, canonical
 from stages.runtime.device import take_device
 from stages.runtime.errors import ItemError, JobError, KinemakeError
 from stages.runtime.items import Item
 from stages.runtime.log import log
 from stages.runtime.model import Model, cached_file_digest
-from stages.runtime.options import Option
+from stages.runtime.options import Option, Resident
 from stages.runtime.provenance import record
 from stages.runtime.stages import Stage
 from stages.runtime.store import STEM, Store
+from stages.runtime.weights import resident_bytes
 from stages.runtime.worker import Setting, Work, Worker, find_worker
 
 
@@ -44,6 +45,7 @@ class Plant:
     model: Model | None = None
     version: tuple[Any, ...] = ()  # what, beside the stage, tells one way of making from another
     weights: tuple[str, ...] = ()  # patterns of the files that the result depends on
+    resident: Resident = ()
     needs_model: Callable[[str, Mapping[str, Any]], bool] = lambda stage, values: True
     memory_saving: Mapping[str, Any] = field(default_factory=dict)
 
@@ -105,6 +107,7 @@ class Loop:
         self.plant, self.store, self.running = plant, store, running
         self.report = Report()
         self._loaded: tuple | None = None
+        self._device = "cpu"
 
     def run(self, items: Sequence[Item]) -> Report:
         """Do the items. Raises JobError for a fault that is not an item's; what was finished by then is published."""
@@ -168,7 +171,8 @@ class Loop:
     # ------------------------------------------------------------------------------------------------------------ work
 
     def _work(self, orders: list[Order]) -> None:
-        worker = find_worker(self.plant.worker)(Setting(self.plant.model, self._take_device(orders)))
+        self._device = self._take_device(orders)
+        worker = find_worker(self.plant.worker)(Setting(self.plant.model, self._device))
         for order in orders:
             self._attempt(order, lambda order: worker.check(self._work_of(order, Path(order.item.output))))
         orders.sort(key=self._loading)
@@ -194,6 +198,7 @@ class Loop:
         start = time.monotonic()
         wanted = (phase, self._loading(order))
         if order.weights and wanted != self._loaded:
+            self._check_room(order)
             worker.load(order.options, phase)
             self._loaded = wanted
             self.report.loads += 1
@@ -208,6 +213,17 @@ class Loop:
                 self.store.put(order.key, folder)
         if last:
             self._publish(order, "made")
+
+    def _check_room(self, order: Order) -> None:
+        """See that the weights fit before they are loaded: weights that are too many for a GPU may do when offloaded."""
+        model, stage = self.plant.model, self.plant.stage.name
+        size = resident_bytes(model, self.plant.resident, order.options.get("dtype", ""))
+        try:
+            memory.check(size, self._device, order.options.get("offload", "none") != "none", f"{model.name} for {stage}")
+        except memory.NoRoom as error:
+            if "offload" in self.plant.memory_saving and not order.memory_saving:
+                raise
+            raise JobError(str(error), "take a larger GPU, or the CPU") from None
 
     def _work_of(self, order: Order, output: Path) -> Work:
         return Work(order.item, order.inputs, order.options, order.weights, output, self.store.partial(order.key))

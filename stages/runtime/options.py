@@ -137,6 +137,9 @@ class Training:
     help: str
 
 
+Resident = tuple[tuple[tuple[str, str], ...], ...]  # groups of (component, precision), see Family
+
+
 @dataclass(frozen=True)
 class Family:
     """The torch-free face of one kind of model: its options, and where the code of each of its stages is.
@@ -160,7 +163,7 @@ class Family:
     detect: Callable[[Path], str | None] = lambda folder: None
     check: Callable[[str, Mapping[str, Any], tuple[str, ...]], None] = lambda variant, values, sizes: None
     needs_model: Callable[[str, Mapping[str, Any]], bool] = lambda stage, values: True
-    resident: Mapping[str, tuple[tuple[tuple[str, str], ...], ...]] = field(default_factory=dict)
+    resident: Mapping[str, Resident] = field(default_factory=dict)
     memory_saving: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     trainings: Mapping[str, Training] = field(default_factory=dict)
 

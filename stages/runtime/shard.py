@@ -93,6 +93,7 @@ def plant_of(stage: Stage, batch: Batch) -> Plant:
         batch.model,
         version=(family.name, family.version),
         weights=family.weights.get(stage.name, ()),
+        resident=family.resident.get(stage.name, ()),
         needs_model=family.needs_model,
         memory_saving=family.memory_saving.get(stage.name, {}),
     )

@@ -16,7 +16,7 @@ from stages.runtime.artifacts import read_header, whole_size
 from stages.runtime.errors import JobError, one_line
 from stages.runtime.log import log
 from stages.runtime.model import Model, cached_file_digest
-from stages.runtime.options import Family
+from stages.runtime.options import Family, Resident
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -89,13 +89,12 @@ def torn(path: Path) -> str:
 # --------------------------------------------------------------------------------------------------------------- memory
 
 
-def resident_bytes(model: Model, family: Family, stage: str, dtype: str) -> int:
+def resident_bytes(model: Model, groups: Resident, dtype: str) -> int:
     """Bytes of the weights that a stage has in memory at once: those of the largest of its groups of components.
 
     Raises JobError where the weights are not here.
     """
     folder = model.folder()
-    groups = family.resident.get(stage, ())
     return max((sum(numbers(folder / part) * BYTES[kind or dtype] for part, kind in group) for group in groups), default=0)
 
 

@@ -26,7 +26,7 @@ def forget():
 def item(folder: Path, name: str, text: str, **options) -> Item:
     source = folder / f"{name}.txt"
     source.write_text(text)
-    options = {"factor": 1, "label": "", "saving": False, **options}
+    options = {"factor": 1, "label": "", "saving": False, "offload": "none", **options}
     return Item(name, {"video": str(source)}, str(folder / "out" / f"{name}.json"), options)
 
 

@@ -1,0 +1,139 @@
+"""Build the image of every stage: containers/STAGE.sif. Stages that need the same share one file under several names.
+
+What is already built of the same code, versions and base is kept, so an interrupted build goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import click
+
+from containers import namespace
+from stages.runtime.stages import STAGES
+
+HERE = Path(__file__).parent
+ROOT, WORK = HERE.parent, HERE / "build"
+SOURCES = (HERE / "stage.def", ROOT / "pyproject.toml", ROOT / "envs/constraints.txt", ROOT / "stages")
+EXTRAS = {name: stage.extra for name, stage in STAGES.items()} | {"train": "train"}
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # the wheels are those of the Python that fetches them
+DEBIAN = {"3.11": "bookworm", "3.13": "trixie"}
+
+
+@click.command(help=__doc__)
+@click.argument("names", nargs=-1, metavar="[STAGE]...")
+@click.option(
+    "--base", default=f"docker://python:{PYTHON}-slim", help="docker://NAME, a folder, or debian. Has this Python."
+)
+@click.option("--torch-index", default="", help="Index of another build of torch (CPU, or a CUDA version).")
+def main(names: Sequence[str], base: str, torch_index: str) -> None:
+    if unknown := set(names) - set(EXTRAS):
+        raise click.UsageError(f"there is no stage {sorted(unknown)[0]!r}: choose from {', '.join(EXTRAS)}")
+    if not shutil.which("apptainer"):
+        raise click.UsageError("there is no apptainer on this machine: install it, apptainer.org/docs/admin says how")
+    wanted = defaultdict(list)
+    for name in names or EXTRAS:
+        wanted[EXTRAS[name]].append(name)
+    for extra, stages in wanted.items():
+        image = built(extra, base, torch_index)
+        for stage in stages:
+            place(image, HERE / f"{stage}.sif")
+        click.echo(f"{image.stat().st_size / 1e6:6.0f} MB  {', '.join(stages)}")
+
+
+def built(extra: str, base: str, torch_index: str) -> Path:
+    """The image of an extra, from WORK if it is there."""
+    image = WORK / f"{extra}-{digest(extra, base, torch_index)}.sif"
+    if not image.is_file():
+        for old in WORK.glob(f"{extra}-*.sif"):
+            old.unlink()
+        half = image.with_suffix(".half")
+        build(half, extra, bootstrap(base), wheels(extra, torch_index))
+        half.rename(image)
+    return image
+
+
+def build(image: Path, extra: str, base: tuple[str, str], wheels: Path) -> None:
+    stages = " ".join(name for name, needs in EXTRAS.items() if needs == extra)
+    arguments = {"BOOTSTRAP": base[0], "BASE": base[1], "EXTRA": extra, "STAGES": stages}
+    command = ["apptainer", "--silent", "build", "--force", "--bind", f"{wheels}:/mnt:ro"]
+    command += [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
+    run([*command, str(image), str(HERE / "stage.def")], WORK / f"{extra}.log")
+
+
+def wheels(extra: str, torch_index: str) -> Path:
+    """A folder with the wheels of an extra, fetched by this machine's own pip, by the versions of envs/constraints.txt."""
+    folder = WORK / "wheels" / hashlib.sha256(torch_index.encode()).hexdigest()[:8] / extra
+    for old in folder.glob("kinemake-*.whl"):
+        old.unlink()
+    index = ["--extra-index-url", torch_index] if torch_index else []
+    constraints = ["--constraint", str(ROOT / "envs/constraints.txt")]
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--find-links", str(folder), *index, *constraints]
+    folder.mkdir(parents=True, exist_ok=True)
+    run([*command, "--wheel-dir", str(folder), f"{ROOT}[{extra}]"], WORK / f"{extra}.log")
+    return folder
+
+
+def bootstrap(base: str) -> tuple[str, str]:
+    """How Apptainer names a base: its kind and its place. "debian" is made here of Debian's packages, without a registry."""
+    if base.startswith("docker://"):
+        return "docker", base.removeprefix("docker://")
+    return "localimage", str(debian() if base == "debian" else Path(base).absolute())
+
+
+def debian() -> Path:
+    if PYTHON not in DEBIAN:
+        raise click.UsageError(f"no release of Debian has Python {PYTHON}: make the .venv with {' or '.join(DEBIAN)}")
+    if not shutil.which("mmdebstrap"):
+        raise click.UsageError("--base debian needs mmdebstrap: apt install mmdebstrap")
+    folder = WORK / f"debian-{PYTHON}"
+    if not folder.is_dir():
+        half = folder.with_name(folder.name + ".half")
+        shutil.rmtree(half, ignore_errors=True)
+        packages = "--include=python3,python3-venv,ca-certificates"
+        run(["mmdebstrap", "--quiet", "--variant=minbase", packages, DEBIAN[PYTHON], str(half)], WORK / "debian.log")
+        half.rename(folder)
+    return folder
+
+
+def digest(extra: str, base: str, torch_index: str) -> str:
+    """Of all that makes an image: the code, the definition, the versions and where they come from."""
+    found = hashlib.sha256("\n".join((extra, base, torch_index, PYTHON)).encode())
+    for file in files(SOURCES):
+        found.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def run(command: Sequence[str], log: Path) -> None:
+    """Run a command, what it says to a file. Raises ClickException with the last of it when it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    within = [sys.executable, namespace.__file__] if namespace.is_needed() else []
+    with open(log, "w") as file:
+        status = subprocess.run([*within, *command], stdout=file, stderr=subprocess.STDOUT).returncode
+    if status:
+        last = " / ".join(log.read_text().strip().splitlines()[-3:])
+        raise click.ClickException(f"{command[0]} failed ({last}): all it said is in {log}")
+
+
+def files(sources: Iterable[Path]) -> list[Path]:
+    return sorted(file for source in sources for file in ([source] if source.is_file() else source.rglob("*.py")))
+
+
+def place(image: Path, name: Path) -> None:
+    """Give an image a further name: no second copy, and a run that reads the old one is not disturbed."""
+    half = name.with_suffix(".half")
+    half.unlink(missing_ok=True)
+    os.link(image, half)
+    half.replace(name)
+    half.unlink(missing_ok=True)  # rename does nothing where both are already the same file
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Every stage in its image: built of Debian's packages, and the films that come out of them."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from containers.build import EXTRAS
+from tests.workflow.conftest import ONE_WORKER, ROOT, Project
+
+IMAGES = ROOT / "containers"
+NOBODY = 65534
+
+
+@pytest.fixture(scope="session")
+def images():
+    for program in ("apptainer", "mmdebstrap"):
+        if not shutil.which(program):
+            pytest.skip(f"{program} is not installed")
+    if os.geteuid():
+        pytest.skip("only root can make a base of Debian's packages")
+    return build()
+
+
+def build(*stages):
+    command = [sys.executable, "-m", "containers.build", "--base", "debian", *stages]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def inside(stage, *command, **options):
+    done = subprocess.run(
+        ["apptainer", "exec", IMAGES / f"{stage}.sif", *command], capture_output=True, text=True, **options
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_one_image_per_stage_and_one_file_for_those_that_need_the_same(images):
+    assert [f"{name}.sif" for name in EXTRAS if not (IMAGES / f"{name}.sif").is_file()] == []
+    assert os.path.samefile(IMAGES / "encode.sif", IMAGES / "decode.sif")
+    assert len({os.stat(IMAGES / f"{name}.sif").st_ino for name in EXTRAS}) == len(set(EXTRAS.values()))
+
+
+def test_what_is_built_is_kept(images):
+    before = os.stat(IMAGES / "concat.sif")
+    assert "concat" in build("concat")
+    assert os.stat(IMAGES / "concat.sif").st_ino == before.st_ino
+
+
+def test_an_image_holds_what_its_stage_needs_and_no_more(images):
+    names = {stage: set(inside(stage, "ls", site(stage)).split()) for stage in ("extract_frames", "caption_vlm", "generate")}
+    assert "torch" not in names["extract_frames"] and "av" in names["extract_frames"]
+    assert "diffusers" not in names["caption_vlm"] and "transformers" in names["caption_vlm"]
+    assert {"torch", "diffusers", "transformers"} <= names["generate"] and "snakemake" not in names["generate"]
+
+
+def site(stage):
+    return inside(stage, "python3", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+
+
+def test_a_person_who_is_not_root_runs_an_image_by_its_name(images, tmp_path):
+    if not os.stat("/dev/fuse").st_mode & stat.S_IWOTH:
+        pytest.skip("/dev/fuse is closed to all but root here (chmod 666 /dev/fuse)")
+    image = shutil.copy(IMAGES / "extract_frames.sif", tmp_path)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    done = subprocess.run(
+        ["apptainer", "run", image, "--help"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "HOME": "/tmp"},
+        user=NOBODY,
+        group=NOBODY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("Usage: extract_frames "), done.stderr
+
+
+@pytest.fixture(scope="session")
+def films(images, tmp_path_factory):
+    """Two folders with the films of one config, made of the shipped models: without containers, and in them."""
+    clip = ROOT / "examples/shapes/videos/0000.mp4"
+    models = {
+        "wan": {"family": "wan", "variant": "5b", "path": str(ROOT / "models/shapes-wan-5b"), "dtype": "float32"},
+        "eye": {"family": "vlm", "path": str(ROOT / "models/shapes-internvl"), "dtype": "float32"},
+        "unet": {"family": "text2video", "path": str(ROOT / "models/shapes-text2video"), "dtype": "float32"},
+    }
+    small = {"size": "64*64", "frame_num": 9, "steps": 3, "max_sequence_length": 24, "seed": 1}
+    folders = []
+    for where in ([], ["--sdm", "apptainer"]):
+        project = Project(tmp_path_factory.mktemp("films"), models)
+        project.configure(
+            v2v={"recipe": "v2v", "clips": [{"video": str(clip)}], "model": "wan", "captioner": "eye", "options": small},
+            words={
+                "recipe": "text2video",
+                "clips": [{"id": "a", "prompt": "a red ring moving left slowly on a black background"}],
+                "model": "unet",
+                "options": {"steps": 2, "seed": 1},
+            },
+        )
+        project.run(*ONE_WORKER, *where)
+        folders.append(project)
+    return folders
+
+
+def test_films_from_containers_are_the_same_to_the_bit(films):
+    without, within = films
+    for film in ("v2v/0000.mp4", "words/a.mp4"):
+        assert within.path(f"results/{film}").read_bytes() == without.path(f"results/{film}").read_bytes()
+
+
+def test_a_film_tells_in_which_images_it_was_made(films):
+    _, within = films
+    steps = json.dumps(within.read("v2v/0000.json"))
+    for stage in ("extract_frames", "caption_vlm", "encode", "generate", "decode", "concat"):
+        assert f'"image": "{stage}.sif"' in steps
