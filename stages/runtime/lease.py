@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import random
+import re
 import subprocess
 import tempfile
 import time
@@ -31,28 +32,43 @@ def visible_devices() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         named = [device for device in visible.split(",") if device not in ("", "-1", "NoDevFiles")]
-        uuids = driver_uuids() if any(device.isdigit() for device in named) else {}
-        return [uuids.get(device, device) for device in named]
+        known = driver_devices() if any(device.isdigit() for device in named) else {}
+        return [uuid for device in named for uuid in known.get(device, [device])]
     if pretended := os.environ.get("KINEMAKE_GPUS"):
         return [str(i) for i in range(int(pretended))] if pretended.isdigit() else pretended.split(",")
-    return list(driver_uuids().values())
+    return [uuid for uuids in driver_devices().values() for uuid in uuids]
 
 
-def driver_uuids() -> dict[str, str]:
-    """UUIDs by the driver's index, in the order of the bus, which CUDA is told to follow; empty without a driver."""
-    if rows := ask_driver("index", "uuid"):
+def driver_devices() -> dict[str, list[str]]:
+    """UUIDs by the driver's index, in the order of the bus, which CUDA is told to follow; empty without a driver.
+
+    A card that is cut into MIG slices cannot be used whole: it stands for its slices.
+    """
+    cards: dict[str, list[str]] = {}
+    for line in nvidia_smi("-L"):
+        uuid = line.rpartition("UUID: ")[2].rstrip(")")
+        if card := re.match(r"GPU (\d+): ", line):
+            index = card[1]
+            cards[index] = [uuid]
+        elif line.lstrip().startswith("MIG "):
+            cards[index] = [*(known for known in cards[index] if known.startswith("MIG-")), uuid]
+    if cards:
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    return dict(rows)
+    return cards
 
 
 def ask_driver(*facts: str) -> list[list[str]]:
     """A row per GPU, of the facts that are asked for, by nvidia-smi's names (memory in MiB); none without a driver."""
-    query = ["nvidia-smi", f"--query-gpu={','.join(facts)}", "--format=csv,noheader,nounits"]
+    return [line.split(", ") for line in nvidia_smi(f"--query-gpu={','.join(facts)}", "--format=csv,noheader,nounits")]
+
+
+def nvidia_smi(*question: str) -> list[str]:
+    """The lines of the driver's answer; none without a driver."""
     try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+        done = subprocess.run(["nvidia-smi", *question], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.split(", ") for line in lines]
+    return done.stdout.splitlines()
 
 
 def lock_folder() -> Path:

@@ -102,17 +102,38 @@ def test_under_slurm_the_assigned_device_is_taken_as_it_is(pool, monkeypatch):
     assert not (pool / "locks").exists()
 
 
-def test_a_card_has_one_name_whatever_it_is_called(pool, monkeypatch):
-    program = pool / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho '0, GPU-aaaa'\necho '1, GPU-bbbb'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(pool), prepend=os.pathsep)
-    monkeypatch.delenv("KINEMAKE_GPUS")
+@pytest.fixture
+def driver(pool, monkeypatch):
+    """Lets nvidia-smi list devices, as `nvidia-smi -L` does."""
+
+    def lists(*lines):
+        program = pool / "nvidia-smi"
+        program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(pool), prepend=os.pathsep)
+        monkeypatch.delenv("KINEMAKE_GPUS")
+
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    yield lists
+    assert os.environ.pop("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"  # CUDA has to count as the driver does
+
+
+def test_a_card_has_one_name_whatever_it_is_called(driver, monkeypatch):
+    driver("GPU 0: NVIDIA H200 (UUID: GPU-aaaa)", "GPU 1: NVIDIA H200 (UUID: GPU-bbbb)")
     assert lease.visible_devices() == ["GPU-aaaa", "GPU-bbbb"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert lease.visible_devices() == ["GPU-bbbb"]
-    assert os.environ.pop("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"  # CUDA has to count as the driver does
+
+
+def test_a_card_in_slices_is_its_slices(driver, monkeypatch):
+    slices = [f"  MIG 3g.71gb     Device  {n}: (UUID: MIG-{n})" for n in range(2)]
+    driver("GPU 0: NVIDIA H200 (UUID: GPU-aaaa)", *slices, "GPU 1: NVIDIA H200 (UUID: GPU-bbbb)")
+    assert lease.visible_devices() == ["MIG-0", "MIG-1", "GPU-bbbb"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert lease.visible_devices() == ["MIG-0", "MIG-1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
+    assert lease.visible_devices() == ["MIG-1"]
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
 
 
 def test_no_device_means_the_cpu(pool, monkeypatch):

@@ -1,0 +1,59 @@
+"""A disk that is full, for real: each stage says so, leaves nothing that counts as done, and works once there is room."""
+
+import os
+import subprocess
+
+import pytest
+
+from tests import zoo
+from tests.commands import stage
+
+ROOM = 24 * 2**20  # bytes of the disk: more than the films of tiny models take
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", folder]
+    if subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here (only root may)")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(disk):
+    """Leave no room at all."""
+    with open(disk / "filler", "wb", buffering=0) as file:
+        try:
+            while file.write(b"0" * 2**16):
+                pass
+        except OSError:
+            pass
+    assert os.statvfs(disk).f_bavail == 0
+
+
+def test_every_stage_on_a_full_disk(disk, tiny_wan, tiny_vlm, monkeypatch, own_cache):
+    zoo.plain(disk, "a.mp4", frames=5, size=(64, 48))
+    monkeypatch.chdir(disk)
+    store = ("--store", "store")
+    wan, eye = ("--model", tiny_wan["5b"]), ("--model", tiny_vlm)
+    steps = {
+        "extract_frames": ("a.mp4", "--size", "32*32", "-o", "frames.json"),
+        "caption_vlm": ("a.mp4", *eye, "--max-new-tokens", 4, "--dtype", "float32", "-o", "caption.json"),
+        "encode": ("frames.json", "--caption", "caption.json", *wan, "--frame-num", 5, "-o", "encoded.safetensors"),
+        "generate": ("encoded.safetensors", "--steps", 2, "-o", "latents.safetensors"),
+        "decode": ("latents.safetensors", "-o", "clip.json"),
+        "concat": ("clip.json", "-o", "film.mp4"),
+    }
+    for name, arguments in steps.items():
+        before = set(os.listdir(disk))
+        fill(disk)
+        said = stage(name, *arguments, *store, fails=1)
+        (sentence,) = [line for line in said.splitlines() if not line.startswith("{")]
+        assert "the disk is full" in sentence or "No space left on device" in sentence, name
+        (disk / "filler").unlink()
+        assert set(os.listdir(disk)) - before <= {"store"}, name
+        stage(name, *arguments, *store)
+    assert os.path.getsize("film.mp4") > 0
