@@ -2,13 +2,18 @@
 
 import json
 import sys
+import time
 from typing import Any
 
 PROGRESS = ("load", "shard")  # the progress bar shows what these say
 
 
 def log(event: str, **facts: Any) -> None:
-    """Write a line to standard error. A person at a terminal is shown only what the progress bar does not tell."""
+    """Write a line to standard error; `time` is in seconds since 1970.
+
+    A person at a terminal is shown only what the progress bar does not tell.
+    """
     if sys.stderr.isatty() and (event in PROGRESS or facts.get("status") in ("made", "reused")):
         return
-    print(json.dumps({"event": event, **facts}, ensure_ascii=False), file=sys.stderr, flush=True)
+    line = {"event": event, **facts, "time": round(time.time(), 3)}
+    print(json.dumps(line, ensure_ascii=False), file=sys.stderr, flush=True)

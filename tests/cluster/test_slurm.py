@@ -50,12 +50,12 @@ def test_each_clip_is_made_on_a_device_of_its_own(slurm, profile, project):
 
 
 def test_a_job_that_is_killed_for_memory_is_tried_again_with_more(slurm, profile, project):
-    project.use(profile, "a", {**SMALL, "generate": {"mem_mb": 600, "runtime": 20}})
+    project.use(profile, "a", {**SMALL, "generate": {"mem_mb": 320, "runtime": 20}})
     project.run(*project.arguments)
     assert project.lengths() == [5]
     asked = [line.split("|") for line in slurm.ask("squeue", "-h", "--states=all", "-o", "%k|%m|%T").splitlines()]
     tries = [(memory, state) for comment, memory, state in asked if "film.generate.000" in comment]
-    assert tries and ("600M", "COMPLETED") not in tries and {"COMPLETED"} < {state for _, state in tries}
+    assert tries and ("320M", "COMPLETED") not in tries and {"COMPLETED"} < {state for _, state in tries}
 
 
 def test_a_run_that_is_cancelled_leaves_no_job_and_goes_on_later(slurm, profile, project):
