@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from stages.runtime.table import table
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -53,11 +55,8 @@ def median(results: list[dict], key: str) -> float:
 
 
 def print_table(head: list[str], rows: list[list]) -> None:
-    """Columns as wide as their longest cell: names to the left, figures to the right."""
-    cells = [head] + [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        print("  ".join([line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]))
+    cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    print(table([head, *cells], figures=True), end="")
 
 
 def finish(line: str, figures: dict, path: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -96,11 +97,10 @@ def needs(model: Model, found: Sequence[Gpu]) -> Iterable[Row]:
         yield model.name, stage, in_words(size), where
 
 
-def table(title: str, rows: Iterable[Row]) -> str:
-    rows = [tuple(row) for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)] if rows else []
-    lines = ("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]).rstrip() for row in rows)
-    return "".join([f"{title}\n", *(f"  {line}\n" for line in lines)])
+def section(title: str, rows: Iterable[Row]) -> str:
+    from stages.runtime.table import table
+
+    return f"{title}\n{textwrap.indent(table([*rows]), '  ')}"
 
 
 @click.command()
@@ -123,12 +123,12 @@ def main(models: tuple[str, ...], config: Path | None, debug: bool) -> None:
     said = yaml.safe_load(path.read_text()) if path.is_file() else {}
     used = {run.get(key) for run in (said.get("runs") or {}).values() for key in ("model", "captioner")}
     found = gpus()
-    click.echo(table("programs", programs()) + table("devices", devices(found)), nl=False)
-    click.echo(table("disk", room(Path(said.get("results", "results")))), nl=False)
+    click.echo(section("programs", programs()) + section("devices", devices(found)), nl=False)
+    click.echo(section("disk", room(Path(said.get("results", "results")))), nl=False)
     states = {model.name: state(model) for model in chosen}
-    click.echo(table("weights", ((name, words) for name, (words, _) in states.items())), nl=False)
+    click.echo(section("weights", ((name, words) for name, (words, _) in states.items())), nl=False)
     here = [declared[name] for name, (_, usable) in states.items() if usable]
-    click.echo(table("weights in memory at once", (row for model in here for row in needs(model, found))), nl=False)
+    click.echo(section("weights in memory at once", (row for model in here for row in needs(model, found))), nl=False)
     if missing := [name for name, (_, usable) in states.items() if not usable and (name in models or name in used)]:
         click.echo(f"error: not ready: {', '.join(missing)}", err=True)
         sys.exit(1)

@@ -14,6 +14,7 @@ import yaml
 
 from stages.runtime.cli import DEBUG, clean_errors
 from stages.runtime.errors import ItemError, UsageError
+from stages.runtime.table import table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -192,15 +193,12 @@ def score_run(folder: Path, scenes: Path | None = None) -> dict[str, Any]:
     return result
 
 
-def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
+def summary_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
     """A line per figure, a column per group."""
     names = dict.fromkeys(name for figures in summary.values() for name in figures)
     lines = [["", *(group.replace("_", " ") for group in summary)]]
     lines += [[name, *(cell(figures.get(name)) for figures in summary.values())] for name in names]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]) + "\n" for line in lines
-    )
+    return table(lines, figures=True)
 
 
 def cell(value: float | None) -> str:
@@ -221,7 +219,7 @@ def main(runs: tuple[Path, ...], scenes: Path | None, debug: bool) -> None:
     """
     for run in runs:
         result = score_run(run, scenes)
-        click.echo(f"{run} ({result['recipe']})\n{table(result['summary'])}", nl=False)
+        click.echo(f"{run} ({result['recipe']})\n{summary_table(result['summary'])}", nl=False)
         for row in result["clips"]:
             if row["failed"]:
                 click.echo(f"failed: {row['clip']}: {row['failed']}")

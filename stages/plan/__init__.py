@@ -26,6 +26,7 @@ from stages.plan.weights import WeightsJob, plan_weights
 from stages.runtime.artifacts import read_failure
 from stages.runtime.errors import UsageError
 from stages.runtime.model import check_variant, declared_model
+from stages.runtime.table import table
 
 __all__ = ["Plan", "UsageError", "find_stages", "load"]
 
@@ -123,9 +124,7 @@ class Plan:
                 rows.append((job.name, job.stage.name, f"it ended without a word, as one that was killed: see {job.log}"))
         text = f"items: {counts['made']} made, {counts['reused']} reused from the store, {counts['failed']} failed\n"
         if rows:
-            rows.insert(0, ("film or job", "stage", "reason and remedy"))
-            widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-            text += "".join(f"{what:{widths[0]}}  {stage:{widths[1]}}  {reason}\n" for what, stage, reason in rows)
+            text += table([("film or job", "stage", "reason and remedy"), *rows])
         return text
 
     def _ran(self, job: Job | WeightsJob) -> bool:

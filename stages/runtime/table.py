@@ -1,0 +1,13 @@
+"""Tables for people."""
+
+from collections.abc import Sequence
+
+
+def table(rows: Sequence[Sequence[str]], figures: bool = False) -> str:
+    """Lines of rows, each column as wide as its longest cell, all but the first to the right if they are figures."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *(c.rjust(w) if figures else c.ljust(w) for c, w in zip(others, widths[1:]))]
+        lines.append("  ".join(cells).rstrip() + "\n")
+    return "".join(lines)
