@@ -3,30 +3,25 @@
 import time
 
 from stages.runtime.options import Family, Option
+from stages.runtime.worker import Worker
 
 STAGES = ("encode", "generate", "decode")
 
 
-class Worker:
+class Painter(Worker):
     def __init__(self, setting):
-        self.model = setting.model
+        super().__init__(setting)
         self.named = {"model": self.model.name, "family": "toy", "variant": ""}
 
-    def phases(self):
-        return ("",)
-
-    def check(self, work):
-        pass
+    def load(self, options, phase):
+        self.tone = int((self.model.folder() / "tone.txt").read_text())
 
     def run(self, work, phase):
         time.sleep(work.options["seconds"])
         self.make(work)
 
-    def load(self, options, phase):
-        self.tone = int((self.model.folder() / "tone.txt").read_text())
 
-
-class Encode(Worker):
+class Encode(Painter):
     def make(self, work):
         import torch
 
@@ -39,7 +34,7 @@ class Encode(Worker):
         write_tensors(work.output, "encoded", {**self.named, **fields, **texts}, tensors)
 
 
-class Generate(Worker):
+class Generate(Painter):
     def make(self, work):
         import torch
 
@@ -50,7 +45,7 @@ class Generate(Worker):
         write_tensors(work.output, "latents", fields, {"latents": tone})
 
 
-class Decode(Worker):
+class Decode(Painter):
     def make(self, work):
         import numpy
 

@@ -12,10 +12,10 @@ from stages.media.probe import Source, probe
 from stages.media.read import Frame
 from stages.media.write import write_png
 from stages.runtime.artifacts import Artifact, member_path, write_index
-from stages.runtime.worker import MediaWorker, Work
+from stages.runtime.worker import Work, Worker
 
 
-class ExtractFrames(MediaWorker):
+class ExtractFrames(Worker):
     def run(self, work: Work, phase: str) -> None:
         options, video = work.options, work.inputs["video"]
         source = probe(video.member(".mp4") if isinstance(video, Artifact) else video)

@@ -10,10 +10,10 @@ from pathlib import Path
 from stages.media.join import join
 from stages.runtime.artifacts import Artifact, index_path, member_path, write_index
 from stages.runtime.errors import ItemError
-from stages.runtime.worker import MediaWorker, Work
+from stages.runtime.worker import Work, Worker
 
 
-class Concat(MediaWorker):
+class Concat(Worker):
     def check(self, work: Work) -> None:
         for clip in work.inputs["clips"]:
             if needs_lossless(work) and ".mkv" not in clip.members:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+UNREADABLE = (OSError, ValueError, KeyError, struct.error)  # what a torn file of weights is answered with
 SPARE = 2**30  # bytes that stay free on the disk that weights are fetched to
 
 
@@ -44,7 +45,14 @@ def check(model: Model, family: Family) -> list[Path]:
 
 
 def remedy(model: Model) -> str:
-    return f"fetch them again: {model.fetching}" if model.hub else "copy the model again, with all its files"
+    return f"fetch it again: {model.fetching}" if model.hub else "copy it again, with all its files"
+
+
+def not_whole(model: Model, error: Exception) -> JobError:
+    """What to raise for weights that cannot be read."""
+    return JobError(
+        f"the weights of model {model.name} in {model.folder()} are not whole ({one_line(error)})", remedy(model)
+    )
 
 
 def missing_files(folder: Path, names: set[str], wanted: list[str]) -> Iterable[str]:
@@ -79,7 +87,7 @@ def torn(path: Path) -> str:
     try:
         header, start = read_header(path)
         whole = whole_size(header, start)
-    except (OSError, ValueError, KeyError, struct.error):
+    except UNREADABLE:
         return "is no safetensors file"
     if not header.keys() - {"__metadata__"}:
         return "holds no tensor"
@@ -92,10 +100,16 @@ def torn(path: Path) -> str:
 def resident_bytes(model: Model, groups: Resident, dtype: str) -> int:
     """Bytes of the weights that a stage has in memory at once: those of the largest of its groups of components.
 
-    Raises JobError where the weights are not here.
+    Raises JobError where the weights are not here or not whole.
     """
     folder = model.folder()
-    return max((sum(numbers(folder / part) * BYTES[kind or dtype] for part, kind in group) for group in groups), default=0)
+    try:
+        return max(
+            (sum(numbers(folder / part) * BYTES[kind or dtype] for part, kind in group) for group in groups), default=0
+        )
+    except UNREADABLE as error:
+        raise not_whole(model, error) from error
+    return max(sizes, default=0)
 
 
 @cache

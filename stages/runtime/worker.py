@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from stages.runtime.artifacts import Artifact
 from stages.runtime.items import Item
@@ -37,42 +38,29 @@ class Setting:
     device: str
 
 
-class Worker(Protocol):
+class Worker(ABC):
     """Does the items of a shard, one after the other, with a model that it loads once.
 
     A worker whose model is too large to be whole in memory names several `phases`; each is loaded once per shard and all
     items pass through it before the next one is loaded, their state waiting in `work.partial`.
     """
 
-    def __init__(self, setting: Setting): ...
-
-    def phases(self) -> tuple[str, ...]:
-        """The names of the phases, in order; ("",) for most."""
-
-    def check(self, work: Work) -> None:
-        """Refuse what cannot be done, before any weights are loaded. Raises ItemError."""
-
-    def load(self, options: Mapping[str, Any], phase: str) -> None:
-        """Load the model of a phase; called only when an item needs it. Raises JobError."""
-
-    def run(self, work: Work, phase: str) -> None:
-        """Do a phase of an item. The last phase writes the artifact to `work.output`. Raises ItemError."""
-
-
-class MediaWorker:
-    """Base of the workers that need no model."""
-
     def __init__(self, setting: Setting):
-        pass
+        self.model, self.device = setting.model, setting.device
 
     def phases(self) -> tuple[str, ...]:
+        """The names of the phases, in order."""
         return ("",)
 
-    def check(self, work: Work) -> None:
-        pass
+    def check(self, work: Work) -> None:  # noqa: B027
+        """Refuse what cannot be done, before any weights are loaded. Raises ItemError."""
 
-    def load(self, options: Mapping[str, Any], phase: str) -> None:
-        pass
+    def load(self, options: Mapping[str, Any], phase: str) -> None:  # noqa: B027
+        """Load the model of a phase; called only when an item needs it. Raises JobError."""
+
+    @abstractmethod
+    def run(self, work: Work, phase: str) -> None:
+        """Do a phase of an item. The last phase writes the artifact to `work.output`. Raises ItemError."""
 
 
 def find_worker(reference: str) -> type:

@@ -47,7 +47,7 @@ def test_files_are_those_that_the_family_reads(copy):
 )
 def test_a_missing_file_is_named(lost, named, copy):
     shutil.rmtree(copy / lost) if (copy / lost).is_dir() else (copy / lost).unlink()
-    with pytest.raises(JobError, match=f"the weights of model mine in .* {named}: copy the model again, with all its files"):
+    with pytest.raises(JobError, match=f"the weights of model mine in .* {named}: copy it again, with all its files"):
         check(copy)
 
 

@@ -9,7 +9,7 @@ from stages.runtime.loop import Loop, Plant, Running
 from stages.runtime.options import Option
 from stages.runtime.stages import Input, Stage
 from stages.runtime.store import Store
-from stages.runtime.worker import MediaWorker
+from stages.runtime.worker import Worker
 
 STAGE = Stage("toy", 1, (Input("video", ("file", "caption"), "a text file or a caption"),), "caption", "A toy.", "frames")
 OPTIONS = (
@@ -21,7 +21,7 @@ OPTIONS = (
 MADE: list[str] = []
 
 
-class Toy(MediaWorker):
+class Toy(Worker):
     """A text "bad" is the item's own fault, "bug" an unexpected error, "big" fits only with saving, "kill" ends us."""
 
     def run(self, work, phase):

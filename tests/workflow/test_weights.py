@@ -56,5 +56,5 @@ def test_torn_weights_are_told_before_any_stage_starts(project, tiny_wan, tmp_pa
     del project.models["tiny"]["hub"]
     project.configure(one=RUN)
     said = project.run(*ONE_WORKER, fails=1)
-    assert f"has 100000 bytes instead of {size}: copy the model again, with all its files" in said
+    assert f"has 100000 bytes instead of {size}: copy it again, with all its files" in said
     assert not list(project.path("results").glob("*/steps/logs/*.log"))

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from stages.runtime.errors import JobError, one_line
+from stages.runtime.errors import JobError
 from stages.runtime.model import Model
+from stages.runtime.weights import not_whole
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -36,10 +37,7 @@ def loading(model: Model) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        remedy = f"fetch it again: {model.fetching}" if model.hub else "copy it again, with all its files"
-        raise JobError(
-            f"the weights of model {model.name} in {model.folder()} are not whole ({one_line(error)})", remedy
-        ) from error
+        raise not_whole(model, error) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

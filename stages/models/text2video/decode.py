@@ -1,27 +1,15 @@
 """Decode for `text2video`: the clip's numbers become pixels; no network is needed for that."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from stages.models.shared.clip import to_uint8, write_clip
 from stages.models.shared.origin import check_origin, model_fields
-from stages.runtime.worker import Setting, Work
+from stages.runtime.worker import Work, Worker
 
 
-class Decode:
+class Decode(Worker):
     """Writes `clip`."""
-
-    def __init__(self, setting: Setting):
-        self.model = setting.model
-
-    def phases(self) -> tuple[str, ...]:
-        return ("",)
 
     def check(self, work: Work) -> None:
         check_origin(work.inputs["latents"], self.model)
-
-    def load(self, options: Mapping[str, Any], phase: str) -> None:
-        pass
 
     def run(self, work: Work, phase: str) -> None:
         latents = work.inputs["latents"]

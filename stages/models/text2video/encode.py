@@ -15,17 +15,11 @@ from stages.models.text2video.unet import multiples
 from stages.runtime.artifacts import write_tensors
 from stages.runtime.errors import ItemError
 from stages.runtime.log import log
-from stages.runtime.worker import Setting, Work
+from stages.runtime.worker import Work, Worker
 
 
-class Encode:
+class Encode(Worker):
     """Writes `encoded`: prompt_embeds and negative_prompt_embeds [1, L, D]."""
-
-    def __init__(self, setting: Setting):
-        self.model, self.device = setting.model, torch.device(setting.device)
-
-    def phases(self) -> tuple[str, ...]:
-        return ("",)
 
     def check(self, work: Work) -> None:
         prompt_of(work)

@@ -14,17 +14,11 @@ from stages.models.text2video.sampler import denoise
 from stages.models.text2video.unet import UNet3D
 from stages.runtime.artifacts import write_tensors
 from stages.runtime.errors import ItemError
-from stages.runtime.worker import Setting, Work
+from stages.runtime.worker import Work, Worker
 
 
-class Generate:
+class Generate(Worker):
     """Writes `latents` float32 [1, 3, T, H, W]: the model works on pixels, so they are the clip itself."""
-
-    def __init__(self, setting: Setting):
-        self.model, self.device = setting.model, torch.device(setting.device)
-
-    def phases(self) -> tuple[str, ...]:
-        return ("",)
 
     def check(self, work: Work) -> None:
         check_origin(work.inputs["encoded"], self.model)

@@ -17,7 +17,7 @@ from stages.models.vlm.prompt import prompt_from
 from stages.runtime.artifacts import Artifact, write_index
 from stages.runtime.errors import ItemError, JobError
 from stages.runtime.model import Model
-from stages.runtime.worker import Setting, Work
+from stages.runtime.worker import Work, Worker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,14 +28,8 @@ VIDEO_DEFAULTS = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std"
 TAKEN = ("image_mean", "image_std", "size")
 
 
-class Caption:
+class Caption(Worker):
     """Writes `caption`: the raw description of a video and the prompt made of it, or the prompt that was given."""
-
-    def __init__(self, setting: Setting):
-        self.model, self.device = setting.model, setting.device
-
-    def phases(self) -> tuple[str, ...]:
-        return ("",)
 
     def check(self, work: Work) -> None:
         if isinstance(work.inputs["video"], Artifact):

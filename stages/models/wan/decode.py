@@ -11,17 +11,11 @@ from stages.models.shared.loading import loading
 from stages.models.shared.origin import check_origin, model_fields
 from stages.models.wan.common import check_repository
 from stages.models.wan.vae import decoded, denormalised, pixels
-from stages.runtime.worker import Setting, Work
+from stages.runtime.worker import Work, Worker
 
 
-class Decode:
+class Decode(Worker):
     """Writes `clip`: the video, its last frame as PNG, and the video once more without loss where that is wanted."""
-
-    def __init__(self, setting: Setting):
-        self.model, self.device = setting.model, torch.device(setting.device)
-
-    def phases(self) -> tuple[str, ...]:
-        return ("",)
 
     def check(self, work: Work) -> None:
         check_origin(work.inputs["latents"], self.model)

@@ -31,16 +31,16 @@ from stages.models.wan.sampler import (
 from stages.models.wan.transformer import load_transformer
 from stages.runtime.artifacts import Artifact, write_tensors
 from stages.runtime.errors import ItemError
-from stages.runtime.worker import Setting, Work
+from stages.runtime.worker import Setting, Work, Worker
 
 HIGH, LOW = "high", "low"
 
 
-class Generate:
+class Generate(Worker):
     """Writes `latents` float32 [1, C, T, h, w]."""
 
     def __init__(self, setting: Setting):
-        self.model, self.device = setting.model, torch.device(setting.device)
+        super().__init__(setting)
         self.join = replaced if self.model.variant == "5b" else concatenated
 
     def phases(self) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ class Generate:
     def _denoise(self, work: Work, state: State, scheduler, first: int, last: int, condition: Condition) -> State:
         if self.transformer is None:
             name = "transformer_2" if self.phase == LOW else "transformer"
-            self.transformer = load_transformer(self.model, name, self.options, self.device)
+            self.transformer = load_transformer(self.model, name, self.options, torch.device(self.device))
         every = work.options["checkpoint_every"]
         label = f"{work.item.id} {self.phase}".strip()
         with tqdm(total=last - first, initial=state.step - first, desc=label, unit="step", disable=None, leave=False) as bar:
