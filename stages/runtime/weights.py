@@ -104,9 +104,7 @@ def resident_bytes(model: Model, groups: Resident, dtype: str) -> int:
     """
     folder = model.folder()
     try:
-        return max(
-            (sum(numbers(folder / part) * BYTES[kind or dtype] for part, kind in group) for group in groups), default=0
-        )
+        sizes = [sum(numbers(folder / part) * BYTES[kind or dtype] for part, kind in group) for group in groups]
     except UNREADABLE as error:
         raise not_whole(model, error) from error
     return max(sizes, default=0)
