@@ -110,9 +110,10 @@ def test_captions_say_what_a_clip_shows(captions, sources):
         assert fmean(one[f"caption_{slot}"] for one in measures) >= 0.8, (slot, said)
 
 
-def test_a_clip_goes_on_from_its_first_frame_as_its_caption_says(captions, first_frames, sources, config, tmp_path):
+@pytest.mark.parametrize("model", [MODEL, "shapes-wan-14b"])
+def test_a_clip_goes_on_from_its_first_frame_as_its_caption_says(model, captions, first_frames, sources, config, tmp_path):
     prompts = [artifacts.read(path, ("caption",)).fields["prompt"] for path in captions]
-    measures = continuations(tmp_path / "made", first_frames, prompts, sources, config, MODEL)
+    measures = continuations(tmp_path / "made", first_frames, prompts, sources, config, model)
     assert measures["color"] >= 0.9 and measures["shape"] >= 0.7 and measures["direction"] >= 0.9, measures
     assert measures["gain_db"] >= 6 and measures["end_point_px"] <= 2.5 and measures["seam_px"] <= 1.5, measures
 
