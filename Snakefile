@@ -8,7 +8,7 @@ from snakemake.settings.types import DeploymentMethod
 sys.path.insert(0, str(workflow.basedir))
 from stages import plan
 
-plan.find_stages()
+plan.find_stages(workflow.basedir)
 
 
 configfile: "config.yaml"
@@ -22,7 +22,6 @@ except plan.UsageError as error:
     sys.exit(f"error: {error}")  # an exception would be shown with a traceback
 if workflow.is_main_process:
     PLAN.begin()
-os.environ["KINEMAKE"] = str(workflow.basedir)  # envs/*.yaml install from there
 if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
     os.environ.update(PLAN.container_environment())
 

@@ -151,8 +151,12 @@ def load(config: Mapping[str, Any], workers: int) -> Plan:
     return Plan(runs, config["models"], plan_trainings(config.get("trainings", {}), results))
 
 
-def find_stages() -> None:
-    """Let jobs without an environment of their own find the stages that are installed beside this program."""
+def find_stages(checkout: Path | str) -> None:
+    """Let jobs without an environment of their own find the stages that are installed beside this program.
+
+    The environments of conda install them from `checkout`: envs/*.yaml name the variable that says where it is.
+    """
+    os.environ["KINEMAKE"] = str(checkout)
     own = str(Path(sys.executable).parent)
     if own not in os.environ["PATH"].split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([own, os.environ["PATH"]])

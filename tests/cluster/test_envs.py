@@ -22,7 +22,7 @@ def test_there_is_one_for_each_kind_of_stage():
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_pip_finds_the_checkout_and_its_versions(name, tmp_path):
-    """Conda hands pip these lines in a file; the Snakefile sets the variable."""
+    """Conda hands pip these lines in a file; the plan sets the variable."""
     dependencies = yaml.safe_load((ROOT / f"envs/{name}.yaml").read_text())["dependencies"]
     (tmp_path / "requirements.txt").write_text("\n".join(dependencies[-1]["pip"]))
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps"]
