@@ -25,6 +25,8 @@ if workflow.is_main_process:
 if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
     os.environ.update(PLAN.container_environment())
 
+IMAGES = f"{workflow.basedir}/containers"  # Snakemake would look for them in the working folder
+
 
 rule all:
     default_target: True
@@ -55,7 +57,7 @@ for job in PLAN.jobs:
         conda:
             f"envs/{job.stage.extra}.yaml"
         container:
-            f"containers/{job.stage.name}.sif"
+            f"{IMAGES}/{job.stage.name}.sif"
         resources:
             gpu=job.gpu,
             mem_mb=lambda wildcards, attempt, job=job: job.mem_mb(attempt),
@@ -100,7 +102,7 @@ for training in PLAN.trainings:
         conda:
             "envs/train.yaml"
         container:
-            "containers/train.sif"
+            f"{IMAGES}/train.sif"
         threads: workflow.cores
         resources:
             gpu=1,
@@ -129,7 +131,7 @@ for folder in PLAN.folders:
         conda:
             "envs/frames.yaml"
         container:
-            "containers/concat.sif"
+            f"{IMAGES}/concat.sif"
         resources:
             mem_mb=lambda wildcards, attempt, folder=folder: PLAN.film(folder, wildcards.film).mem_mb(attempt),
             runtime=lambda wildcards, attempt, folder=folder: PLAN.film(folder, wildcards.film).runtime(attempt),

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks import toy
-from benchmarks.harness import command, finish, parse_arguments, print_table
+from benchmarks.harness import finish, parse_arguments, print_table, snakemake
 from stages.media.shapes import dataset
 
 GPUS, CLIPS = 8, 64
@@ -36,10 +36,10 @@ def run_once(folder: Path, clips: int, seconds: float) -> dict:
     }
     (folder / "config.yaml").write_text(json.dumps(config))
     surroundings = {"KINEMAKE_GPUS": str(GPUS), "KINEMAKE_GPU_LOCKS": str(folder / "locks"), "PYTHONPATH": str(checkout)}
-    words = ["--snakefile", checkout / "Snakefile", "--quiet", "all", "--cores", GPUS, "--resources", f"gpu={GPUS}"]
+    words = snakemake(GPUS, "--resources", f"gpu={GPUS}", root=checkout)
     start = time.monotonic()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run(command("snakemake", *words), cwd=folder, env={**os.environ, **surroundings}, check=True, **quiet)
+    subprocess.run(words, cwd=folder, env={**os.environ, **surroundings}, check=True, **quiet)
     return {"wall": time.monotonic() - start, **held(folder / "results/many/steps/logs")}
 
 

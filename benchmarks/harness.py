@@ -36,9 +36,9 @@ def command(name: str, *arguments) -> list[str]:
     return [str(Path(sys.executable).with_name(name)), *map(str, arguments)]
 
 
-def snakemake(cores: int, *options) -> list[str]:
-    """The command line that makes all runs of a folder's config.yaml."""
-    return command("snakemake", "--snakefile", ROOT / "Snakefile", "--quiet", "all", "--cores", cores, *options)
+def snakemake(cores: int, *options, root: Path = ROOT) -> list[str]:
+    """The command line that makes all runs of a folder's config.yaml by the Snakefile of a checkout."""
+    return command("snakemake", "--snakefile", root / "Snakefile", "--quiet", "all", "--cores", cores, *options)
 
 
 def alternate(runs: dict, repeats: int) -> dict[str, list[dict]]:

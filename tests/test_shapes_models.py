@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from benchmarks.shapes import declared_models
 from stages.media.read import frames
 from stages.media.shapes import dataset, score
 from stages.media.shapes.world import render
@@ -29,13 +30,9 @@ OTHER_COLOR = {"red": "green", "green": "blue", "blue": "yellow", "yellow": "pur
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """The project's config, to be used from any folder."""
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    for model in config["models"].values():
-        if "path" in model:
-            model["path"] = str(ROOT / model["path"])
+    """The shipped models as the project declares them, to be used from any folder."""
     path = tmp_path_factory.mktemp("config") / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump({"models": declared_models()}))
     return path
 
 

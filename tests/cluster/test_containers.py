@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from benchmarks.shapes import declared_models
 from containers.build import EXTRAS
 from tests.workflow.conftest import ONE_WORKER, ROOT, Project
 
@@ -33,10 +34,8 @@ def build(*stages):
     return done.stdout
 
 
-def inside(stage, *command, **options):
-    done = subprocess.run(
-        ["apptainer", "exec", IMAGES / f"{stage}.sif", *command], capture_output=True, text=True, **options
-    )
+def inside(stage, *command):
+    done = subprocess.run(["apptainer", "exec", IMAGES / f"{stage}.sif", *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -86,21 +85,16 @@ def test_a_person_who_is_not_root_runs_an_image_by_its_name(images, tmp_path):
 def films(images, tmp_path_factory):
     """Two folders with the films of one config, made of the shipped models: without containers, and in them."""
     clip = ROOT / "examples/shapes/videos/0000.mp4"
-    models = {
-        "wan": {"family": "wan", "variant": "5b", "path": str(ROOT / "models/shapes-wan-5b"), "dtype": "float32"},
-        "eye": {"family": "vlm", "path": str(ROOT / "models/shapes-internvl"), "dtype": "float32"},
-        "unet": {"family": "text2video", "path": str(ROOT / "models/shapes-text2video"), "dtype": "float32"},
-    }
-    small = {"size": "64*64", "frame_num": 9, "steps": 3, "max_sequence_length": 24, "seed": 1}
+    told = {"captioner": "shapes-internvl", "options": {"frame_num": 9, "steps": 3, "seed": 1}}
     folders = []
     for where in ([], ["--sdm", "apptainer"]):
-        project = Project(tmp_path_factory.mktemp("films"), models)
+        project = Project(tmp_path_factory.mktemp("films"), declared_models())
         project.configure(
-            v2v={"recipe": "v2v", "clips": [{"video": str(clip)}], "model": "wan", "captioner": "eye", "options": small},
+            v2v={"recipe": "v2v", "clips": [{"video": str(clip)}], "model": "shapes-wan-5b", **told},
             words={
                 "recipe": "text2video",
                 "clips": [{"id": "a", "prompt": "a red ring moving left slowly on a black background"}],
-                "model": "unet",
+                "model": "shapes-text2video",
                 "options": {"steps": 2, "seed": 1},
             },
         )

@@ -7,6 +7,7 @@ import pytest
 from tests import zoo
 from tests.cluster.slurm import wait_for
 from tests.workflow.conftest import TINY, Project, frame_count
+from tests.workflow.test_profiles import EXPECTED, settings
 
 STAGES = ("extract_frames", "caption_vlm", "encode", "generate", "decode", "concat")
 SMALL = dict.fromkeys(STAGES, {"mem_mb": 2000, "runtime": 20})  # what tiny models need, so that four jobs fit this machine
@@ -20,9 +21,7 @@ class SlurmProject(Project):
         zoo.plain(self.folder, "a.mp4", frames=5, size=(64, 48))
         rows = [{"id": clip, "video": "a.mp4", "prompt": f"prompt of {clip}"} for clip in clips]
         run = {"recipe": "v2v", "clips": rows, "model": "one-expert", "options": {**TINY, **options}}
-        self.configure(film=run)
-        text = self.path("config.yaml").read_text()
-        self.path("config.yaml").write_text(text + f"resources: {resources}\n")
+        self.configure(resources=resources, film=run)
         self.arguments = ("--profile", profile, "--resources", f"gpu={len(clips)}")
 
     def lengths(self):
@@ -31,6 +30,10 @@ class SlurmProject(Project):
     def generates(self):
         log = self.path("results/film/steps/logs/film.generate.000.log")
         return log.is_file() and '"event": "lease"' in log.read_text()
+
+
+def test_what_a_run_is_set_to(slurm):
+    assert settings("--profile", "profiles/slurm") == EXPECTED
 
 
 @pytest.fixture

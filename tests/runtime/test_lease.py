@@ -133,7 +133,6 @@ def test_a_card_in_slices_is_its_slices(driver, monkeypatch):
     assert lease.visible_devices() == ["MIG-0", "MIG-1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
     assert lease.visible_devices() == ["MIG-1"]
-    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
 
 
 def test_no_device_means_the_cpu(pool, monkeypatch):

@@ -3,11 +3,11 @@
 import subprocess
 import sys
 
-import pytest
 import yaml
 
 from tests.workflow.conftest import ROOT
 
+EXPECTED = "[2, 60, True, True, 'greedy']"
 SETTINGS = "retries", "latency_wait", "keep_going", "rerun_incomplete", "scheduler"
 ASK = f"""
 import sys
@@ -17,13 +17,14 @@ print([getattr(settings, name) for name in {SETTINGS}])
 """
 
 
-@pytest.mark.parametrize("arguments", [[], ["--profile", "profiles/slurm"]])
-def test_what_a_run_is_set_to(arguments):
-    if arguments:
-        pytest.importorskip("snakemake_executor_plugin_slurm", reason="make test-cluster installs it")
+def settings(*arguments):
+    """What `snakemake` is set to by the profiles that it reads for these arguments."""
     command = [sys.executable, "-c", ASK, *arguments]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert said.splitlines()[-1] == "[2, 60, True, True, 'greedy']"
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+
+
+def test_what_a_run_is_set_to():
+    assert settings() == EXPECTED
 
 
 def test_no_setting_of_slurms_is_overruled():
