@@ -61,10 +61,11 @@ def built(extra: str, base: str, torch_index: str) -> Path:
     return image
 
 
-def build(image: Path, extra: str, base: tuple[str, str], wheels: Path) -> None:
+def build(image: Path, extra: str, base: tuple[str, str], folder: Path) -> None:
+    """Build an image on a base, of the wheels in a folder."""
     stages = " ".join(name for name, needs in EXTRAS.items() if needs == extra)
     arguments = {"BOOTSTRAP": base[0], "BASE": base[1], "EXTRA": extra, "STAGES": stages}
-    command = ["apptainer", "--silent", "build", "--force", "--bind", f"{wheels}:/mnt:ro", "--mksquashfs-args", QUICKLY]
+    command = ["apptainer", "--silent", "build", "--force", "--bind", f"{folder}:/mnt:ro", "--mksquashfs-args", QUICKLY]
     command += [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
     run([*command, str(image), str(HERE / "stage.def")], WORK / f"{extra}.log")
 

@@ -26,7 +26,7 @@ def main() -> None:
     unshared, mapped = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
-        if ctypes.CDLL(None, use_errno=True).unshare(NEW_USER | NEW_MOUNTS):
+        if ctypes.CDLL(None).unshare(NEW_USER | NEW_MOUNTS):
             os._exit(1)
         os.write(unshared[1], b"1")
         os.read(mapped[0], 1)

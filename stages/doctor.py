@@ -15,6 +15,7 @@ import click
 
 from stages.runtime.cli import DEBUG, clean_errors
 from stages.runtime.lease import ask_driver
+from stages.runtime.table import table
 
 if TYPE_CHECKING:
     from stages.runtime.model import Model
@@ -98,8 +99,6 @@ def needs(model: Model, found: Sequence[Gpu]) -> Iterable[Row]:
 
 
 def section(title: str, rows: Iterable[Row]) -> str:
-    from stages.runtime.table import table
-
     return f"{title}\n{textwrap.indent(table([*rows]), '  ')}"
 
 

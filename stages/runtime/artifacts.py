@@ -268,7 +268,7 @@ def _metadata(kind: str, fields: Mapping[str, Any], provenance: list) -> dict[st
 def add_provenance(path: Path, provenance: list[dict[str, Any]]) -> None:
     """Set the provenance of a finished artifact (still under its temporary name)."""
     if path.suffix == ".safetensors":
-        header, data_start = _read_header(path)
+        header, data_start = _read_whole_header(path)
         metadata = {**header["__metadata__"], "provenance": json.dumps(provenance, ensure_ascii=False)}
         grown = path.with_name(path.name + ".grown")
         with open(path, "rb") as source, open(grown, "wb") as target:
@@ -356,7 +356,7 @@ def _open(path: Path) -> tuple[Artifact, dict[str, Any]]:
         raise ItemError(f"{path} is missing", "run the stage that makes it first")
     try:
         if path.suffix == ".safetensors":
-            header, _ = _read_header(path)
+            header, _ = _read_whole_header(path)
             metadata = header.pop("__metadata__", {})
             head = {
                 **metadata,
@@ -370,7 +370,7 @@ def _open(path: Path) -> tuple[Artifact, dict[str, Any]]:
         raise ItemError(f"{path} is not a whole Kinemake file ({error})", "make it again") from None
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+def _read_whole_header(path: Path) -> tuple[dict[str, Any], int]:
     """Header of a whole safetensors file and the offset of its data."""
     header, start = read_header(path)
     if whole_size(header, start) != path.stat().st_size:

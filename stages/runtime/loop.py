@@ -23,7 +23,7 @@ from tqdm import tqdm
 from stages.runtime import artifacts, memory
 from stages.runtime.artifacts import KINDS, Artifact, Failure, canonical
 from stages.runtime.device import take_device
-from stages.runtime.errors import ItemError, JobError, KinemakeError
+from stages.runtime.errors import ItemError, JobError, KinemakeError, one_line
 from stages.runtime.items import Item
 from stages.runtime.log import log
 from stages.runtime.model import Model, cached_file_digest
@@ -107,7 +107,6 @@ class Loop:
         self.plant, self.store, self.running = plant, store, running
         self.report = Report()
         self._loaded: tuple | None = None
-        self._device = "cpu"
 
     def run(self, items: Sequence[Item]) -> Report:
         """Do the items. Raises JobError for a fault that is not an item's; what was finished by then is published."""
@@ -171,8 +170,7 @@ class Loop:
     # ------------------------------------------------------------------------------------------------------------ work
 
     def _work(self, orders: list[Order]) -> None:
-        self._device = self._take_device(orders)
-        worker = find_worker(self.plant.worker)(Setting(self.plant.model, self._device))
+        worker = find_worker(self.plant.worker)(Setting(self.plant.model, self._take_device(orders)))
         for order in orders:
             self._attempt(order, lambda order: worker.check(self._work_of(order, Path(order.item.output))))
         orders.sort(key=self._loading)
@@ -198,7 +196,7 @@ class Loop:
         start = time.monotonic()
         wanted = (phase, self._loading(order))
         if order.weights and wanted != self._loaded:
-            self._check_room(order)
+            self._check_room(order, worker.device)
             worker.load(order.options, phase)
             self._loaded = wanted
             self.report.loads += 1
@@ -214,12 +212,12 @@ class Loop:
         if last:
             self._publish(order, "made")
 
-    def _check_room(self, order: Order) -> None:
+    def _check_room(self, order: Order, device: str) -> None:
         """See that the weights fit before they are loaded: weights that are too many for a GPU may do when offloaded."""
         model, stage = self.plant.model, self.plant.stage.name
         size = resident_bytes(model, self.plant.resident, order.options.get("dtype", ""))
         try:
-            memory.check(size, self._device, order.options.get("offload", "none") != "none", f"{model.name} for {stage}")
+            memory.check(size, device, order.options.get("offload", "none") != "none", f"{model.name} for {stage}")
         except memory.NoRoom as error:
             if "offload" in self.plant.memory_saving and not order.memory_saving:
                 raise
@@ -271,10 +269,10 @@ class Loop:
 
     def _unexpected(self, order: Order, error: Exception) -> Failure:
         if ran_out_of_memory(error):
-            reason = f"memory ran out ({first_line(error)})"
+            reason = f"memory ran out ({one_line(error)})"
             return self._failure(order, reason, "use a smaller size, fewer frames or a larger device")
         traceback.print_exc()
-        reason = f"unexpected {type(error).__name__}: {first_line(error)}"
+        reason = f"unexpected {type(error).__name__}: {one_line(error)}"
         return self._failure(order, reason, "this is a bug of Kinemake: please report the log")
 
     def _save_memory(self, order: Order) -> None:
@@ -344,14 +342,10 @@ def job_fault(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
         return f"{error.filename} cannot be written ({error.strerror})"
     if type(error).__name__ == "AcceleratorError":
-        return f"the GPU failed ({first_line(error)})"
+        return f"the GPU failed ({one_line(error)})"
     return ""
 
 
 def ran_out_of_memory(error: Exception) -> bool:
     on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch has no class for it
     return on_cpu or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]

@@ -61,7 +61,7 @@ def set_attention(transformer: WanTransformer3DModel, backend: str, device: torc
     try:
         transformer.set_attention_backend(backend)
     except (ImportError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise JobError(
             f"attention_backend {backend} cannot be used here ({reason})", "install it or choose native"
         ) from error
