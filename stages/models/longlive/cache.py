@@ -1,7 +1,7 @@
 """What the frames so far left behind: keys and values of every layer, bounded by a window with sinks (arXiv:2309.17453).
 
-Frames are latent frames, counted from the start of the film; each is n tokens. The first `sink` frames are kept for good, of the
-later ones the last `window - sink`, those that are being denoised among them.
+Frames are latent frames, counted from the start of the film; each is n tokens. The first `sink` frames are kept for good,
+of the later ones the last `window - sink`, those that are being denoised among them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`WanTransformer3DModel`, made causal: a pass sees its own frames and those that the cache kept (LongLive, arXiv:2509.22622).
+"""`WanTransformer3DModel`, made causal: a pass sees its frames and those that the cache kept (LongLive, arXiv:2509.22622).
 
 The weights and their names are Wan2.1's. What differs is attention, which asks the cache, and the rotary position, which
 counts frames from the start of the film. Within a pass all frames see one another: causality is how the passes are cut.
