@@ -33,6 +33,8 @@ def read_clips(source: Any, where: str) -> tuple[list[dict[str, Any]], list[str]
         rows = list(_file_rows(Path(source)))
     seen: dict[str, str] = {}
     for place, row in rows:
+        if "video_path" in row:  # as LongLive's files call it
+            row["video"] = row.pop("video_path")
         named_by = next((row[key] for key in ("id", "video", "prompt") if isinstance(row.get(key), str)), None)
         if "id" not in row and named_by is None:
             raise UsageError(

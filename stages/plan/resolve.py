@@ -19,7 +19,7 @@ from stages.runtime.options import Family, Option, resolve
 from stages.runtime.stages import STAGES
 
 PROMPT = Option("prompt", str, "", "The prompt of every clip that has none of its own; nothing is captioned", ())
-TEMPLATE_FIELDS = ("clip", "idx", "link", "seed", "model", "rank")
+TEMPLATE_FIELDS = ("clip", "idx", "link", "seed", "sample", "model", "model_type", "rank")
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,9 @@ def add_jobs(planned: RunPlan, recipe) -> None:
     for clip in planned.clips:
         for lane, items in recipe.items(clip).items():
             check_captioner(run, clip, lane, items)
-            groups.setdefault((clip.rank, lane) if lane != "concat" else (clip.index, f"concat.{clip.id}"), []).extend(items)
             for item in items:
+                group = (clip.index, f"concat.{item.output}") if lane == "concat" else (clip.rank, lane)
+                groups.setdefault(group, []).append(item)
                 if item.output in outputs:
                     raise UsageError(
                         f"{item.output} of run {run.name} would be made for {outputs[item.output]} and for {item.id}",

@@ -37,13 +37,13 @@ def clip_schema() -> dict[str, Any]:
             **TEXT,
             "description": "Name of the clip and of its results. Default: made of the video's name or the prompt.",
         },
-        "video": {**TEXT, "description": "Path of the video. Not for text2video."},
+        "video": {**TEXT, "description": "Path of the video (video_path in a file does as well). Not for text2video."},
         "prompt": {**TEXT, "description": "The prompt; without it the video is captioned."},
         "prompts": {
             "type": "array",
             "items": TEXT,
             "minItems": 1,
-            "description": "A prompt per link of a chain.",
+            "description": "A prompt per link of a chain, or per part of a longlive film.",
         },
     }
     options = {name: _option_schema(option) for name, option in all_options().items() if name not in own}
@@ -106,7 +106,8 @@ def config_schema() -> dict[str, Any]:
             "name": {
                 "type": "string",
                 "pattern": r"^[^/].*\.mp4$",
-                "description": "Template of the film's name; fields: clip, idx, seed, model, rank. Default: {clip}.mp4.",
+                "description": "Template of the film's name; fields: clip, idx, seed, model, rank, and of longlive "
+                "sample and model_type. Default: {clip}.mp4.",
             },
             "options": {**options, "description": "Options for all clips of the run."},
         },

@@ -103,7 +103,9 @@ KINDS = {
                 "raw": "raw caption",
             },
             tensors=(
-                TensorSpec("prompt_embeds", (1, "L", "D"), HALF_OR_FULL, "text embeddings; padding rows are zero"),
+                TensorSpec(
+                    "prompt_embeds", ("P", "L", "D"), HALF_OR_FULL, "text embeddings, a row per prompt; padding is zero"
+                ),
                 TensorSpec("negative_prompt_embeds", (1, "L", "D"), HALF_OR_FULL, "the same of the negative prompt", False),
                 TensorSpec("image_latents", (1, "C", "", "h", "w"), ("F32",), "normalised latents of the condition", False),
                 TensorSpec(

@@ -216,10 +216,11 @@ class Loop:
         """See that the weights fit before they are loaded: weights that are too many for a GPU may do when offloaded."""
         model, stage = self.plant.model, self.plant.stage.name
         size = resident_bytes(model, self.plant.resident, order.options.get("dtype", ""))
+        offloaded = order.options.get("offload", "none") != "none" or bool(order.options.get("low_memory"))
         try:
-            memory.check(size, device, order.options.get("offload", "none") != "none", f"{model.name} for {stage}")
+            memory.check(size, device, offloaded, f"{model.name} for {stage}")
         except memory.NoRoom as error:
-            if "offload" in self.plant.memory_saving and not order.memory_saving:
+            if {"offload", "low_memory"} & self.plant.memory_saving.keys() and not order.memory_saving:
                 raise
             raise JobError(str(error), "take a larger GPU, or the CPU") from None
 

@@ -8,7 +8,7 @@ shares of the picture's shorter side, so a scene can be drawn at any size.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,6 +85,12 @@ def render(scene: Scene, frames: int, width: int = 64, height: int = 64, start: 
     cover = np.clip(0.5 - distance, 0, 1)[..., None]
     color, ground = (np.array(rgb, np.float32) for rgb in (COLORS[scene.color], BACKGROUNDS[scene.background]))
     return (ground + cover * (color - ground) + 0.5).astype(np.uint8)
+
+
+def turned(scene: Scene, direction: str, frame: int, width: int = 64, height: int = 64) -> Scene:
+    """The scene that goes on in another direction from where one is at `frame`, which is the new one's frame 0."""
+    x, y = scene.centers(1, width, height, start=frame)[0] / (width, height)
+    return replace(scene, direction=direction, x=float(x), y=float(y))
 
 
 def wrapped(way: np.ndarray, size: float) -> np.ndarray:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import nn
 
 from stages.models.longlive.cache import Cache
 
 
 class CausalWan:
-    """A transformer with its attention and positions replaced. `relative`: positions are those within the window, so there
-    is no longest film; keys are then kept unrotated."""
+    """A transformer with its attention and positions replaced, that computes in `dtype`.
 
-    def __init__(self, transformer: WanTransformer3DModel, relative: bool = False):
-        self.transformer, self.relative = transformer, relative
+    `relative`: positions are those within the window, so there is no longest film; keys are then kept unrotated.
+    """
+
+    def __init__(self, transformer: WanTransformer3DModel, relative: bool = False, dtype: torch.dtype = torch.float32):
+        self.transformer, self.relative, self.dtype = transformer, relative, dtype
         self.cache: Cache | None = None
         self.positions = transformer.rope
         transformer.rope = Positions(self)
@@ -34,21 +37,22 @@ class CausalWan:
         self.cache = cache
         cache.enter(start, slots)
         time = torch.full((len(latents),), timestep, device=latents.device)
-        return self.transformer(latents, time, text, return_dict=False)[0]
+        return self.transformer(latents.to(self.dtype), time, text, return_dict=False)[0]
 
-    def rotary(self, frames: list[int], height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines [1, F * height * width, 1, dim] for frames at these positions, of height x width tokens."""
-        rope, tables = self.positions, []
-        for table in (rope.freqs_cos, rope.freqs_sin):
-            time, vertical, horizontal = table.split([rope.t_dim, rope.h_dim, rope.w_dim], dim=1)
-            grid = (len(frames), height, width, -1)
-            parts = (
-                time[frames].view(len(frames), 1, 1, -1).expand(grid),
-                vertical[:height].view(1, height, 1, -1).expand(grid),
-                horizontal[:width].view(1, 1, width, -1).expand(grid),
-            )
-            tables.append(torch.cat(parts, dim=-1).view(1, len(frames) * height * width, 1, -1))
-        return tuple(tables)
+
+def rotary(rope: WanRotaryPosEmbed, frames: list[int], height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [1, F * height * width, 1, dim] for frames at these positions, of height x width tokens."""
+    tables = []
+    for table in (rope.freqs_cos, rope.freqs_sin):
+        time, vertical, horizontal = table.split([rope.t_dim, rope.h_dim, rope.w_dim], dim=1)
+        grid = (len(frames), height, width, -1)
+        parts = (
+            time[frames].view(len(frames), 1, 1, -1).expand(grid),
+            vertical[:height].view(1, height, 1, -1).expand(grid),
+            horizontal[:width].view(1, 1, width, -1).expand(grid),
+        )
+        tables.append(torch.cat(parts, dim=-1).view(1, len(frames) * height * width, 1, -1))
+    return tuple(tables)
 
 
 class Positions(nn.Module):
@@ -63,12 +67,18 @@ class Positions(nn.Module):
         cache, (count, height, width) = model.cache, hidden_states.shape[2:]
         grid = height // p_h, width // p_w
         if not model.relative:
-            table = model.rotary(list(range(cache.start, cache.start + count)), *grid)
+            table = at(hidden_states.device, rotary(model.positions, list(range(cache.start, cache.start + count)), *grid))
             return table, table
         order = sorted(range(len(cache.frames)), key=cache.frames.__getitem__)
         rank = {slot: position for position, slot in enumerate(order)}
-        keys = model.rotary([rank[slot] for slot in range(len(cache.frames))], *grid)
-        return model.rotary(list(range(len(order) - count, len(order))), *grid), keys
+        keys = rotary(model.positions, [rank[slot] for slot in range(len(cache.frames))], *grid)
+        queries = rotary(model.positions, list(range(len(order) - count, len(order))), *grid)
+        return at(hidden_states.device, queries), at(hidden_states.device, keys)
+
+
+def at(device: torch.device, tables: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tables on a device: those of a transformer that has been made causal stay where they were."""
+    return tuple(table.to(device) for table in tables)
 
 
 class SelfAttention:

@@ -9,8 +9,8 @@ from diffusers import AutoencoderKLWan
 from stages.models.shared.clip import write_clip
 from stages.models.shared.loading import loading
 from stages.models.shared.origin import check_origin, model_fields
+from stages.models.shared.wan.vae import decoded, denormalised, pixels
 from stages.models.wan.common import check_repository
-from stages.models.wan.vae import decoded, denormalised, pixels
 from stages.runtime.worker import Work, Worker
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from stages.models.shared.loading import DTYPES, loading
 from stages.models.shared.origin import check_origin, model_fields
+from stages.models.shared.wan.transformer import load_transformer
 from stages.models.wan import checkpoint
 from stages.models.wan.common import check_repository
 from stages.models.wan.options import check_experts
@@ -28,7 +29,6 @@ from stages.models.wan.sampler import (
     replaced,
     switch_step,
 )
-from stages.models.wan.transformer import load_transformer
 from stages.runtime.artifacts import Artifact, write_tensors
 from stages.runtime.errors import ItemError
 from stages.runtime.worker import Setting, Work, Worker

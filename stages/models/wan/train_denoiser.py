@@ -8,57 +8,40 @@ sigmas above the boundary and one for those below.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from stages.media.shapes.world import WORDS
 from stages.models.shared.training.data import datasets
-from stages.models.shared.training.loop import Task, in_dtype
-from stages.models.shared.words import word_tokenizer
-from stages.models.wan.repository import write_index
+from stages.models.shared.training.loop import in_dtype
+from stages.models.shared.wan.repository import write_index
+from stages.models.shared.wan.training import Encoded, LatentTask
 from stages.models.wan.sampler import Condition, State, concatenated, denoise, imposed, make_scheduler, replaced, switch_step
-from stages.models.wan.train_vae import check_size
-from stages.models.wan.vae import decoded, denormalised, pixels
 from stages.runtime.errors import UsageError
 
-PAD, END, UNKNOWN = SPECIAL = ("<pad>", "</s>", "<unk>")
 OPEN_GATES = 0.6  # of the residual branches at the start; torch's own values keep them almost closed
 SPREAD = 1.2  # of the logit-normal distribution of the sigmas
 
 
-class DenoiserTask(Task):
+class DenoiserTask(LatentTask):
     """The velocity's squared error, at sigmas drawn from a shifted logit-normal distribution."""
 
     def __init__(self, options: Mapping[str, Any], architecture: Mapping[str, Any]):
-        super().__init__()
-        self.options, self.two_experts = options, options["variant"] == "14b"
-        vae = options["vae"] or options["start_from"]
-        if not (Path(vae) / "vae").is_dir():
-            raise UsageError(f"{vae or 'no folder'} has no vae/", "give --vae, a folder that train wan-vae wrote")
-        self.vae = AutoencoderKLWan.from_pretrained(vae, subfolder="vae", dtype=torch.float32)
-        self.vae.requires_grad_(False).eval()
-        check_size(options, self.vae, patch=2)
+        super().__init__(options, architecture)
+        self.two_experts = options["variant"] == "14b"
         if self.two_experts and options["batch_size"] < 2:
             raise UsageError(
                 "batch_size is 1 and each expert of the 14b is trained on a half", "give --batch-size 2 or more"
             )
         if options["start_from"]:
-            start = Path(options["start_from"])
-            self.tokenizer = AutoTokenizer.from_pretrained(start / "tokenizer")
-            self.text = UMT5EncoderModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
-            self.experts = nn.ModuleList(self._experts_from(start))
+            self.experts = nn.ModuleList(self._experts_from(Path(options["start_from"])))
         else:
-            self.tokenizer, self.text = new_text_encoder(architecture["text_encoder"])
             self.experts = nn.ModuleList(self._new_expert(architecture["transformer"]) for _ in self._expert_names())
-        self.text.requires_grad_(not (options["start_from"] and options["freeze_text_encoder"]))
         self.data = tuple(Encoded(clips, self.vae, self.two_experts, options["batch_size"]) for clips in datasets(options))
 
     def _expert_names(self) -> tuple[str, ...]:
@@ -139,18 +122,6 @@ class DenoiserTask(Task):
         shift = self.options["training_shift"]
         return shift * even / (1 + (shift - 1) * even)
 
-    def embed(self, texts: list[str]) -> torch.Tensor:
-        """Embeddings [B, L, D]; the rows behind a text's end are zero, as Wan has it."""
-        tokens = self.tokenizer(
-            texts,
-            padding="max_length",
-            max_length=self.options["max_sequence_length"],
-            truncation=True,
-            return_tensors="pt",
-        ).to(self.text.device)
-        states = self.text(tokens.input_ids, tokens.attention_mask).last_hidden_state
-        return states * tokens.attention_mask[..., None]
-
     # ---------------------------------------------------------------------------------------------------------- sample
 
     @torch.no_grad()
@@ -158,10 +129,10 @@ class DenoiserTask(Task):
         """Per caption the true clip and the one made from its first frame; of the 5b also the one made from text alone."""
         rows = []
         for i, caption in enumerate(batch["text"][:3]):
-            rows.append((caption, self._pixels(batch["latents"][i : i + 1])))
-            rows.append(("from its first frame", self._pixels(self.generate(batch, i, first_frame=True))))
+            rows.append((caption, self.pixels(batch["latents"][i : i + 1])))
+            rows.append(("from its first frame", self.pixels(self.generate(batch, i, first_frame=True))))
             if not self.two_experts:
-                rows.append(("from the text", self._pixels(self.generate(batch, i, first_frame=False))))
+                rows.append(("from the text", self.pixels(self.generate(batch, i, first_frame=False))))
         return rows
 
     def generate(self, batch: Mapping[str, Any], i: int, first_frame: bool) -> torch.Tensor:
@@ -187,71 +158,14 @@ class DenoiserTask(Task):
             return (steps,)
         return switch_step(scheduler, self.options["boundary_ratio"]), steps
 
-    def _pixels(self, latents: torch.Tensor) -> np.ndarray:
-        return np.stack([pixels(frame) for frame in decoded(self.vae, denormalised(self.vae, latents))])
-
     # ------------------------------------------------------------------------------------------------------------ save
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """Write a whole repository in diffusers' layout; the VAE is copied as it is."""
-        source = Path(self.options["vae"] or self.options["start_from"])
-        shutil.copytree(source / "vae", folder / "vae")
+        """Write a whole repository in diffusers' layout."""
+        self.save_around(folder, dtype)
         for name, expert in zip(self._expert_names(), self.experts, strict=True):
             in_dtype(expert, dtype).save_pretrained(folder / name)
-        in_dtype(self.text, dtype).save_pretrained(folder / "text_encoder")
-        self.tokenizer.save_pretrained(folder / "tokenizer")
         UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=self.options["sample_shift"]
         ).save_pretrained(folder / "scheduler")
         write_index(folder, self.options["variant"], self.options["boundary_ratio"])
-
-
-class Encoded(torch.utils.data.Dataset):
-    """Clips as normalised latents, each encoded once, at its first use; so of an augmented clip there is one variation.
-
-    An item has `latents` [C, T, h, w], `text` and `name`; for the 14b also what it is told, `image` [C, T, h, w] and `known`
-    [4, T, h, w]. `together` neighbours are encoded at once, which is faster: always the same ones, or rounding would make a
-    resumed training another one.
-    """
-
-    def __init__(self, clips, vae: AutoencoderKLWan, with_image: bool, together: int):
-        self.clips, self.vae, self.with_image = clips, [vae], with_image  # in a list: not a part of this
-        self.together, self.known = together, {}
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, key) -> dict[str, Any]:
-        index = key[1] if isinstance(key, tuple) else key
-        if index not in self.known:
-            first = index - index % self.together
-            items = [self.clips[i] for i in range(first, min(first + self.together, len(self)))]
-            self.known |= dict(enumerate(self._encoded(items), first))
-        return self.known[index]
-
-    @torch.no_grad()
-    def _encoded(self, items: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        video = torch.stack([item["video"] for item in items]).to(self.vae[0].device)
-        found = {"latents": self._latents(video)}
-        if self.with_image:
-            grey = torch.cat([video[:, :, :1], torch.zeros_like(video[:, :, 1:])], dim=2)
-            found["image"] = self._latents(grey)
-            found["known"] = torch.zeros(len(items), 4, *found["latents"].shape[2:])
-            found["known"][:, :, 0] = 1
-        for i, item in enumerate(items):
-            yield {name: tensor[i] for name, tensor in found.items()} | {"text": item["text"], "name": item["name"]}
-
-    def _latents(self, video: torch.Tensor) -> torch.Tensor:
-        vae = self.vae[0]
-        mean, std = (torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
-        return ((vae.encode(video).latent_dist.mode() - mean.to(video)) / std.to(video)).cpu()
-
-
-def new_text_encoder(config: Mapping[str, Any]) -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
-    """A tokenizer of the words of shapes world, and an encoder of random weights."""
-    words = word_tokenizer([*WORDS, "continue", "video", ".", ","], SPECIAL, UNKNOWN, end=END)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
-    full = UMT5Config(
-        vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, dropout_rate=0.0, **config
-    )
-    return tokenizer, UMT5EncoderModel(full)

@@ -13,7 +13,8 @@ from torch import nn
 
 from stages.models.shared.training.data import datasets
 from stages.models.shared.training.loop import Task, in_dtype
-from stages.models.wan.vae import decoded, pixels, unclamped
+from stages.models.shared.wan.training import check_size
+from stages.models.shared.wan.vae import decoded, pixels, unclamped
 from stages.runtime.errors import UsageError
 
 STATISTICS_CLIPS = 256
@@ -96,16 +97,6 @@ class VAETask(Task):
         means = torch.cat([self.vae.encode(clip[None].to(device)).latent_dist.mode() for clip in chosen])
         mean, spread = means.mean((0, 2, 3, 4)), means.var((0, 2, 3, 4)).mean().sqrt().item()
         return {"latents_mean": mean.tolist(), "latents_std": [spread] * len(mean)}
-
-
-def check_size(options: Mapping[str, Any], vae: AutoencoderKLWan, patch: int = 1) -> None:
-    """Raise UsageError for clips that the VAE would round, or whose latents do not make whole patches."""
-    time, side = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial * patch
-    if options["num_frames"] % time != 1:
-        raise UsageError(f"num_frames is {options['num_frames']}", f"this VAE needs {time}n+1, for example {2 * time + 1}")
-    for name in ("frame_size", "crop_size"):
-        if options.get(name, 0) % side:
-            raise UsageError(f"{name} is {options[name]}", f"this architecture needs a multiple of {side}")
 
 
 def foreground(video: torch.Tensor) -> torch.Tensor:

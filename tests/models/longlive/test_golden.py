@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from stages.models.longlive.cache import Cache
 from stages.models.longlive.causal import CausalWan
 from stages.models.longlive.sampler import Schedule, denoise, prefill
-from stages.models.shared.wan_names import diffusers_name
+from stages.models.shared.wan.names import diffusers_name
 
 GOLDEN = Path(__file__).parents[2] / "golden/longlive"
 CONFIG = json.loads((GOLDEN / "config.json").read_text())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from stages.models.wan.vae import decoded
+from stages.models.shared.wan.vae import decoded
 
 
 @pytest.fixture(params=["14b", "5b"])

@@ -5,7 +5,7 @@ An item is asked for by (epoch, index) and is a function of these alone: that ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -144,30 +144,38 @@ class ShapesDataset(Dataset):
         index = key[1] if isinstance(key, tuple) else key
         if not 0 <= index < self.count:
             raise IndexError(f"clip {index} of {self.count}")
-        rng = np.random.default_rng([self.seed, index])
+        item = self.clip(index, np.random.default_rng([self.seed, index]))
+        tensor = torch.from_numpy(item.pop("frames").astype(np.float32) / 127.5 - 1).permute(3, 0, 1, 2).contiguous()
+        return {"video": tensor, "name": f"{SHAPES} {self.seed}/{index}", **item}
+
+    def clip(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """A clip's `frames`, uint8 [T, H, W, 3], its `text`, and what is known of it. May be overridden."""
+        scene = self.scene(index, rng)
+        frames = world.render(scene, self.num_frames, self.frame_size, self.frame_size)
+        return {"frames": frames, "text": scene.caption(), "scene": scene}
+
+    def scene(self, index: int, rng: np.random.Generator) -> world.Scene:
         inside = rng.random() < self.inside_share
         scenes = iter(lambda: world.sample(rng, inside=self.num_frames if inside else 0), None)
         scene = next(filter(self._is_wanted, scenes))
         if self.looks:
             look = self.looks[index % len(self.looks)]
             scene = replace(scene, color=look.color, shape=look.shape, background=look.background)
-        frames = world.render(scene, self.num_frames, self.frame_size, self.frame_size)
-        tensor = torch.from_numpy(frames.astype(np.float32) / 127.5 - 1).permute(3, 0, 1, 2).contiguous()
-        return {"video": tensor, "text": scene.caption(), "name": f"{SHAPES} {self.seed}/{index}", "scene": scene}
+        return scene
 
     def _is_wanted(self, scene: world.Scene) -> bool:
         return self.only <= set(scene.caption().split())
 
 
-def datasets(options: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
-    """The clips to train on and those to validate with."""
+def datasets(options: Mapping[str, Any], shapes: Callable[..., ShapesDataset] = ShapesDataset) -> tuple[Dataset, Dataset]:
+    """The clips to train on and those to validate with; `shapes` makes those of shapes world."""
     size = {"num_frames": options["num_frames"], "frame_size": options["frame_size"]}
     if options["data"] == SHAPES:
         count = options["max_samples"] or SHAPES_CLIPS
         kind = {**size, "inside_share": options["inside_share"], "looks": options["looks"], "only": options["only"]}
         return (
-            ShapesDataset(count, **kind, seed=options["seed"] + 1),
-            ShapesDataset(options["validation_samples"], **kind, seed=0),
+            shapes(count, **kind, seed=options["seed"] + 1),
+            shapes(options["validation_samples"], **kind, seed=0),
         )
     if not options["data"]:
         raise UsageError("no data is given", f"add --data FOLDER (with videos/ and captions/), or --data {SHAPES}")

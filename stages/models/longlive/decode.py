@@ -1,0 +1,42 @@
+"""Decode for LongLive: latents become a film, frame after frame; memory does not grow with its length."""
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from stages.models.shared.clip import write_clip
+from stages.models.shared.loading import loading
+from stages.models.shared.origin import check_origin, model_fields
+from stages.models.shared.wan.vae import decoded, denormalised, pixels
+from stages.runtime.errors import ItemError
+from stages.runtime.worker import Work, Worker
+
+
+class Decode(Worker):
+    """Writes `clip`. The source's frames are decoded too where they are left out: what follows builds on them."""
+
+    def check(self, work: Work) -> None:
+        latents = work.inputs["latents"]
+        check_origin(latents, self.model)
+        if work.options["new_only"] and not latents.fields["source_frames"]:
+            raise ItemError(f"new_only is on and {latents.path} has no source", "leave it out")
+
+    def load(self, options: Mapping[str, Any], phase: str) -> None:
+        """Load the VAE in float32. Raises JobError."""
+        with loading(self.model):
+            self.vae = AutoencoderKLWan.from_pretrained(
+                self.model.folder(), subfolder="vae", dtype=torch.float32, use_safetensors=True
+            ).to(self.device)
+        if options["vae_tiling"]:
+            self.vae.enable_tiling()
+
+    def run(self, work: Work, phase: str) -> None:
+        latents = work.inputs["latents"]
+        skipped = latents.fields["source_frames"] if work.options["new_only"] else 0
+        z = denormalised(self.vae, latents.tensors()["latents"].to(self.device))
+        fields = {name: latents.fields[name] for name in ("width", "height", "num_frames", "prompt", "raw", "seed")}
+        fields |= {**model_fields(self.model, work), "num_frames": fields["num_frames"] - skipped}
+        write_clip(work, islice(map(pixels, decoded(self.vae, z)), skipped, None), fields)

@@ -1,0 +1,149 @@
+"""Generate for LongLive: block by block from noise, over a cache that the source and the blocks before have filled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from stages.models.longlive.cache import Cache
+from stages.models.longlive.causal import CausalWan
+from stages.models.longlive.lora import merge
+from stages.models.longlive.options import check_longest, check_window
+from stages.models.longlive.sampler import Schedule, denoise, remember, switch
+from stages.models.shared.loading import DTYPES, loading, read_config
+from stages.models.shared.origin import check_origin, model_fields
+from stages.models.shared.wan.transformer import place
+from stages.runtime.artifacts import Artifact, write_tensors
+from stages.runtime.errors import ItemError
+from stages.runtime.worker import Work, Worker
+
+SMALL_GPU = 40 * 2**30  # bytes: of less than that the transformer stays in main memory
+
+
+class Generate(Worker):
+    """Writes `latents` float32 [1, C, T, h, w], those of the source first."""
+
+    def check(self, work: Work) -> None:
+        encoded = work.inputs["encoded"]
+        check_origin(encoded, self.model)
+        check_window(work.options, encoded.fields["block"])
+        check_longest(encoded.fields["latent_frames"], work.options)
+
+    def load(self, options: Mapping[str, Any], phase: str) -> None:
+        """Load the transformer, with a LoRA merged into it. Raises JobError, ItemError for a LoRA that does not fit."""
+        dtype, device = DTYPES[options["dtype"]], torch.device(self.device)
+        with loading(self.model):
+            transformer = WanTransformer3DModel.from_pretrained(
+                self.model.folder(), subfolder="transformer", dtype=dtype, use_safetensors=True
+            ).eval()
+        if options["lora"]:
+            merge(transformer, Path(options["lora"]), options["lora_alpha"])
+        self.causal = CausalWan(transformer, options["relative_positions"], dtype)
+        offloaded = {"offload": "block_level", "offload_blocks": 1, "offload_stream": False}
+        place(transformer, offloaded if wants_little(options, device) else {"offload": "none"}, device)
+
+    @torch.no_grad()
+    def run(self, work: Work, phase: str) -> None:
+        encoded, options = work.inputs["encoded"], work.options
+        tensors, fields = encoded.tensors(), encoded.fields
+        film = Film(encoded, self._grid(fields), work.partial, options["checkpoint_every"])
+        text = tensors["prompt_embeds"].to(self.device, DTYPES[options["dtype"]])
+        schedule = Schedule.of(
+            options["denoising_step_list"],
+            options["timestep_shift"],
+            options["warp_denoising_step"],
+            options["context_noise"],
+        )
+        cache = Cache(options["local_attn_size"], options["sink_size"])
+        blocks = noises(film.shape, len(schedule.sigmas), options["seed"])
+        prompt, starts = 0, range(0, fields["latent_frames"], fields["block"])
+        for start in tqdm(starts, desc=work.item.id, unit="block", disable=None, leave=False):
+            following = sum(frame <= start for frame in fields["switches"])
+            if following != prompt:
+                self._switch(cache, film, text[following : following + 1], schedule, start, options)
+                prompt = following
+            telling = text[prompt : prompt + 1]
+            if (known := film.block(start)) is not None:
+                remember(self.causal, cache, known.to(self.device), telling, schedule, start)
+                if start >= film.given:
+                    next(blocks)
+                continue
+            noise, *fresh = next(blocks).to(self.device)
+            made = denoise(self.causal, cache, noise, fresh, telling, schedule, start)
+            if not torch.isfinite(made).all():
+                raise ItemError(
+                    f"block {start // fields['block']} of {work.item.id} became NaN or infinite", "try --dtype float32"
+                )
+            film.add(made.cpu())
+        passed_on = ("width", "height", "num_frames", "prompt", "raw", "source_frames")
+        facts = {name: fields[name] for name in passed_on} | {**model_fields(self.model, work), "seed": options["seed"]}
+        write_tensors(work.output, "latents", facts, {"latents": film.latents})
+
+    def _grid(self, fields: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Channels, height and width of a latent frame."""
+        stride = read_config(self.model.folder() / "vae").get("scale_factor_spatial", 8)
+        return self.causal.transformer.config.in_channels, fields["height"] // stride, fields["width"] // stride
+
+    def _switch(self, cache: Cache, film: Film, text: torch.Tensor, schedule: Schedule, start: int, options) -> None:
+        if not options["recache_on_switch"] or start == 0:
+            cache.forget_prompt()
+            return
+        first = max(0, start - cache.window)
+        latest = film.latents[:, :, first:start].to(self.device)
+        switch(self.causal, cache, latest, text, schedule, first, options["global_sink"])
+
+
+class Film:
+    """The clean latents so far: the source's, and blocks that were made, of which some may have been found again."""
+
+    def __init__(self, encoded: Artifact, grid: tuple[int, int, int], partial: Path, every: int):
+        channels, height, width = grid
+        given = encoded.tensors().get("image_latents", torch.empty(1, channels, 0, height, width))
+        self.partial, self.every, self.given = partial, every, given.shape[2]
+        self.size, self.whole = encoded.fields["block"], encoded.fields["latent_frames"]
+        self.shape = (1, channels, self.size, height, width)
+        self.latents = torch.cat([given, self._found(given)], dim=2)
+
+    def _found(self, given: torch.Tensor) -> torch.Tensor:
+        """Blocks that an interrupted run left; a damaged file is removed."""
+        try:
+            return load_file(self.partial)["blocks"]
+        except FileNotFoundError:
+            pass
+        except (SafetensorError, OSError, KeyError):
+            self.partial.unlink(missing_ok=True)
+        return given[:, :, :0]
+
+    def block(self, start: int) -> torch.Tensor | None:
+        """The block that begins at a frame; None where it is still to be made."""
+        return self.latents[:, :, start : start + self.size] if start < self.latents.shape[2] else None
+
+    def add(self, block: torch.Tensor) -> None:
+        self.latents = torch.cat([self.latents, block], dim=2)
+        made = (self.latents.shape[2] - self.given) // self.size
+        if self.every and made % self.every == 0 and self.latents.shape[2] < self.whole:
+            temporary = self.partial.with_name(f"{self.partial.name}.new")
+            save_file({"blocks": self.latents[:, :, self.given :].contiguous()}, temporary)
+            temporary.replace(self.partial)
+
+
+def noises(shape: tuple[int, ...], steps: int, seed: int) -> Iterator[torch.Tensor]:
+    """Block after block what it starts from and what is added after its steps, [steps, *shape]: from one generator on the
+    CPU, so a longer film begins as a shorter one."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    while True:
+        yield torch.randn((steps, *shape), generator=generator, dtype=torch.float32)
+
+
+def wants_little(options: Mapping[str, Any], device: torch.device) -> bool:
+    """Whether to keep the weights in main memory: as asked, else on a small GPU."""
+    if options["low_memory"] is not None or device.type != "cuda":
+        return bool(options["low_memory"])
+    return torch.cuda.get_device_properties(device).total_memory < SMALL_GPU

@@ -1,0 +1,272 @@
+"""LongLive: causal, block-wise generation over a KV cache, on Wan2.1's text-to-video model (arXiv:2509.22622).
+
+Lengths are told in two units. A latent frame stands for 4 frames of the film, the first one for 1: L latent frames are
+4 L - 3 frames. The defaults are those of the video-conditional program that this replaces.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stages.media.options import WRITE_OPTIONS
+from stages.models.shared.noise import SEED
+from stages.models.shared.training.options import STAGE, shared
+from stages.runtime.errors import UsageError
+from stages.runtime.options import DTYPES, Family, Option, Training
+
+SIZES = ("832*480",)
+LONGEST = 1024  # latent frames: the rows of the rotary table that the model was trained with
+LATENT = "latent frames"
+
+
+class Lengths(NamedTuple):
+    """What becomes of the frames of a source: `used` of them are encoded, to `given` latent frames, whole blocks."""
+
+    used: int
+    given: int
+
+
+def lengths(frames: int, block: int) -> Lengths:
+    """Of the first `frames` frames of a source as many as make whole blocks of latent frames; 0 of fewer than one block."""
+    given = (1 + (frames - 1) // 4) // block * block if frames else 0
+    return Lengths(max(0, 4 * given - 3), given)
+
+
+def pixel_frames(latent: int) -> int:
+    return max(0, 4 * latent - 3)
+
+
+def check_steps(value: int) -> str | None:
+    return None if 0 < value <= 1000 else "it must be 1 to 1000"
+
+
+def check_lengths(values: Mapping[str, Any]) -> None:
+    """Refuse lengths that are no whole blocks, before anything is loaded. Raises UsageError."""
+    latent, block = values["num_output_frames"], values["num_frame_per_block"]
+    if latent % block:
+        raise UsageError(
+            f"num_output_frames is {latent} latent frames and a block has {block}",
+            f"take {latent // block * block or block} or {(latent // block + 1) * block}",
+        )
+
+
+def check_window(values: Mapping[str, Any], block: int) -> None:
+    """Refuse a window that has no room for a block beside the sinks. Raises UsageError."""
+    window, sink = values["local_attn_size"], values["sink_size"]
+    if window < sink + block:
+        raise UsageError(
+            f"local_attn_size is {window}, with {sink} sinks and blocks of {block}", f"take {sink + block} or more"
+        )
+
+
+def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> None:
+    allowed = sizes or SIZES
+    if values["size"] not in allowed:
+        raise UsageError(f"size {values['size']} is not one of this model's", f"choose {', '.join(allowed)} (width*height)")
+    check_lengths(values)
+    check_window(values, values["num_frame_per_block"])
+    check_longest(values["num_output_frames"], values)
+
+
+def check_longest(latent: int, values: Mapping[str, Any]) -> None:
+    if latent > LONGEST and not values["relative_positions"]:
+        raise UsageError(
+            f"num_output_frames is {latent} latent frames and the model counts up to {LONGEST}", "set relative_positions"
+        )
+
+
+def detect(folder: Path) -> str | None:
+    """A Wan2.1 text-to-video repository, in diffusers' layout."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):
+        return None
+    is_wan = index.get("_class_name") == "WanPipeline" and index.get("transformer", [None])[0]
+    return "" if is_wan and not index.get("expand_timesteps") and index.get("boundary_ratio") is None else None
+
+
+TRAINING = Training(
+    "stages.models.longlive.train:CausalTask",
+    (
+        *shared(without=("num_workers",), num_frames=81),  # its clips are encoded once, by the VAE in this process
+        Option("vae", str, "", "Folder that train wan-vae wrote; empty: that of start_from", STAGE),
+        Option("freeze_text_encoder", bool, False, "Leave the text encoder of start_from as it is", STAGE),
+        Option("max_sequence_length", int, 512, "Length of the text", STAGE, "tokens", minimum=1, maximum=512),
+        Option("num_frame_per_block", int, 3, "Frames made together", STAGE, LATENT, minimum=1),
+        Option("local_attn_size", int, 12, "Frames that are seen, sinks and the block with them", STAGE, LATENT, minimum=1),
+        Option("sink_size", int, 3, "First frames, which are seen to the end", STAGE, LATENT, minimum=0),
+        Option(
+            "recache_share", float, 0.3, "Part of the clips in which a switch goes over the window again", STAGE, maximum=1
+        ),
+        Option("context_fault", float, 0.1, "Noise at most on the frames that were made before", STAGE, minimum=0),
+        Option("training_shift", float, 5.0, "Shift of the sigmas that are drawn", STAGE, minimum=0.01),
+    ),
+    "Train a causal Wan (WanTransformer3DModel) on clips whose prompt changes on the way.",
+)
+
+FAMILY = Family(
+    name="longlive",
+    version=1,
+    options=(
+        Option("size", str, SIZES[0], "Size of the film, width*height", ("encode",)),
+        Option("prompt1", str, "", "What the source shows, where no caption file is given", ("encode",), by_recipe=True),
+        Option("prompt", str, "", "What is made; behind a source this is its prompt2", ("encode",), by_recipe=True),
+        Option(
+            "next_prompts",
+            str,
+            [],
+            "The prompts after that, each from its switch on",
+            ("encode",),
+            many=True,
+            by_recipe=True,
+        ),
+        Option(
+            "switch_frame_indices",
+            int,
+            [],
+            "When each of them begins, counted from the film's start; it does at the next block",
+            ("encode",),
+            LATENT,
+            minimum=1,
+            many=True,
+        ),
+        Option(
+            "num_conditioning_frames",
+            int,
+            40,
+            "Frames of the source that are looked at, in pixel frames: of 40 the first 33 are used, 9 latent frames",
+            ("encode",),
+            "frames",
+            minimum=1,
+        ),
+        Option(
+            "num_output_frames",
+            int,
+            240,
+            "Length of the film, its source with it: L latent frames are 4 L - 3 frames, 240 are 957",
+            ("encode",),
+            LATENT,
+            minimum=1,
+        ),
+        Option("num_frame_per_block", int, 3, "Frames made together", ("encode",), LATENT, minimum=1),
+        Option("max_sequence_length", int, 512, "Length of the text", ("encode",), "tokens", minimum=1, maximum=512),
+        Option(
+            "denoising_step_list",
+            int,
+            [1000, 750, 500, 250],
+            "Denoising steps of a block, from 1000 down",
+            ("generate",),
+            many=True,
+            check=check_steps,
+        ),
+        Option("warp_denoising_step", bool, True, "Shift those steps by timestep_shift", ("generate",)),
+        Option("timestep_shift", float, 5.0, "That shift: higher is more noise", ("generate",), minimum=0.01),
+        Option(
+            "context_noise",
+            float,
+            0.0,
+            "What the model is told of frames that are done: their timestep, 0 is clean",
+            ("generate",),
+            minimum=0,
+            maximum=1000,
+        ),
+        Option(
+            "local_attn_size",
+            int,
+            12,
+            "Frames that are seen, sinks and the block with them",
+            ("generate",),
+            LATENT,
+            minimum=1,
+        ),
+        Option("sink_size", int, 3, "First frames, which are seen to the end", ("generate",), LATENT, minimum=0),
+        Option(
+            "recache_on_switch",
+            bool,
+            False,
+            "At a prompt's switch go over the window once more with the new prompt: it is followed sooner",
+            ("generate",),
+        ),
+        Option("global_sink", bool, True, "Leave the sinks as they are when that is done", ("generate",)),
+        Option(
+            "relative_positions",
+            bool,
+            False,
+            "Count positions within the window: there is no longest film, up to 1024 latent frames it is another film",
+            ("generate",),
+            reloads=True,
+        ),
+        SEED,
+        Option(
+            "dtype",
+            str,
+            "bfloat16",
+            "Precision of the transformer and the text encoder; the VAE always runs in float32",
+            ("encode", "generate"),
+            choices=DTYPES,
+            reloads=True,
+        ),
+        Option(
+            "lora",
+            str,
+            "",
+            "LoRA weights that convert wrote (a safetensors file)",
+            ("generate",),
+            reloads=True,
+            is_file=True,
+        ),
+        Option("lora_alpha", float, 256.0, "Their alpha: they count alpha / rank times", ("generate",), reloads=True),
+        Option(
+            "low_memory",
+            bool,
+            None,
+            "Keep the transformer in main memory and bring it to the GPU block by block",
+            ("generate",),
+            default_text="on a GPU of less than 40 GB",
+            changes_result=False,
+            reloads=True,
+        ),
+        Option(
+            "checkpoint_every",
+            int,
+            10,
+            "Keep the finished blocks in the store every so many, for a killed job to go on from; 0: never",
+            ("generate",),
+            "blocks",
+            minimum=0,
+            changes_result=False,
+        ),
+        Option(
+            "vae_tiling", bool, False, "Run the VAE in tiles: less memory, slight seams", ("encode", "decode"), reloads=True
+        ),
+        Option("new_only", bool, False, "Leave the source out of the film", ("decode",)),
+        Option("fps", float, 16.0, "Rate of the film", ("decode",), "frames per second", minimum=1),
+        *WRITE_OPTIONS,
+    ),
+    workers={
+        "encode": "stages.models.longlive.encode:Encode",
+        "generate": "stages.models.longlive.generate:Generate",
+        "decode": "stages.models.longlive.decode:Decode",
+    },
+    weights={
+        "encode": ("model_index.json", "tokenizer/*", "text_encoder/*", "vae/*"),
+        "generate": ("transformer/*", "vae/config.json"),
+        "decode": ("vae/*",),
+    },
+    detect=detect,
+    check=check,
+    resident={
+        "encode": ((("text_encoder", ""), ("vae", "float32")),),
+        "generate": ((("transformer", ""),),),
+        "decode": ((("vae", "float32"),),),
+    },
+    memory_saving={
+        "encode": {"vae_tiling": True},
+        "generate": {"low_memory": True},
+        "decode": {"vae_tiling": True},
+    },
+    trainings={"longlive": TRAINING},
+)

@@ -1,0 +1,1 @@
+"""What the families on Wan's classes share."""

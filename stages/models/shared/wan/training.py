@@ -1,0 +1,127 @@
+"""What trainings on latents of a Wan VAE share: the text encoder, the clips as latents, pixels to look at."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from torch.utils.data import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from stages.media.shapes.world import WORDS
+from stages.models.shared.training.loop import Task, in_dtype
+from stages.models.shared.wan.vae import decoded, denormalised, pixels
+from stages.models.shared.words import word_tokenizer
+from stages.runtime.errors import UsageError
+
+PAD, END, UNKNOWN = SPECIAL = ("<pad>", "</s>", "<unk>")
+
+
+class LatentTask(Task):
+    """A training on the latents of a VAE that stays as it is, with a text encoder, new or that of `start_from`."""
+
+    def __init__(self, options: Mapping[str, Any], architecture: Mapping[str, Any]):
+        super().__init__()
+        self.options = options
+        vae = options["vae"] or options["start_from"]
+        if not (Path(vae) / "vae").is_dir():
+            raise UsageError(f"{vae or 'no folder'} has no vae/", "give --vae, a folder that train wan-vae wrote")
+        self.vae = AutoencoderKLWan.from_pretrained(vae, subfolder="vae", dtype=torch.float32)
+        self.vae.requires_grad_(False).eval()
+        check_size(options, self.vae, patch=2)
+        if start := options["start_from"]:
+            self.tokenizer = AutoTokenizer.from_pretrained(Path(start) / "tokenizer")
+            self.text = UMT5EncoderModel.from_pretrained(Path(start) / "text_encoder", dtype=torch.float32)
+        else:
+            self.tokenizer, self.text = new_text_encoder(architecture["text_encoder"])
+        self.text.requires_grad_(not (start and options["freeze_text_encoder"]))
+
+    def embed(self, texts: list[str]) -> torch.Tensor:
+        """Embeddings [B, L, D]; the rows behind a text's end are zero, as Wan has it."""
+        tokens = self.tokenizer(
+            texts,
+            padding="max_length",
+            max_length=self.options["max_sequence_length"],
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.text.device)
+        states = self.text(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        return states * tokens.attention_mask[..., None]
+
+    def pixels(self, latents: torch.Tensor) -> np.ndarray:
+        """A clip, uint8 [T, H, W, 3], of normalised latents [1, C, T, h, w]."""
+        return np.stack([pixels(frame) for frame in decoded(self.vae, denormalised(self.vae, latents))])
+
+    def save_around(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write what a repository has beside the transformers; the VAE is copied as it is."""
+        source = Path(self.options["vae"] or self.options["start_from"])
+        shutil.copytree(source / "vae", folder / "vae")
+        in_dtype(self.text, dtype).save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+class Encoded(Dataset):
+    """Clips as normalised latents, each encoded once, at its first use; so of an augmented clip there is one variation.
+
+    An item has `latents` [C, T, h, w] in the place of `video`; for the 14b also what it is told, `image` [C, T, h, w] and
+    `known` [4, T, h, w]. `together` neighbours are encoded at once, which is faster: always the same ones, or rounding would
+    make a resumed training another one.
+    """
+
+    def __init__(self, clips, vae: AutoencoderKLWan, with_image: bool, together: int):
+        self.clips, self.vae, self.with_image = clips, [vae], with_image  # in a list: not a part of this
+        self.together, self.known = together, {}
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, key) -> dict[str, Any]:
+        index = key[1] if isinstance(key, tuple) else key
+        if index not in self.known:
+            first = index - index % self.together
+            items = [self.clips[i] for i in range(first, min(first + self.together, len(self)))]
+            self.known |= dict(enumerate(self._encoded(items), first))
+        return self.known[index]
+
+    @torch.no_grad()
+    def _encoded(self, items: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        video = torch.stack([item["video"] for item in items]).to(self.vae[0].device)
+        found = {"latents": self._latents(video)}
+        if self.with_image:
+            grey = torch.cat([video[:, :, :1], torch.zeros_like(video[:, :, 1:])], dim=2)
+            found["image"] = self._latents(grey)
+            found["known"] = torch.zeros(len(items), 4, *found["latents"].shape[2:])
+            found["known"][:, :, 0] = 1
+        for i, item in enumerate(items):
+            told = {name: value for name, value in item.items() if name != "video"}
+            yield {name: tensor[i] for name, tensor in found.items()} | told
+
+    def _latents(self, video: torch.Tensor) -> torch.Tensor:
+        vae = self.vae[0]
+        mean, std = (torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
+        return ((vae.encode(video).latent_dist.mode() - mean.to(video)) / std.to(video)).cpu()
+
+
+def new_text_encoder(config: Mapping[str, Any]) -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
+    """A tokenizer of the words of shapes world, and an encoder of random weights."""
+    words = word_tokenizer([*WORDS, "continue", "video", ".", ","], SPECIAL, UNKNOWN, end=END)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
+    full = UMT5Config(
+        vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, dropout_rate=0.0, **config
+    )
+    return tokenizer, UMT5EncoderModel(full)
+
+
+def check_size(options: Mapping[str, Any], vae: AutoencoderKLWan, patch: int = 1) -> None:
+    """Raise UsageError for clips that the VAE would round, or whose latents do not make whole patches."""
+    time, side = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial * patch
+    if options["num_frames"] % time != 1:
+        raise UsageError(f"num_frames is {options['num_frames']}", f"this VAE needs {time}n+1, for example {2 * time + 1}")
+    for name in ("frame_size", "crop_size"):
+        if options.get(name, 0) % side:
+            raise UsageError(f"{name} is {options[name]}", f"this architecture needs a multiple of {side}")
