@@ -20,6 +20,7 @@ from benchmarks.harness import ROOT, finish, parse_arguments, print_table, snake
 from stages import plan
 from stages.media.shapes import dataset
 from stages.media.shapes.dataset import Source
+from stages.media.shapes.world import DIRECTIONS
 from stages.score import score_run
 
 CLIPS, QUICK_CLIPS = 200, 24
@@ -43,6 +44,15 @@ CONTINUATION = {
     "seam_px": None,
 }
 WITH_CAPTIONER = {"caption_exact": 0.95, "color": 0.95, "shape": None, "direction": 0.95, "psnr_db": None}
+TURNING = {  # a source that goes one way, and a prompt that says another
+    "part01_direction": 0.90,
+    "part02_direction": 0.90,
+    "color_in_every_part": 0.95,
+    "shape_in_every_part": None,
+    "psnr_db": None,
+    "gain_db": None,
+    "median_end_point_px": None,
+}
 BARS = {
     "told-5b": CONTINUATION,
     "told-14b": CONTINUATION,
@@ -50,6 +60,8 @@ BARS = {
     "v2v-14b": WITH_CAPTIONER,
     "chain-5b": {"color_in_every_link": 0.95, "shape_in_every_link": None, "direction_in_every_link": None, "seam_px": None},
     "text2video-5b": {"color": None, "shape": None, "direction": None, "speed": None, "color_shape_direction": 0.80},
+    "longlive": TURNING,
+    "longlive-recached": TURNING,
     "text2video-unet": {"color": 0.95, "shape": 0.95, "direction": 0.6, "speed": None, "color_shape_direction": None},
 }
 
@@ -81,6 +93,8 @@ def config(clips: int, sources: dict[str, Source]) -> dict:
     in_chains = [video for video in videos if video["id"].startswith("seen")][: round(clips * IN_CHAINS)]
     on_black = [{**row, "prompt": GROUND.sub("black", row["prompt"])} for row in prompts]  # all that the U-Net knows
     as_links = {**OPTIONS, "links": LINKS}
+    turning = [{**row, "prompt1": row["prompt"], "prompt2": turned(row["prompt"], i)} for i, row in enumerate(told)]
+    turning = [{name: text for name, text in row.items() if name != "prompt"} for row in turning]
     captioner = {"captioner": "shapes-internvl", "options": OPTIONS}
     runs = {
         "told-5b": {"recipe": "v2v", "model": "shapes-wan-5b", "clips": told, "options": OPTIONS},
@@ -88,11 +102,23 @@ def config(clips: int, sources: dict[str, Source]) -> dict:
         "v2v-5b": {"recipe": "v2v", "model": "shapes-wan-5b", "clips": videos, **captioner},
         "v2v-14b": {"recipe": "v2v", "model": "shapes-wan-14b", "clips": videos, **captioner},
         "chain-5b": {"recipe": "chain", "model": "shapes-wan-5b", "clips": in_chains, **captioner, "options": as_links},
+        "longlive": {"recipe": "longlive", "model": "shapes-longlive", "clips": turning, "options": OPTIONS},
+        "longlive-recached": {
+            **{"recipe": "longlive", "model": "shapes-longlive", "clips": turning},
+            "options": {**OPTIONS, "recache_on_switch": True},
+        },
         "text2video-5b": {"recipe": "text2video", "model": "shapes-wan-5b", "clips": prompts, "options": OPTIONS},
         "text2video-unet": {"recipe": "text2video", "model": "shapes-text2video", "clips": on_black, "options": OPTIONS},
     }
     models = declared_models()
     return {"models": models, "runs": {name: run for name, run in runs.items() if run["model"] in models}}
+
+
+def turned(prompt: str, number: int) -> str:
+    """The prompt with another direction, each of the others equally often."""
+    now = next(word for word in prompt.split() if word in DIRECTIONS)
+    others = [direction for direction in DIRECTIONS if direction != now]
+    return prompt.replace(f" {now} ", f" {others[number % len(others)]} ")
 
 
 def make_clips(folder: Path, runs: dict) -> None:

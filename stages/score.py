@@ -167,7 +167,33 @@ def imagined(run: Run, clip: Clip) -> Row:
     return score.Row(clip.id, score.is_held_out(named), failed, parts)
 
 
-MEASURES = {"v2v": continued, "chain": chained, "text2video": imagined}
+def prompted(run: Run, clip: Clip) -> Row:
+    """`longlive`: each part of the film against its prompt; behind a source also against how that goes on, turned as the
+    last prompt says. Of several samples the first."""
+    from stages.media.shapes import score, world
+    from stages.models.longlive.options import pixel_frames
+
+    source = run.source(clip) if clip.video else None
+    try:
+        encoded = run.artifact(clip.id, "encode", "encoded").fields
+        prompts = encoded["prompts"]
+        begins = [pixel_frames(-(-frame // encoded["block"]) * encoded["block"]) for frame in encoded["switches"]]
+        film = run.pixels(next(i for i in (clip.id, f"{clip.id}/sample0") if (i, "decode") in run.outputs))
+        if len(film) != encoded["num_frames"]:
+            raise UsageError(f"the film of {clip.id} lacks its source", "run without new_only to score it")
+        check_shape(clip, film)
+    except ItemError as error:
+        named = score.slots(clip.prompts[0] if clip.prompts else clip.values["recipe"]["prompt2"])
+        return score.Row(clip.id, score.is_held_out(named), str(error), score.parts([], 2))
+    figures = score.parts([(film[max(0, a - 1) : b], text) for a, b, text in zip([0, *begins], [*begins, None], prompts)])
+    if source and len(prompts) == 2:
+        seam = begins[0] - 1  # the source's last frame
+        onward = world.turned(source.scene, score.slots(prompts[1]).get("direction", source.scene.direction), seam)
+        figures |= {name: value for name, value in score.continuation(film[seam:], onward, 0).items() if "_" in name}
+    return score.Row(clip.id, score.is_held_out(score.slots(prompts[-1])), "", figures)
+
+
+MEASURES = {"v2v": continued, "chain": chained, "text2video": imagined, "longlive": prompted}
 
 
 def check_shape(clip: Clip, pixels: np.ndarray) -> None:
@@ -212,10 +238,12 @@ def cell(value: float | None) -> str:
 @click.option("--scenes", type=click.Path(path_type=Path), help="Says what the sources show. Default: beside their videos/.")
 @clean_errors
 def main(runs: tuple[Path, ...], scenes: Path | None, debug: bool) -> None:
-    """Score RUN, the folder of a run (RESULTS/NAME) of recipe v2v, chain or text2video on clips of shapes world; or several.
+    """Score RUN, the folder of a run (RESULTS/NAME) of recipe v2v, chain, text2video or longlive, or several, on clips of
+    shapes world.
 
     What the clips should show is known from the scenes.jsonl of their data set (see python -m stages.media.shapes), or for
-    text2video from the prompts. Clips that were not made count as wrong. The figures are also left in RUN/score.json.
+    text2video and longlive from the prompts. Clips that were not made count as wrong. The figures are also left in
+    RUN/score.json.
     """
     for run in runs:
         result = score_run(run, scenes)

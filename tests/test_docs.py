@@ -60,6 +60,23 @@ def test_the_stages_of_the_readme_work_by_hand(tmp_path, own_cache):
     assert (tmp_path / "film.mp4").stat().st_size > 0 and (tmp_path / "made.gif").stat().st_size > 0
 
 
+def test_the_example_of_longlive_does_what_the_old_command_did(tmp_path, monkeypatch):
+    from stages import plan
+
+    monkeypatch.chdir(ROOT)
+    base = yaml.safe_load((ROOT / "config.yaml").read_text())
+    example = yaml.safe_load((ROOT / "examples" / "longlive.yaml").read_text())
+    models = {**base["models"], **example["models"]}
+    planned = plan.load({**base, **example, "models": models, "results": str(tmp_path)}, 1)
+    options = {job.stage.name: job.items[0].options for job in planned.jobs if job.run.name == "video_conditional"}
+    assert (options["encode"]["num_output_frames"], options["encode"]["num_conditioning_frames"]) == (240, 40)
+    assert options["encode"]["prompt"] == "The waves become larger and more turbulent"
+    assert options["caption_vlm"]["prompt"] == "A serene beach scene with gentle waves"
+    assert options["generate"]["denoising_step_list"] == [1000, 750, 500, 250] and options["generate"]["lora"]
+    films = {path.removeprefix(f"{tmp_path}/") for path in planned.films}
+    assert {"video_conditional/rank0-0-0_lora.mp4", "interactive/day.mp4", "interactive/sunrise.mp4"} <= films
+
+
 @pytest.mark.parametrize("name", ["v2v", "chain"])
 def test_the_examples_do_what_the_old_commands_did(name, tmp_path, monkeypatch):
     from stages import plan

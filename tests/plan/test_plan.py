@@ -8,6 +8,7 @@ import yaml
 
 from stages import plan
 from stages.plan.families import ALL
+from stages.plan.recipes import RECIPES
 from stages.plan.schema import all_options
 from stages.runtime.errors import UsageError
 
@@ -286,6 +287,10 @@ OTHER_VALUES = {
     "guidance_scale_2": None,
     "boundary_ratio": None,
     "lora_2": None,
+    "denoising_step_list": [1000, 500],
+    "num_output_frames": 12,
+    "num_frame_per_block": 4,
+    "switch_frame_indices": None,  # needs prompts beside it: tests/plan/test_longlive.py
 }
 
 
@@ -313,6 +318,10 @@ def test_every_option_counts_wherever_it_is_given(config, name, place):
         config["models"]["small"] = {"family": "text2video", "path": "weights/unet"}
         run |= {"recipe": "text2video", "clips": [{"prompt": "a kite"}]}
         del run["captioner"]
+    of_longlive = {option.name for option in (*ALL["longlive"].options, *RECIPES["longlive"].OPTIONS)}
+    if name in of_longlive - {option.name for option in (*ALL["wan"].options, *ALL["text2video"].options)}:
+        config["models"]["small"] = {"family": "longlive", "path": "weights/long"}
+        run |= {"recipe": "longlive", "clips": [{"video": "a.mp4", "prompt": "a kite"}]}
 
     def told():
         config["runs"]["demo"] = run

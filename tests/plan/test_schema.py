@@ -15,7 +15,11 @@ ROOT = Path(__file__).parents[2]
     ("keys", "value", "message"),
     [
         (["rnus"], {}, "config has the unknown key 'rnus': did you mean runs?"),
-        (["runs", "demo", "recipe"], "v3v", "config.runs.demo.recipe is 'v3v': it must be one of chain, text2video, v2v"),
+        (
+            ["runs", "demo", "recipe"],
+            "v3v",
+            "config.runs.demo.recipe is 'v3v': it must be one of chain, longlive, ",
+        ),
         (
             ["runs", "demo", "options", "stesp"],
             3,

@@ -104,6 +104,20 @@ def chain(links: Sequence[np.ndarray], scene: Scene, start: int, planned: int) -
     return figures
 
 
+def parts(film: Sequence[tuple[np.ndarray, str]], planned: int = 0) -> Figures:
+    """The parts of a film, uint8 [T, H, W, 3], each against its prompt; one that is missing is wrong.
+
+    A part begins with the last frame of the one before, so that its motion shows at once.
+    """
+    steps = [told(clip, prompt) for clip, prompt in film]
+    steps += [WRONG | {"color_shape_direction": False}] * (planned - len(film))
+    names = ("color", "shape", "direction", "color_shape_direction")
+    figures = {f"{name}_in_every_part": all(step.get(name, True) for step in steps) for name in names}
+    for number, step in enumerate(steps, 1):
+        figures |= {f"part{number:02d}_{name}": step[name] for name in names if name in step}
+    return figures
+
+
 def told(clip: np.ndarray, prompt: str) -> Figures:
     """A clip, uint8 [T, H, W, 3], against what its prompt names; what the prompt leaves open cannot be wrong."""
     seen = read(clip)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from stages.models.longlive.cache import Cache
 from stages.models.longlive.causal import CausalWan
 from stages.models.longlive.lora import merge
-from stages.models.longlive.options import check_longest, check_window
+from stages.models.longlive.options import LONGEST, check_longest, check_window
 from stages.models.longlive.sampler import Schedule, denoise, remember, switch
 from stages.models.shared.loading import DTYPES, loading, read_config
 from stages.models.shared.origin import check_origin, model_fields
@@ -34,7 +34,8 @@ class Generate(Worker):
         encoded = work.inputs["encoded"]
         check_origin(encoded, self.model)
         check_window(work.options, encoded.fields["block"])
-        check_longest(encoded.fields["latent_frames"], work.options)
+        rows = read_config(self.model.folder() / "transformer").get("rope_max_seq_len", LONGEST)
+        check_longest(encoded.fields["latent_frames"], work.options, rows)
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
         """Load the transformer, with a LoRA merged into it. Raises JobError, ItemError for a LoRA that does not fit."""

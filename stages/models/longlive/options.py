@@ -71,10 +71,11 @@ def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> No
     check_longest(values["num_output_frames"], values)
 
 
-def check_longest(latent: int, values: Mapping[str, Any]) -> None:
-    if latent > LONGEST and not values["relative_positions"]:
+def check_longest(latent: int, values: Mapping[str, Any], rows: int = LONGEST) -> None:
+    """Refuse a film that is longer than the `rows` of the model's rotary table. Raises UsageError."""
+    if latent > rows and not values["relative_positions"]:
         raise UsageError(
-            f"num_output_frames is {latent} latent frames and the model counts up to {LONGEST}", "set relative_positions"
+            f"num_output_frames is {latent} latent frames and the model counts up to {rows}", "set relative_positions"
         )
 
 

@@ -21,6 +21,7 @@ from stages.media.shapes import world
 from stages.models.longlive.cache import Cache
 from stages.models.longlive.causal import CausalWan
 from stages.models.longlive.forcing import Forcing
+from stages.models.longlive.options import LONGEST
 from stages.models.longlive.sampler import Schedule, denoise, prefill
 from stages.models.shared.training.data import ShapesDataset, datasets
 from stages.models.shared.training.loop import in_dtype
@@ -44,7 +45,9 @@ class CausalTask(LatentTask):
             )
         if options["start_from"]:
             start = Path(options["start_from"])
-            self.transformer = WanTransformer3DModel.from_pretrained(start, subfolder="transformer", dtype=torch.float32)
+            self.transformer = WanTransformer3DModel.from_pretrained(
+                start, subfolder="transformer", rope_max_seq_len=LONGEST, dtype=torch.float32
+            )
         else:
             channels = self.vae.config.z_dim
             size = {"in_channels": channels, "out_channels": channels, "text_dim": self.text.config.d_model}

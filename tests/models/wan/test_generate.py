@@ -8,9 +8,9 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
+from stages.models.shared.wan.transformer import set_attention
 from stages.models.wan import checkpoint, sampler
 from stages.models.wan.sampler import State, make_scheduler, switch_step
-from stages.models.shared.wan.transformer import set_attention
 from stages.runtime.errors import JobError
 from tests.commands import stage
 

@@ -1,0 +1,84 @@
+"""Does a block cost the same however long the film is? A causal Wan over its cache, and the same model without one.
+
+CPU seconds of a block (its denoising passes and the clean one) with a fixed window: the last blocks of a film of 300 latent
+frames over those at 30, from the first full window on. The limit is 1. Beside it what a block costs where no cache is kept
+and each denoising pass goes over all frames so far, and the peak of memory of both lengths, each in a process of its own.
+
+    python -m benchmarks.longlive [--quick] [--json FILE]
+"""
+
+import resource
+import statistics
+import time
+
+import torch
+from diffusers import WanTransformer3DModel
+
+from benchmarks.harness import ROOT, finish, in_fresh_process, parse_arguments, print_table
+from stages.models.longlive.cache import Cache
+from stages.models.longlive.causal import CausalWan
+from stages.models.longlive.sampler import TRAINING_STEPS, Schedule, denoise
+
+MODEL = ROOT / "models/shapes-longlive"
+BLOCK, WINDOW, SINK, SHORT, LONG = 3, 12, 3, 30, 300
+COMPARED = 6  # blocks at each end: from the first full window on to SHORT
+SCHEDULE = Schedule.of((1000, 750, 500, 250), shift=5.0, warp=True, context_noise=0.0)
+
+
+def start() -> tuple[CausalWan, torch.Tensor, torch.Tensor]:
+    """The model, a prompt's embeddings, and the noise of a block."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel.from_pretrained(MODEL, subfolder="transformer", dtype=torch.float32).eval()
+    noise = torch.randn(len(SCHEDULE.sigmas), 1, transformer.config.in_channels, BLOCK, 16, 16)
+    return CausalWan(transformer), torch.randn(1, 24, transformer.config.text_dim), noise
+
+
+@torch.no_grad()
+def cached(frames: int) -> dict:
+    """CPU seconds of each block of a film, and the process's peak memory in bytes."""
+    model, text, (first, *fresh) = start()
+    cache, seconds = Cache(WINDOW, SINK), []
+    for begin in range(0, frames, BLOCK):
+        before = time.process_time()
+        denoise(model, cache, first, fresh, text, SCHEDULE, begin)
+        seconds.append(time.process_time() - before)
+    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+@torch.no_grad()
+def uncached(frames: int) -> dict:
+    """CPU seconds of the last block of a film when each pass goes over the whole film."""
+    model, text, noise = start()
+    film = noise[0].repeat(1, 1, frames // BLOCK, 1, 1)
+    before = time.process_time()
+    for sigma in SCHEDULE.sigmas:
+        cache = Cache(frames, 0)
+        model(film, TRAINING_STEPS * sigma, text, cache, 0, cache.block(0, frames))
+    return {"seconds": time.process_time() - before}
+
+
+def main() -> None:
+    options = parse_arguments(__doc__.splitlines()[0])
+    repeats, lengths = (1, (30, 60)) if options.quick else (5, (30, 60, 120, 300))
+    films = [in_fresh_process("benchmarks.longlive", "cached", LONG) for _ in range(repeats)]
+    short = in_fresh_process("benchmarks.longlive", "cached", SHORT)
+    full = WINDOW // BLOCK
+    early = statistics.median(s for film in films for s in film["seconds"][full : full + COMPARED])
+    late = statistics.median(s for film in films for s in film["seconds"][-COMPARED:])
+    memory = statistics.median(film["peak"] for film in films) / short["peak"]
+    rows = []
+    for length in lengths:
+        ours = statistics.median(s for film in films for s in film["seconds"][length // BLOCK - COMPARED : length // BLOCK])
+        theirs = in_fresh_process("benchmarks.longlive", "uncached", length)["seconds"]
+        rows.append([length, 1000 * ours, 1000 * theirs, theirs / ours])
+    print_table(["latent frames", "cached, ms per block", "no cache, ms per block", "times ours"], rows)
+    line = (
+        f"longlive: {late / early:.2f} times the CPU seconds per block at {LONG} latent frames (goal <= 1.1) and "
+        f"{memory:.2f} times the memory (goal <= 1.1), against {SHORT}"
+    )
+    finish(line, {"films": films, "short": short, "rows": rows}, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""A file as LongLive's users have it, through snakemake: a source, its prompt, what follows; and bad lines among them."""
+
+import json
+
+import pytest
+
+from benchmarks.shapes import declared_models
+from tests import zoo
+from tests.workflow.conftest import frame_count
+
+ONE = "a red square moving right slowly on a white background"
+OTHER = "a red square moving up slowly on a white background"
+OPTIONS = {"num_output_frames": 6, "seed": 3, "num_samples": 2}
+
+
+@pytest.fixture(scope="module")
+def run(project):
+    project.models = declared_models()
+    folder = project.path("videos")
+    folder.mkdir()
+    zoo.plain(folder, "good.mp4", frames=17, size=(64, 64))
+    zoo.plain(folder, "short.mp4", frames=7, size=(64, 64))
+    rows = [{"video_path": f"videos/{name}.mp4", "prompt1": ONE, "prompt2": OTHER} for name in ("good", "missing", "short")]
+    project.path("clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    name = "rank{rank}-{idx}-{sample}_{model_type}.mp4"
+    demo = {"recipe": "longlive", "clips": "clips.jsonl", "model": "shapes-longlive", "name": name, "options": OPTIONS}
+    project.configure(demo=demo)
+    project.said = project.run("demo", "--cores", 2, fails=1)
+    return project
+
+
+def test_the_good_line_becomes_a_film_per_sample_under_the_old_names(run):
+    films = sorted(path.name for path in run.path("results/demo").glob("*.mp4"))
+    assert films == ["rank0-0-0_regular.mp4", "rank0-0-1_regular.mp4"]
+    assert [frame_count(run.path(f"results/demo/{film}"), (64, 64)) for film in films] == [21, 21]
+    seeds = []
+    for film in films:
+        provenance = run.read(f"demo/{film.removesuffix('.mp4')}.json")["provenance"]
+        records = {record["stage"]: record for record in provenance}
+        assert list(records) == ["extract_frames", "caption_vlm", "encode", "generate", "decode", "concat"]
+        seeds.append(records["generate"]["options"]["seed"])
+    assert seeds == [3, 4]
+
+
+def test_the_others_say_what_is_wrong_and_what_would_be_enough(run):
+    assert "videos/missing.mp4 does not exist" in run.said
+    assert "the source of short has 7 frames to look at: 9 are enough for a block of 3 latent frames" in run.said
+
+
+def test_without_prompt1_the_source_is_captioned(project):
+    zoo.plain(project.folder, "alone.mp4", frames=9, size=(64, 64))
+    clips = [{"video": "alone.mp4", "prompt2": OTHER}]
+    models = {"model": "shapes-longlive", "captioner": "shapes-internvl"}
+    project.configure(alone={"recipe": "longlive", "clips": clips, **models, "options": {**OPTIONS, "num_samples": 1}})
+    project.run("alone", "--cores", 2)
+    provenance = {record["stage"]: record for record in project.read("alone/alone.json")["provenance"]}
+    assert provenance["caption_vlm"]["weights"] and not provenance["caption_vlm"]["options"]["prompt"]
