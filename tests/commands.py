@@ -22,3 +22,8 @@ def train(name: str, *arguments, fails: int = 0) -> str:
     result = CliRunner().invoke(command, [str(argument) for argument in arguments])
     assert result.exit_code == fails, result.stderr or result.exception
     return result.stderr
+
+
+def convert(name: str, *arguments, fails: int = 0) -> str:
+    """Run a conversion's command in this process and return its standard error. `fails` is the exit code to expect."""
+    return stage("convert", name, *arguments, fails=fails)

@@ -1,4 +1,4 @@
-"""LongLive v1.0's own outputs on tiny random weights, from its published checkpoint layout (tests/golden/longlive)."""
+"""LongLive v1.0's own outputs on tiny random weights, from its published checkpoints through convert (tests/golden)."""
 
 import json
 from pathlib import Path
@@ -10,35 +10,37 @@ from safetensors.torch import load_file
 
 from stages.models.longlive.cache import Cache
 from stages.models.longlive.causal import CausalWan
+from stages.models.longlive.lora import merge
 from stages.models.longlive.sampler import Schedule, denoise, prefill
-from stages.models.shared.wan.names import diffusers_name
+from tests.commands import convert
 
 GOLDEN = Path(__file__).parents[2] / "golden/longlive"
 CONFIG = json.loads((GOLDEN / "config.json").read_text())
 
 
-@pytest.fixture
-def transformer():
-    names = ("num_attention_heads", "attention_head_dim", "num_layers", "ffn_dim", "freq_dim", "text_dim", "in_channels")
-    model = WanTransformer3DModel(**{name: CONFIG[name] for name in names}, out_channels=CONFIG["out_channels"])
-    weights = torch.load(GOLDEN / "longlive_base.pt", weights_only=True)["generator_ema"]
-    model.load_state_dict({diffusers_name(name.removeprefix("model.")): tensor for name, tensor in weights.items()})
-    return model.eval()
+@pytest.fixture(scope="module")
+def repository(wan_repository, tmp_path_factory):
+    output = tmp_path_factory.mktemp("converted") / "longlive"
+    files = ("--base", GOLDEN / "longlive_base.pt", "--lora", GOLDEN / "lora.pt")
+    convert("longlive", *files, "--wan", wan_repository, "--output", output)
+    return output
 
 
+@pytest.mark.parametrize("lora, expected", [(False, "latents"), (True, "latents_lora")])
 @torch.no_grad()
-def test_sampler_and_cache_compute_what_longlive_does(transformer):
-    case = {
-        name: tensor.transpose(-4, -3) for name, tensor in load_file(GOLDEN / "case.safetensors").items() if tensor.ndim > 3
-    }
-    texts = load_file(GOLDEN / "case.safetensors")
+def test_a_converted_checkpoint_makes_what_longlive_makes_of_it(repository, lora, expected):
+    transformer = WanTransformer3DModel.from_pretrained(repository / "transformer", use_safetensors=True).eval()
+    if lora:
+        merge(transformer, repository / "lora.safetensors", CONFIG["lora_alpha"])
+    case = load_file(GOLDEN / "case.safetensors")
+    video = {name: tensor.transpose(-4, -3) for name, tensor in case.items() if tensor.ndim > 3}
     schedule = Schedule.of([1000, 750, 500, 250], shift=5.0, warp=True, context_noise=0.0)
     assert [1000 * sigma for sigma in schedule.sigmas] == pytest.approx(CONFIG["timesteps"])
     model, cache = CausalWan(transformer), Cache(CONFIG["local_attn_size"], CONFIG["sink_size"])
-    prefill(model, cache, case["cond"], texts["prompt1"], schedule, 3)
+    prefill(model, cache, video["cond"], case["prompt1"], schedule, 3)
     cache.forget_prompt()
     made = [
-        denoise(model, cache, noise, fresh, texts["prompt2"], schedule, 9 + 3 * block)
-        for block, (noise, fresh) in enumerate(zip(case["noise"].split(3, dim=2), case["renoise"], strict=True))
+        denoise(model, cache, noise, fresh, case["prompt2"], schedule, 9 + 3 * block)
+        for block, (noise, fresh) in enumerate(zip(video["noise"].split(3, dim=2), video["renoise"], strict=True))
     ]
-    assert (torch.cat(made, dim=2) - case["latents"]).abs().max() <= 2e-5
+    assert (torch.cat(made, dim=2) - video[expected]).abs().max() <= 2e-5

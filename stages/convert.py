@@ -1,0 +1,40 @@
+"""Turn checkpoints, as they were published, into repositories of safetensors in diffusers' layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stages.runtime.cli import DEBUG, clean_errors
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+OUTPUT = click.Option(
+    ["--output", "-o"], required=True, type=click.Path(path_type=Path), help="The folder to make; it must not exist."
+)
+
+
+@click.group(help="Turn published checkpoints into repositories that the stages load: safetensors in diffusers' layout.")
+def main() -> None:
+    pass
+
+
+@main.command("longlive", no_args_is_help=True)
+@click.option("--base", required=True, type=FILE, help="longlive_base.pt.")
+@click.option("--lora", type=FILE, help="lora.pt; it comes to OUTPUT/lora.safetensors.")
+@click.option("--ema/--no-ema", default=True, show_default=True, help="The averaged weights, or those of the last step.")
+@click.option("--wan", required=True, type=FOLDER, help="A repository such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers: the rest.")
+@clean_errors
+def longlive(base: Path, lora: Path | None, ema: bool, wan: Path, output: Path, debug: bool) -> None:
+    """LongLive's checkpoint, with the text encoder and the VAE of a Wan2.1 repository."""
+    from stages.models.longlive.convert import convert
+
+    convert(base, lora, ema, wan, output)
+
+
+for conversion in main.commands.values():
+    conversion.params += [OUTPUT, DEBUG]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""A tiny Wan2.1 repository, for LongLive's own checkpoint of tests/golden to come into."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="session")
+def wan_repository(tmp_path_factory):
+    """Folder with the architecture of the golden checkpoint, and no weights of the transformer."""
+    folder = tmp_path_factory.mktemp("wan2.1") / "repository"
+    shutil.copytree(ROOT / "models/shapes-longlive", folder, ignore=shutil.ignore_patterns("transformer"))
+    golden = json.loads((ROOT / "tests/golden/longlive/config.json").read_text())
+    names = ("num_attention_heads", "attention_head_dim", "num_layers", "ffn_dim", "freq_dim", "text_dim")
+    config = {name: golden[name] for name in (*names, "in_channels", "out_channels", "patch_size")}
+    (folder / "transformer").mkdir()
+    (folder / "transformer/config.json").write_text(json.dumps(config))
+    return folder
