@@ -33,6 +33,16 @@ def longlive(base: Path, lora: Path | None, ema: bool, wan: Path, output: Path, 
     convert(base, lora, ema, wan, output)
 
 
+@main.command("wan", no_args_is_help=True)
+@click.option("--ckpt-dir", "checkpoint", required=True, type=FOLDER, help="A folder such as Wan-AI/Wan2.2-TI2V-5B.")
+@clean_errors
+def wan(checkpoint: Path, output: Path, debug: bool) -> None:
+    """A folder in Wan's own layout: Wan2.2-TI2V-5B, Wan2.2-I2V-A14B or Wan2.1-T2V."""
+    from stages.models.wan.convert import convert
+
+    convert(checkpoint, output)
+
+
 for conversion in main.commands.values():
     conversion.params += [OUTPUT, DEBUG]
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("arguments", [["longlive", "--help"], ["longlive", "--base", "/no/such.pt"]])
+@pytest.mark.parametrize("arguments", [["longlive", "--help"], ["longlive", "--base", "/no/such.pt"], ["wan", "--help"]])
 def test_help_and_usage_errors_import_nothing_heavy(arguments):
     code = f"""
 import sys
