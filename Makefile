@@ -21,7 +21,7 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/snakemake --cores $(CORES)
-	$(BIN)/score results/v2v results/chain results/text2video results/unet
+	$(BIN)/score results/v2v results/chain results/longlive results/text2video results/unet
 	@find results -maxdepth 2 -name '*.mp4' | sort
 
 test: install

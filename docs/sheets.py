@@ -47,13 +47,23 @@ def links() -> Rows:
     return [("real", pixels(ROOT / clip["video"])), *rows]
 
 
+def turned() -> Rows:
+    """Films that go on from a source, and turn as their second prompt says."""
+    rows = []
+    for clip in planned("longlive"):
+        title = f"{clip['prompt1']}; then: {clip['prompt2']}"
+        rows.append((title, pixels(RESULTS / "longlive" / clip["id"] / f"{clip['id']}.mp4")))
+    return rows
+
+
 def imagined(run: str) -> Rows:
     """What was made of words alone."""
     return [(clip["prompts"][0], pixels(RESULTS / run / f"{clip['id']}.mp4")) for clip in planned(run)]
 
 
 if __name__ == "__main__":
-    sheets = {"v2v": continuations(), "chain": links(), "text2video": imagined("text2video"), "unet": imagined("unet")}
+    sheets = {"v2v": continuations(), "chain": links(), "longlive": turned()}
+    sheets |= {run: imagined(run) for run in ("text2video", "unet")}
     for name, rows in sheets.items():
         titles, clips = zip(*rows)
         write_png(IMAGES / f"{name}.png", contact_sheet(clips, titles, columns=8, side=SIDE))

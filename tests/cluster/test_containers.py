@@ -97,6 +97,13 @@ def films(images, tmp_path_factory):
                 "model": "shapes-text2video",
                 "options": {"steps": 2, "seed": 1},
             },
+            turning={
+                "recipe": "longlive",
+                "clips": [{"video": str(clip), "prompt2": "an orange ring moving left quickly on a gray background"}],
+                "model": "shapes-longlive",
+                "captioner": "shapes-internvl",
+                "options": {"num_output_frames": 6, "seed": 1},
+            },
         )
         project.run(*ONE_WORKER, *where)
         folders.append(project)
@@ -105,7 +112,7 @@ def films(images, tmp_path_factory):
 
 def test_films_from_containers_are_the_same_to_the_bit(films):
     without, within = films
-    for film in ("v2v/0000.mp4", "words/a.mp4"):
+    for film in ("v2v/0000.mp4", "words/a.mp4", "turning/0000.mp4"):
         assert within.path(f"results/{film}").read_bytes() == without.path(f"results/{film}").read_bytes()
 
 
