@@ -25,7 +25,7 @@ demo: install
 	@find results -maxdepth 2 -name '*.mp4' | sort
 
 test: install
-	$(RUNS) pytest --quiet --ignore tests/cluster
+	OMP_NUM_THREADS=1 $(RUNS) pytest --quiet --numprocesses $(CORES) --dist loadfile --ignore tests/cluster
 
 # Images and a real Slurm of one node: need root, Apptainer, Debian's mmdebstrap, slurm-wlm and munge; what cannot be
 # built or started here is skipped with the reason.

@@ -2,7 +2,8 @@
 
 A data set of shapes world, on black, is written to disk (mp4 and txt); a model is trained on it, and one for a single step
 at learning rate 0. Both make clips of captions, which the oracle scores; the untrained one is the control. The goal: the
-validation loss falls below half of its first value, and the trained model's colours and shapes beat the untrained one's by 0.3.
+validation loss falls below half of its first value, and the trained model's colours and shapes beat the untrained one's by
+0.3.
 
     python -m benchmarks.training [--quick] [--json FILE]
 """
