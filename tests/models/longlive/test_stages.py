@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -186,3 +187,13 @@ def test_a_repository_of_wan21_is_known_by_its_index(tmp_path):
     found = {name: family.detect(tmp_path) for name, family in FAMILIES.items()}
     assert found["longlive"] == "" and found["wan"] is None
     assert json.loads((MODEL / "model_index.json").read_text())["_class_name"] == "WanPipeline"
+
+
+@pytest.mark.parametrize(
+    ("asked", "gigabytes", "saved"), [(None, 24, True), (None, 80, False), (True, 80, True), (False, 24, False)]
+)
+def test_a_small_gpu_keeps_the_weights_in_main_memory(monkeypatch, asked, gigabytes, saved):
+    """No such card is at hand: what the driver would say is pretended."""
+    size = SimpleNamespace(total_memory=gigabytes * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: size)
+    assert generate.wants_little({"low_memory": asked}, torch.device("cuda:0")) == saved
