@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 def wan_repository(tmp_path_factory):
     """Folder with the architecture of the golden checkpoint, and no weights of the transformer."""
     folder = tmp_path_factory.mktemp("wan2.1") / "repository"
-    shutil.copytree(ROOT / "models/shapes-longlive", folder, ignore=shutil.ignore_patterns("transformer"))
+    shutil.copytree(ROOT / "models/shapes-longlive", folder, ignore=shutil.ignore_patterns("transformer", "README.md"))
     golden = json.loads((ROOT / "tests/golden/longlive/config.json").read_text())
     names = ("num_attention_heads", "attention_head_dim", "num_layers", "ffn_dim", "freq_dim", "text_dim")
     config = {name: golden[name] for name in (*names, "in_channels", "out_channels", "patch_size")}
