@@ -1,4 +1,5 @@
-# make demo: films on this machine, from nothing.   make test: the tests.   make containers: an image for every stage.
+# make demo: films on this machine, from nothing.   make demo-all: by every shipped model.   make test: the tests.
+# make containers: an image for every stage.
 # All of them install into .venv first.
 PYTHON ?= python3
 CORES ?= $(shell nproc)
@@ -6,10 +7,11 @@ CORES ?= $(shell nproc)
 TORCH_INDEX ?=
 # What the images are built on: docker://NAME, a folder with a root file system, or debian, which is made of packages.
 BASE ?=
+DEMO := v2v chain longlive text2video
 BIN := .venv/bin
 RUNS := $(BIN)/python -m
 
-.PHONY: install demo test test-cluster containers lint generated clean
+.PHONY: install demo demo-all test test-cluster containers lint generated clean
 
 install: .venv/installed
 
@@ -20,9 +22,12 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/snakemake --cores $(CORES)
-	$(BIN)/score results/v2v results/chain results/longlive results/text2video results/unet
+	$(BIN)/snakemake $(DEMO) --cores $(CORES)
+	$(BIN)/score $(DEMO:%=results/%)
 	@find results -maxdepth 2 -name '*.mp4' | sort
+
+demo-all: DEMO += unet
+demo-all: demo
 
 test: install
 	OMP_NUM_THREADS=1 $(RUNS) pytest --quiet --numprocesses $(CORES) --dist loadfile --ignore tests/cluster

@@ -1,4 +1,4 @@
-"""Contact sheets of the demo for docs/shapes.md: `make demo`, then `python -m docs.sheets`."""
+"""Contact sheets of the demo for docs/shapes.md: `make demo-all`, then `python -m docs.sheets`."""
 
 import json
 from pathlib import Path

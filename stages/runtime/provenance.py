@@ -20,7 +20,6 @@ LIBRARIES = (
     "transformers",
     "tokenizers",
     "accelerate",
-    "peft",
     "safetensors",
     "av",
     "decord",

@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from stages.models.longlive.cache import Cache
 from stages.models.longlive.causal import CausalWan
-from stages.models.longlive.lora import merge
 from stages.models.longlive.options import LONGEST, check_longest, check_window
 from stages.models.longlive.sampler import Schedule, denoise, remember, switch
 from stages.models.shared.loading import DTYPES, loading, read_config
 from stages.models.shared.origin import check_origin, model_fields
+from stages.models.shared.wan.lora import ENDINGS, merge
 from stages.models.shared.wan.transformer import place
 from stages.runtime.artifacts import Artifact, write_tensors
-from stages.runtime.errors import ItemError
+from stages.runtime.errors import ItemError, one_line
 from stages.runtime.worker import Work, Worker
 
 SMALL_GPU = 40 * 2**30  # bytes: of less than that the transformer stays in main memory
@@ -45,7 +45,8 @@ class Generate(Worker):
                 self.model.folder(), subfolder="transformer", dtype=dtype, use_safetensors=True
             ).eval()
         if options["lora"]:
-            merge(transformer, Path(options["lora"]), options["lora_alpha"])
+            lora, alpha = Path(options["lora"]), options["lora_alpha"]
+            merge(transformer, read_lora(lora), lambda rank: alpha / rank, lora)
         self.causal = CausalWan(transformer, options["relative_positions"], dtype)
         offloaded = {"offload": "block_level", "offload_blocks": 1, "offload_stream": False}
         place(transformer, offloaded if wants_little(options, device) else {"offload": "none"}, device)
@@ -141,6 +142,18 @@ def noises(shape: tuple[int, ...], steps: int, seed: int) -> Iterator[torch.Tens
     generator = torch.Generator("cpu").manual_seed(seed)
     while True:
         yield torch.randn((steps, *shape), generator=generator, dtype=torch.float32)
+
+
+def read_lora(path: Path) -> dict[str, torch.Tensor]:
+    """The LoRA that convert wrote. Raises ItemError for a file that is none."""
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ItemError(f"{path} cannot be read ({one_line(error)})", "give the LoRA that convert wrote") from error
+    strange = [name for name in weights if not name.endswith(ENDINGS)]
+    if strange or not weights:
+        raise ItemError(f"{path} has {strange[0] if strange else 'no weights'}", "give the LoRA that convert wrote")
+    return weights
 
 
 def wants_little(options: Mapping[str, Any], device: torch.device) -> bool:

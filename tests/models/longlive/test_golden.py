@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from stages.models.longlive.cache import Cache
 from stages.models.longlive.causal import CausalWan
-from stages.models.longlive.lora import merge
+from stages.models.longlive.generate import read_lora
 from stages.models.longlive.sampler import Schedule, denoise, prefill
+from stages.models.shared.wan.lora import merge
 from tests.commands import convert
 
 GOLDEN = Path(__file__).parents[2] / "golden/longlive"
@@ -31,7 +32,8 @@ def repository(wan_repository, tmp_path_factory):
 def test_a_converted_checkpoint_makes_what_longlive_makes_of_it(repository, lora, expected):
     transformer = WanTransformer3DModel.from_pretrained(repository / "transformer", use_safetensors=True).eval()
     if lora:
-        merge(transformer, repository / "lora.safetensors", CONFIG["lora_alpha"])
+        path = repository / "lora.safetensors"
+        merge(transformer, read_lora(path), lambda rank: CONFIG["lora_alpha"] / rank, path)
     case = load_file(GOLDEN / "case.safetensors")
     video = {name: tensor.transpose(-4, -3) for name, tensor in case.items() if tensor.ndim > 3}
     schedule = Schedule.of([1000, 750, 500, 250], shift=5.0, warp=True, context_noise=0.0)

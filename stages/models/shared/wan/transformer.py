@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from stages.models.shared.loading import DTYPES, loading
+from stages.models.shared.wan.lora import ENDINGS, merge
 from stages.runtime.errors import ItemError, JobError, one_line
 from stages.runtime.log import log
 from stages.runtime.model import Model
@@ -68,7 +69,7 @@ def set_attention(transformer: WanTransformer3DModel, backend: str, device: torc
 
 
 def fuse_lora(transformer: WanTransformer3DModel, path: Path, scale: float) -> None:
-    """Add `scale` times a LoRA's weights to the transformer's own: W + scale * (alpha / rank) * B A (arXiv:2106.09685).
+    """Add `scale` times a LoRA's weights to the transformer's own; an alpha in the file is in its weights.
 
     Takes diffusers' names and those of the usual trainers. Raises ItemError for a file that cannot be read or has no
     weights for this transformer; tells the log of names that it had to leave out.
@@ -80,7 +81,9 @@ def fuse_lora(transformer: WanTransformer3DModel, path: Path, scale: float) -> N
         raise ItemError(f"{path} is not a LoRA of Wan ({reason})", "give a LoRA in safetensors format") from error
     weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
     modules = {name for name, _ in transformer.named_modules()}
-    fitting = {name: tensor for name, tensor in weights.items() if name.split(".lora")[0] in modules}
+    fitting = {
+        name: tensor for name, tensor in weights.items() if name.endswith(ENDINGS) and name.split(".lora")[0] in modules
+    }
     if not fitting:
         raise ItemError(
             f"{path} has no weights for this transformer (its first is {next(iter(weights), 'none')})",
@@ -88,10 +91,4 @@ def fuse_lora(transformer: WanTransformer3DModel, path: Path, scale: float) -> N
         )
     if left := sorted(weights.keys() - fitting.keys()):
         log("lora", file=str(path), fused=len(fitting), left_out=len(left), first_left_out=left[0])
-    try:
-        transformer.load_lora_adapter(fitting, prefix=None)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ItemError(f"{path} does not fit this transformer ({reason})", "give a LoRA of this model's size") from error
-    transformer.fuse_lora(lora_scale=scale)
-    transformer.unload_lora()
+    merge(transformer, fitting, lambda rank: scale, path)
