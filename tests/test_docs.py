@@ -1,6 +1,8 @@
 """The documents are those of the code, and what they tell a reader to type works."""
 
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import yaml
 
 from docs import generate
 from stages.plan import schema
+from tests.commands import stage
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -58,6 +61,18 @@ def test_the_stages_of_the_readme_work_by_hand(tmp_path, own_cache):
         done = subprocess.run(program, shell=True, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert (tmp_path / "film.mp4").stat().st_size > 0 and (tmp_path / "made.gif").stat().st_size > 0
+
+
+def test_the_commands_of_the_page_on_longlive_work(tmp_path, own_cache, monkeypatch):
+    for name in ("config.yaml", "examples", "models"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "longlive.md").read_text().split("By hand:")[1]
+    for line in filter(None, map(str.strip, page.splitlines())):
+        name, *arguments = shlex.split(line)
+        stage(name, *arguments)
+    films = [json.loads((tmp_path / name).read_text())["fields"]["num_frames"] for name in ("film.json", "new.json")]
+    assert films == [57, 57 - 9]
 
 
 def test_the_example_of_longlive_does_what_the_old_command_did(tmp_path, monkeypatch):
