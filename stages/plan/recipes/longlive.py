@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from string import Formatter
 from typing import TYPE_CHECKING
 
 from stages.runtime.errors import UsageError
@@ -67,11 +68,7 @@ def following(clip: Clip) -> list[str]:
 def film_name(clip: Clip) -> str:
     """The run's template; where a clip has several films it is told which is which."""
     template = clip.run.film
-    if clip.values["recipe"]["num_samples"] > 1 and not {"{sample", "{seed"} & set(parts(template)):
+    fields = {field for _, field, _, _ in Formatter().parse(template)}
+    if clip.values["recipe"]["num_samples"] > 1 and not fields & {"sample", "seed"}:
         return f"{template.removesuffix('.mp4')}_{{sample}}.mp4"
     return template
-
-
-def parts(template: str) -> list[str]:
-    """The beginnings of a template's fields."""
-    return ["{" + part.partition("}")[0].partition(":")[0] for part in template.split("{")[1:]]
