@@ -159,7 +159,7 @@ def share(clips, prompts, slot):
 @pytest.mark.parametrize(
     "model, least",
     [
-        (MODEL, {"color": 0.9, "shape": 0.5, "direction": 0.4}),
+        (MODEL, {"color": 0.9, "shape": 0.6, "direction": 0.6}),
         ("shapes-text2video", {"color": 0.8, "shape": 0.6, "direction": 0.5}),
     ],
 )
@@ -172,3 +172,26 @@ def test_words_choose_what_is_seen_and_where_it_goes(model, least, sources, conf
         assert share(clips, prompts, slot) >= bar, slot
     assert share(clips, [swapped(prompt, OTHER_COLOR) for prompt in prompts], "color") <= 0.2
     assert share(clips, [swapped(prompt, BACK) for prompt in prompts], "direction") <= 0.2
+
+
+def test_a_film_turns_as_its_second_prompt_says_and_only_then(sources, config, tmp_path):
+    rows = [
+        {"video": str(video), "select": "first", "count": FRAMES, "size": "64*64", "output": str(tmp_path / f"{i}.json")}
+        for i, (video, _) in enumerate(sources)
+    ]
+    looked_at = many("extract_frames", tmp_path, rows)
+    ways = {"left": "up", "up": "right", "right": "down", "down": "left"}
+    prompts = {"on": [source.caption for _, source in sources]}
+    prompts["turned"] = [swapped(prompt, ways) for prompt in prompts["on"]]
+    found = {}
+    for name, seconds in prompts.items():
+        inputs = [
+            {"image": str(frames), "prompt1": first, "prompt": second}
+            for frames, first, second in zip(looked_at, prompts["on"], seconds, strict=True)
+        ]
+        found[name] = [film[8:] for film in made(tmp_path / name, inputs, "shapes-longlive", config)]  # 9 are the source's
+    for name, seconds in prompts.items():
+        assert share(found[name], seconds, "direction") >= 0.9, name
+        assert share(found[name], seconds, "color") >= 0.9, name
+    assert share(found["on"], prompts["turned"], "direction") <= 0.1
+    assert share(found["turned"], prompts["on"], "direction") <= 0.1
