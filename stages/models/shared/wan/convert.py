@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from zipfile import is_zipfile
 
@@ -52,9 +53,10 @@ def read_pickle(path: Path) -> Any:
     try:
         # files older than torch 1.6 are no zip files and cannot be mapped
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except Exception as error:  # a torn pickle fails in any way
+    except Exception as error:  # a torn pickle fails in any way; torch's own advice would be to run the code in it
+        reason = "it is none, or holds code" if isinstance(error, UnpicklingError) else one_line(error)
         raise UsageError(
-            f"{path} cannot be read as a checkpoint of torch ({one_line(error)})", "give the file that was published, whole"
+            f"{path} cannot be read as a checkpoint of torch ({reason})", "give the file that was published, whole"
         ) from error
 
 
