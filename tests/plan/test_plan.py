@@ -110,7 +110,7 @@ def test_a_wrong_number_of_prompts_is_refused(config):
         ({"offload": "block_level"}, set()),
         ({"checkpoint_every": 3}, set()),
     ],
-    ids=lambda value: next(iter(value), "nothing"),
+    ids=lambda value: min(value, default="nothing"),
 )
 def test_a_change_asks_for_its_own_stage_only(config, options, again):
     assert changed(config, options={"seed": 7, **options}) == {f"demo.{stage}.000" for stage in again}
