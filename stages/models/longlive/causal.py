@@ -88,15 +88,14 @@ class SelfAttention:
         self.model, self.layer = model, layer
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
-        query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
-        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states)))
+        query, key, value = projected(attn, hidden_states, hidden_states)
         of_queries, of_keys = rotary_emb
         if self.model.relative:
             keys, values = self.model.cache.update(self.layer, key, value)
             keys = rotated(keys, *of_keys)
         else:
             keys, values = self.model.cache.update(self.layer, rotated(key, *of_keys), value)
-        return attended(self, attn, rotated(query, *of_queries), keys, values)
+        return attended(attn, rotated(query, *of_queries), keys, values, backend=self._attention_backend)
 
 
 class CrossAttention:
@@ -113,11 +112,20 @@ class CrossAttention:
             key, value = attn.norm_k(attn.to_k(encoder_hidden_states)), attn.to_v(encoder_hidden_states)
             known[self.layer] = key.unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1))
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        return attended(self, attn, query, *known[self.layer])
+        return attended(attn, query, *known[self.layer], backend=self._attention_backend)
 
 
-def attended(processor, attn, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    made = dispatch_attention_fn(query, keys, values, backend=processor._attention_backend)
+def projected(attn, queries: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries of one sequence, keys and values of the other, [B, L, D] each: [B, L, heads, dim]."""
+    query, key = attn.norm_q(attn.to_q(queries)), attn.norm_k(attn.to_k(others))
+    return tuple(x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(others)))
+
+
+def attended(
+    attn, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None, backend=None
+) -> torch.Tensor:
+    """What the queries [B, L, heads, dim] find, [B, L, D]; `mask` is bool, [L, L'] or [B, 1, L, L']."""
+    made = dispatch_attention_fn(query, keys, values, attn_mask=mask, backend=backend)
     return attn.to_out[1](attn.to_out[0](made.flatten(2, 3).type_as(query)))
 
 

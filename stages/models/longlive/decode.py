@@ -4,13 +4,9 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-import torch
-from diffusers import AutoencoderKLWan
-
 from stages.models.shared.clip import write_clip
-from stages.models.shared.loading import loading
 from stages.models.shared.origin import check_origin, model_fields
-from stages.models.shared.wan.vae import decoded, denormalised, pixels
+from stages.models.shared.wan.vae import decoded, denormalised, load_vae, pixels
 from stages.runtime.errors import ItemError
 from stages.runtime.worker import Work, Worker
 
@@ -25,13 +21,8 @@ class Decode(Worker):
             raise ItemError(f"new_only is on and {latents.path} has no source", "leave it out")
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
-        """Load the VAE in float32. Raises JobError."""
-        with loading(self.model):
-            self.vae = AutoencoderKLWan.from_pretrained(
-                self.model.folder(), subfolder="vae", dtype=torch.float32, use_safetensors=True
-            ).to(self.device)
-        if options["vae_tiling"]:
-            self.vae.enable_tiling()
+        """Load the VAE. Raises JobError."""
+        self.vae = load_vae(self.model, options["vae_tiling"], self.device)
 
     def run(self, work: Work, phase: str) -> None:
         latents = work.inputs["latents"]

@@ -10,6 +10,7 @@ from stages.media.read import read_picture
 from stages.models.longlive.options import LATENT, Lengths, check_lengths, lengths, pixel_frames
 from stages.models.shared.loading import DTYPES, loading
 from stages.models.shared.origin import model_fields
+from stages.models.shared.wan.vae import encoded
 from stages.models.shared.words import warn_of_unknown_words
 from stages.runtime.artifacts import Artifact, write_tensors
 from stages.runtime.errors import ItemError
@@ -96,12 +97,10 @@ class Encode(Worker):
         write_tensors(work.output, "encoded", fields, tensors)
 
     def _latents(self, frames: Artifact, count: int) -> torch.Tensor:
-        """Normalised latents [1, C, T, h, w] of the first frames: the mode of the posterior, nothing is random."""
-        vae = self.pipe.vae
+        """Normalised latents [1, C, T, h, w] of the first frames."""
         pictures = np.stack([read_picture(frames.member(one["suffix"])) for one in frames.fields["frames"][:count]])
         video = torch.from_numpy(pictures).permute(3, 0, 1, 2)[None].to(self.device, torch.float32) / 127.5 - 1
-        mean, std = (torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
-        return (vae.encode(video).latent_dist.mode() - mean.to(video)) / std.to(video)
+        return encoded(self.pipe.vae, video)
 
 
 def prompts_of(work: Work) -> list[str]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from stages.models.longlive.causal import rotary, rotated
+from stages.models.longlive.causal import attended, projected, rotary, rotated
 
 
 def visible(frames: int, window: int, sink: int, block: int) -> torch.Tensor:
@@ -74,8 +73,7 @@ class SelfAttention:
         self.forcing = forcing
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
-        query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
-        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states)))
+        query, key, value = projected(attn, hidden_states, hidden_states)
         sees = self.forcing.sees.to(query.device)
         tokens = query.shape[1] // len(sees)
         mask = sees.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
@@ -87,14 +85,8 @@ class CrossAttention:
         self.forcing = forcing
 
     def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, rotary_emb=None):
-        query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(encoder_hidden_states))
-        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(encoder_hidden_states)))
+        query, key, value = projected(attn, hidden_states, encoder_hidden_states)
         told = self.forcing.told  # [B, 2 F]
         prompt = torch.arange(key.shape[1], device=told.device) // self.forcing.length
         mask = (told.repeat_interleave(query.shape[1] // told.shape[1], dim=1)[:, :, None] == prompt)[:, None]
         return attended(attn, query, key, value, mask)
-
-
-def attended(attn, query, key, value, mask) -> torch.Tensor:
-    made = scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)), attn_mask=mask)
-    return attn.to_out[1](attn.to_out[0](made.transpose(1, 2).flatten(2)))

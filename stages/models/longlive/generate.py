@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from stages.models.shared.loading import DTYPES, loading, read_config
 from stages.models.shared.origin import check_origin, model_fields
 from stages.models.shared.wan.lora import ENDINGS, merge
 from stages.models.shared.wan.transformer import place
-from stages.runtime.artifacts import Artifact, write_tensors
+from stages.runtime.artifacts import write_tensors
 from stages.runtime.errors import ItemError, one_line
 from stages.runtime.worker import Work, Worker
 
@@ -55,7 +56,8 @@ class Generate(Worker):
     def run(self, work: Work, phase: str) -> None:
         encoded, options = work.inputs["encoded"], work.options
         tensors, fields = encoded.tensors(), encoded.fields
-        film = Film(encoded, self._grid(fields), work.partial, options["checkpoint_every"])
+        given = tensors.get("image_latents", self._no_frames(fields))
+        film = Film(given, fields["latent_frames"], fields["block"], work.partial, options["checkpoint_every"])
         text = tensors["prompt_embeds"].to(self.device, DTYPES[options["dtype"]])
         schedule = Schedule.of(
             options["denoising_step_list"],
@@ -88,10 +90,11 @@ class Generate(Worker):
         facts = {name: fields[name] for name in passed_on} | {**model_fields(self.model, work), "seed": options["seed"]}
         write_tensors(work.output, "latents", facts, {"latents": film.latents})
 
-    def _grid(self, fields: Mapping[str, Any]) -> tuple[int, int, int]:
-        """Channels, height and width of a latent frame."""
+    def _no_frames(self, fields: Mapping[str, Any]) -> torch.Tensor:
+        """The latents of a film without a source, [1, C, 0, h, w]."""
         stride = read_config(self.model.folder() / "vae").get("scale_factor_spatial", 8)
-        return self.causal.transformer.config.in_channels, fields["height"] // stride, fields["width"] // stride
+        channels = self.causal.transformer.config.in_channels
+        return torch.empty(1, channels, 0, fields["height"] // stride, fields["width"] // stride)
 
     def _switch(self, cache: Cache, film: Film, text: torch.Tensor, schedule: Schedule, start: int, options) -> None:
         if not options["recache_on_switch"] or start == 0:
@@ -105,13 +108,14 @@ class Generate(Worker):
 class Film:
     """The clean latents so far: the source's, and blocks that were made, of which some may have been found again."""
 
-    def __init__(self, encoded: Artifact, grid: tuple[int, int, int], partial: Path, every: int):
-        channels, height, width = grid
-        given = encoded.tensors().get("image_latents", torch.empty(1, channels, 0, height, width))
-        self.partial, self.every, self.given = partial, every, given.shape[2]
-        self.size, self.whole = encoded.fields["block"], encoded.fields["latent_frames"]
-        self.shape = (1, channels, self.size, height, width)
-        self.latents = torch.cat([given, self._found(given)], dim=2)
+    def __init__(self, given: torch.Tensor, frames: int, block: int, partial: Path, every: int):
+        self.partial, self.every, self.block_size = partial, every, block
+        batch, channels, self.given, height, width = given.shape
+        self.shape = (batch, channels, block, height, width)
+        self.latents = torch.empty(batch, channels, frames, height, width)
+        self.done = 0  # frames
+        self._append(given)
+        self._append(self._found(given))
 
     def _found(self, given: torch.Tensor) -> torch.Tensor:
         """Blocks that an interrupted run left; a damaged file is removed."""
@@ -125,15 +129,21 @@ class Film:
 
     def block(self, start: int) -> torch.Tensor | None:
         """The block that begins at a frame; None where it is still to be made."""
-        return self.latents[:, :, start : start + self.size] if start < self.latents.shape[2] else None
+        return self.latents[:, :, start : start + self.block_size] if start < self.done else None
 
     def add(self, block: torch.Tensor) -> None:
-        self.latents = torch.cat([self.latents, block], dim=2)
-        made = (self.latents.shape[2] - self.given) // self.size
-        if self.every and made % self.every == 0 and self.latents.shape[2] < self.whole:
-            temporary = self.partial.with_name(f"{self.partial.name}.new")
-            save_file({"blocks": self.latents[:, :, self.given :].contiguous()}, temporary)
+        """Append a block, and keep those that were made where it is time to."""
+        self._append(block)
+        made = (self.done - self.given) // self.block_size
+        if self.every and made % self.every == 0 and self.done < self.latents.shape[2]:
+            temporary = self.partial.with_name(f"{self.partial.name}.{os.getpid()}")
+            save_file({"blocks": self.latents[:, :, self.given : self.done].contiguous()}, temporary)
             temporary.replace(self.partial)
+
+    def _append(self, frames: torch.Tensor) -> None:
+        end = self.done + frames.shape[2]
+        self.latents[:, :, self.done : end] = frames
+        self.done = end
 
 
 def noises(shape: tuple[int, ...], steps: int, seed: int) -> Iterator[torch.Tensor]:

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from stages.media.options import WRITE_OPTIONS
 from stages.models.shared.noise import SEED
 from stages.models.shared.training.options import STAGE, shared
+from stages.models.shared.wan.options import DTYPE, ON_LATENTS, TEXT_LENGTH, VAE_TILING
 from stages.runtime.errors import UsageError
-from stages.runtime.options import DTYPES, Family, Option, Training
+from stages.runtime.options import Family, Option, Training
 
 SIZES = ("832*480",)
 LONGEST = 1024  # latent frames: the rows of the rotary table that the model was trained with
@@ -32,7 +33,7 @@ class Lengths(NamedTuple):
 def lengths(frames: int, block: int) -> Lengths:
     """Of the first `frames` frames of a source as many as make whole blocks of latent frames; 0 of fewer than one block."""
     given = (1 + (frames - 1) // 4) // block * block if frames else 0
-    return Lengths(max(0, 4 * given - 3), given)
+    return Lengths(pixel_frames(given), given)
 
 
 def pixel_frames(latent: int) -> int:
@@ -93,9 +94,7 @@ TRAINING = Training(
     "stages.models.longlive.train:CausalTask",
     (
         *shared(without=("num_workers",), num_frames=81),  # its clips are encoded once, by the VAE in this process
-        Option("vae", str, "", "Folder that train wan-vae wrote; empty: that of start_from", STAGE),
-        Option("freeze_text_encoder", bool, False, "Leave the text encoder of start_from as it is", STAGE),
-        Option("max_sequence_length", int, 512, "Length of the text", STAGE, "tokens", minimum=1, maximum=512),
+        *ON_LATENTS,
         Option("num_frame_per_block", int, 3, "Frames made together", STAGE, LATENT, minimum=1),
         Option("local_attn_size", int, 12, "Frames that are seen, sinks and the block with them", STAGE, LATENT, minimum=1),
         Option("sink_size", int, 3, "First frames, which are seen to the end", STAGE, LATENT, minimum=0),
@@ -153,7 +152,7 @@ FAMILY = Family(
             minimum=1,
         ),
         Option("num_frame_per_block", int, 3, "Frames made together", ("encode",), LATENT, minimum=1),
-        Option("max_sequence_length", int, 512, "Length of the text", ("encode",), "tokens", minimum=1, maximum=512),
+        TEXT_LENGTH,
         Option(
             "denoising_step_list",
             int,
@@ -201,15 +200,7 @@ FAMILY = Family(
             reloads=True,
         ),
         SEED,
-        Option(
-            "dtype",
-            str,
-            "bfloat16",
-            "Precision of the transformer and the text encoder; the VAE always runs in float32",
-            ("encode", "generate"),
-            choices=DTYPES,
-            reloads=True,
-        ),
+        DTYPE,
         Option(
             "lora",
             str,
@@ -240,9 +231,7 @@ FAMILY = Family(
             minimum=0,
             changes_result=False,
         ),
-        Option(
-            "vae_tiling", bool, False, "Run the VAE in tiles: less memory, slight seams", ("encode", "decode"), reloads=True
-        ),
+        VAE_TILING,
         Option("new_only", bool, False, "Leave the source out of the film", ("decode",)),
         Option("fps", float, 16.0, "Rate of the film", ("decode",), "frames per second", minimum=1),
         *WRITE_OPTIONS,

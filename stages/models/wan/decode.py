@@ -3,13 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from diffusers import AutoencoderKLWan
-
 from stages.models.shared.clip import write_clip
-from stages.models.shared.loading import loading
 from stages.models.shared.origin import check_origin, model_fields
-from stages.models.shared.wan.vae import decoded, denormalised, pixels
+from stages.models.shared.wan.vae import decoded, denormalised, load_vae, pixels
 from stages.models.wan.common import check_repository
 from stages.runtime.worker import Work, Worker
 
@@ -21,14 +17,9 @@ class Decode(Worker):
         check_origin(work.inputs["latents"], self.model)
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
-        """Load the VAE in float32: in half precision colours walk along a chain. Raises JobError."""
+        """Load the VAE. Raises JobError."""
         check_repository(self.model)
-        with loading(self.model):
-            self.vae = AutoencoderKLWan.from_pretrained(
-                self.model.folder(), subfolder="vae", dtype=torch.float32, use_safetensors=True
-            ).to(self.device)
-        if options["vae_tiling"]:
-            self.vae.enable_tiling()
+        self.vae = load_vae(self.model, options["vae_tiling"], self.device)
 
     def run(self, work: Work, phase: str) -> None:
         latents = work.inputs["latents"]

@@ -13,8 +13,9 @@ from typing import Any
 from stages.media.options import WRITE_OPTIONS
 from stages.models.shared.noise import SEED
 from stages.models.shared.training.options import STAGE, shared
+from stages.models.shared.wan.options import DTYPE, ON_LATENTS, TEXT_LENGTH, VAE_TILING
 from stages.runtime.errors import UsageError
-from stages.runtime.options import DTYPES, Family, Option, Training
+from stages.runtime.options import Family, Option, Training
 
 SIZES = {
     "14b": ("1280*720", "720*1280", "832*480", "480*832"),
@@ -99,9 +100,7 @@ DENOISER_TRAINING = Training(
     (
         *shared(without=("num_workers",), num_frames=17),  # its clips are encoded once, by the VAE in this process
         Option("variant", str, "5b", "Which architecture", STAGE, choices=("5b", "14b")),
-        Option("vae", str, "", "Folder that train wan-vae wrote; empty: that of start_from", STAGE),
-        Option("freeze_text_encoder", bool, False, "Leave the text encoder of start_from as it is", STAGE),
-        Option("max_sequence_length", int, 512, "Length of the text", STAGE, "tokens", minimum=1, maximum=512),
+        *ON_LATENTS,
         Option("text_dropout", float, 0.08, "Part of the captions left out, for guidance", STAGE, minimum=0, maximum=1),
         Option("prefix", str, "continue video", "Put before a part of the captions, as recipe chain does", STAGE),
         Option("prefix_share", float, 0.2, "That part of the captions", STAGE, minimum=0, maximum=1),
@@ -139,7 +138,7 @@ FAMILY = Family(
             default_text="upstream's text (Chinese)",
         ),
         Option("frame_num", int, 81, "Frames of the clip, 4n+1", ("encode",), "frames", minimum=1, check=check_frame_num),
-        Option("max_sequence_length", int, 512, "Length of the text", ("encode",), "tokens", minimum=1, maximum=512),
+        TEXT_LENGTH,
         Option("steps", int, 40, "Denoising steps", ("generate",), minimum=1),
         Option(
             "guidance_scale",
@@ -178,15 +177,7 @@ FAMILY = Family(
             default_text="14b: 0.9",
         ),
         SEED,
-        Option(
-            "dtype",
-            str,
-            "bfloat16",
-            "Precision of the transformer and the text encoder; the VAE always runs in float32",
-            ("encode", "generate"),
-            choices=DTYPES,
-            reloads=True,
-        ),
+        DTYPE,
         Option(
             "lora",
             str,
@@ -266,14 +257,7 @@ FAMILY = Family(
             minimum=0,
             changes_result=False,
         ),
-        Option(
-            "vae_tiling",
-            bool,
-            False,
-            "Run the VAE in tiles: less memory, slight seams",
-            ("encode", "decode"),
-            reloads=True,
-        ),
+        VAE_TILING,
         Option(
             "fps",
             float,

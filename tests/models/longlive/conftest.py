@@ -1,12 +1,15 @@
-"""A tiny Wan2.1 repository, for LongLive's own checkpoint of tests/golden to come into."""
+"""A tiny transformer, and a tiny Wan2.1 repository for LongLive's own checkpoint of tests/golden to come into."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import WanTransformer3DModel
 
 ROOT = Path(__file__).parents[3]
+SMALL = {"num_attention_heads": 2, "attention_head_dim": 24, "num_layers": 3, "ffn_dim": 64, "freq_dim": 32}
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +23,12 @@ def wan_repository(tmp_path_factory):
     (folder / "transformer").mkdir()
     (folder / "transformer/config.json").write_text(json.dumps(config))
     return folder
+
+
+def small_transformer():
+    """A transformer whose weights are the same each time, and none of them zero."""
+    torch.manual_seed(0)
+    model = WanTransformer3DModel(**SMALL, text_dim=16, in_channels=4, out_channels=4)
+    for weights in model.parameters():
+        torch.nn.init.normal_(weights, std=0.15)
+    return model.eval()

@@ -4,24 +4,19 @@ from copy import deepcopy
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 
 from stages.models.longlive.cache import Cache
 from stages.models.longlive.causal import CausalWan
 from stages.models.longlive.sampler import Schedule, prefill
+from tests.models.longlive.conftest import small_transformer
 
 FRAMES, TOKENS = 21, 8  # of 2 x 4 patches
 CASES = [(FRAMES, 0, 3), (12, 3, 3), (12, 0, 3), (6, 3, 3), (9, 3, 1), (7, 2, 3)]  # window, sink, block
-SHAPE = {"num_attention_heads": 2, "attention_head_dim": 24, "num_layers": 3, "ffn_dim": 64, "freq_dim": 32}
 
 
 @pytest.fixture(scope="module")
 def transformer():
-    torch.manual_seed(0)
-    model = WanTransformer3DModel(**SHAPE, text_dim=16, in_channels=4, out_channels=4)
-    for weights in model.parameters():
-        torch.nn.init.normal_(weights, std=0.15)
-    return model.eval()
+    return small_transformer()
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +62,9 @@ def at_once(transformer, latents, text, mask):
 
 
 @pytest.fixture
-def copy(transformer):
+def copy():
     """A transformer that a test may change."""
-    model = WanTransformer3DModel(**SHAPE, text_dim=16, in_channels=4, out_channels=4).eval()
-    model.load_state_dict(transformer.state_dict())
-    return model
+    return small_transformer()
 
 
 def by_blocks(model, latents, text, window, sink, block):

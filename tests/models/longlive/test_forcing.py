@@ -2,22 +2,13 @@
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 
 from stages.models.longlive.cache import Cache
 from stages.models.longlive.causal import CausalWan
 from stages.models.longlive.forcing import Forcing
+from tests.models.longlive.conftest import small_transformer
 
 FRAMES, SWITCH = 15, 6
-SHAPE = {"num_attention_heads": 2, "attention_head_dim": 24, "num_layers": 3, "ffn_dim": 64, "freq_dim": 32}
-
-
-def transformer():
-    torch.manual_seed(0)
-    model = WanTransformer3DModel(**SHAPE, text_dim=16, in_channels=4, out_channels=4)
-    for weights in model.parameters():
-        torch.nn.init.normal_(weights, std=0.15)
-    return model.eval()
 
 
 @pytest.mark.parametrize(("window", "sink", "block"), [(FRAMES, 0, 3), (9, 3, 3), (6, 1, 1), (6, 0, 3)])
@@ -29,9 +20,9 @@ def test_a_noisy_block_is_what_the_cache_gives(window, sink, block):
     sigma = torch.rand(2, FRAMES // block, generator=generator).repeat_interleave(block, dim=1)
     sigma[1] = sigma[0]  # a pass over the cache has one timestep
     told = (torch.arange(FRAMES) >= SWITCH).long().expand(2, -1)
-    at_once = Forcing(transformer(), FRAMES, window, sink, block)(clean, noisy, sigma, text, told.repeat(1, 2))
+    at_once = Forcing(small_transformer(), FRAMES, window, sink, block)(clean, noisy, sigma, text, told.repeat(1, 2))
 
-    model, cache, made = CausalWan(transformer()), Cache(window, sink), []
+    model, cache, made = CausalWan(small_transformer()), Cache(window, sink), []
     for start in range(0, FRAMES, block):
         if start == SWITCH:
             cache.forget_prompt()

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT
 
 from stages.media.shapes.world import WORDS
 from stages.models.shared.training.loop import Task, in_dtype
-from stages.models.shared.wan.vae import decoded, denormalised, pixels
+from stages.models.shared.wan.vae import decoded, denormalised, encoded, pixels
 from stages.models.shared.words import word_tokenizer
 from stages.runtime.errors import UsageError
 
@@ -91,20 +91,15 @@ class Encoded(Dataset):
     @torch.no_grad()
     def _encoded(self, items: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         video = torch.stack([item["video"] for item in items]).to(self.vae[0].device)
-        found = {"latents": self._latents(video)}
+        found = {"latents": encoded(self.vae[0], video).cpu()}
         if self.with_image:
             grey = torch.cat([video[:, :, :1], torch.zeros_like(video[:, :, 1:])], dim=2)
-            found["image"] = self._latents(grey)
+            found["image"] = encoded(self.vae[0], grey).cpu()
             found["known"] = torch.zeros(len(items), 4, *found["latents"].shape[2:])
             found["known"][:, :, 0] = 1
         for i, item in enumerate(items):
             told = {name: value for name, value in item.items() if name != "video"}
             yield {name: tensor[i] for name, tensor in found.items()} | told
-
-    def _latents(self, video: torch.Tensor) -> torch.Tensor:
-        vae = self.vae[0]
-        mean, std = (torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
-        return ((vae.encode(video).latent_dist.mode() - mean.to(video)) / std.to(video)).cpu()
 
 
 def new_text_encoder(config: Mapping[str, Any]) -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:

@@ -1,4 +1,4 @@
-"""Pixels from Wan latents, a few frames at a time."""
+"""Wan latents of pixels, and pixels of latents, a few frames at a time."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,24 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+from stages.models.shared.loading import loading
+from stages.runtime.model import Model
+
+
+def load_vae(model: Model, tiling: bool, device: str) -> AutoencoderKLWan:
+    """A repository's VAE, in float32: in half precision colours walk along a chain. Raises JobError."""
+    with loading(model):
+        vae = AutoencoderKLWan.from_pretrained(model.folder(), subfolder="vae", dtype=torch.float32, use_safetensors=True)
+    if tiling:
+        vae.enable_tiling()
+    return vae.to(device)
+
+
+def encoded(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
+    """Normalised latents [B, C, T, h, w] of a video [B, 3, F, H, W] in -1..1: the posterior's mode, nothing is random."""
+    mean, std = (torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
+    return (vae.encode(video).latent_dist.mode() - mean.to(video)) / std.to(video)
 
 
 def denormalised(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
