@@ -143,7 +143,10 @@ for folder in PLAN.folders:
 
 
 onstart:
-    PLAN.write()
+    try:
+        PLAN.write()
+    except plan.UsageError as error:
+        sys.exit(f"error: {error}")
 
 
 onsuccess:

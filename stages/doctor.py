@@ -6,10 +6,10 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -59,13 +59,38 @@ def devices(found: Sequence[Gpu]) -> Iterable[Row]:
     yield "CPU", f"{len(os.sched_getaffinity(0))} cores", in_words(memory)
 
 
-def room(results: Path) -> Iterable[Row]:
+def free(folder: Path) -> int:
+    """Free bytes on the disk where a folder is, or will be."""
+    from stages.runtime.weights import existing
+
+    return shutil.disk_usage(existing(folder.absolute())).free
+
+
+def room(results: Path, wanted: Mapping[str, float]) -> Iterable[Row]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from stages.runtime.weights import existing, in_words
+    from stages.runtime.weights import in_words
 
-    for name, folder in ((results, results.absolute()), ("weights", Path(HF_HUB_CACHE))):
-        yield str(name), f"{in_words(shutil.disk_usage(existing(folder)).free)} free"
+    for name, folder in ((results, results), ("weights", Path(HF_HUB_CACHE))):
+        yield str(name), f"{in_words(free(folder))} free"
+    for name, size in wanted.items():
+        yield f"run {name}", f"takes about {in_words(size)}"
+
+
+def disk_of_runs(config: Mapping[str, Any]) -> dict[str, float]:
+    """About how many bytes the files of each run take, without those that only lossless and save_frames ask for.
+
+    Raises UsageError for a config that cannot be planned.
+    """
+    from stages import plan
+    from stages.plan.families import ALL
+
+    return {
+        run.run.name: sum(
+            ALL[job.family].disk(item.options) for job in run.jobs if job.stage.name == "encode" for item in job.items
+        )
+        for run in plan.load(config, 1).runs
+    }
 
 
 def state(model: Model) -> tuple[str, bool]:
@@ -107,10 +132,11 @@ def section(title: str, rows: Iterable[Row]) -> str:
 @click.option("--config", type=click.Path(path_type=Path), help="Declares models and runs. Default: ./config.yaml.")
 @clean_errors
 def main(models: tuple[str, ...], config: Path | None, debug: bool) -> None:
-    """Tell what is here and what is missing: programs, GPUs, room, and of each MODEL (default: all that the config declares)
-    whether its weights are whole, and how much memory they take at once in each stage; activations come on top.
+    """Tell what is here and what is missing: programs, GPUs, room and what the runs take of it, and of each MODEL (default:
+    all that the config declares) whether its weights are whole, and how much memory they take at once in each stage;
+    activations come on top.
 
-    Exit code 1 where weights are missing or torn that a run of the config, or MODEL, needs.
+    Exit code 1 where weights are missing or torn that a run of the config, or MODEL, needs, or room on the disk.
     """
     import yaml
 
@@ -123,12 +149,17 @@ def main(models: tuple[str, ...], config: Path | None, debug: bool) -> None:
     used = {run.get(key) for run in (said.get("runs") or {}).values() for key in ("model", "captioner")}
     found = gpus()
     click.echo(section("programs", programs()) + section("devices", devices(found)), nl=False)
-    click.echo(section("disk", room(Path(said.get("results", "results")))), nl=False)
+    results = Path(said.get("results", "results"))
+    wanted = disk_of_runs(said) if said.get("runs") else {}
+    click.echo(section("disk", room(results, wanted)), nl=False)
     states = {model.name: state(model) for model in chosen}
     click.echo(section("weights", ((name, words) for name, (words, _) in states.items())), nl=False)
     here = [declared[name] for name, (_, usable) in states.items() if usable]
     click.echo(section("weights in memory at once", (row for model in here for row in needs(model, found))), nl=False)
-    if missing := [name for name, (_, usable) in states.items() if not usable and (name in models or name in used)]:
+    missing = [name for name, (_, usable) in states.items() if not usable and (name in models or name in used)]
+    if sum(wanted.values()) > free(results):
+        missing.append("room on the disk")
+    if missing:
         click.echo(f"error: not ready: {', '.join(missing)}", err=True)
         sys.exit(1)
 

@@ -14,6 +14,7 @@ from transformers import UMT5EncoderModel
 
 from stages.doctor import main
 
+RUNS = {"a": {"recipe": "v2v", "model": "mine", "clips": [{"video": "a.mp4", "prompt": "a"}]}}
 GPU = "GPU-1, NVIDIA Example, {}, 4"
 
 
@@ -24,7 +25,7 @@ def doctor(tiny_wan, tmp_path, monkeypatch):
         "mine": {"family": "wan", "variant": "14b", "dtype": "bfloat16", "path": str(tiny_wan["14b"])},
         "other": {"family": "wan", "variant": "5b", "path": "nowhere"},
     }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"models": models, "runs": {"a": {"model": "mine"}}}))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"models": models, "runs": RUNS}))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
@@ -52,6 +53,27 @@ def test_it_tells_versions_devices_and_room(doctor, tmp_path):
     free = shutil.disk_usage(tmp_path).free / 1e9
     told = float(cells(said, "disk")[0][1])
     assert abs(told - free) < 1
+
+
+@pytest.fixture
+def planned(doctor, tmp_path):
+    """A config with a run of three clips of 17 frames, that can be planned."""
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    options = {"size": "832*480", "frame_num": 17}
+    clips = [{"id": name, "video": "a.mp4", "prompt": name} for name in "abc"]
+    config["runs"] = {"a": {"recipe": "v2v", "model": "mine", "clips": clips, "options": options}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_it_tells_what_a_run_takes_on_the_disk(doctor, planned):
+    row = next(row for row in cells(doctor(), "disk") if row[:2] == ["run", "a"])
+    assert row[2:] == ["takes", "about", f"{3 * (17 * 832 * 480 + 2 * 512 * 4096 * 2) / 1e6:.1f}", "MB"]
+
+
+def test_a_run_needs_room_on_the_disk(doctor, planned, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10**6))
+    assert doctor(fails=1).splitlines()[-1] == "error: not ready: room on the disk"
 
 
 def test_memory_is_that_of_the_weights_that_are_loaded_together(doctor, tiny_wan):

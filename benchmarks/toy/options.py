@@ -67,7 +67,7 @@ FAMILY = Family(
     name="toy",
     version=1,
     options=(
-        Option("brighter", int, 0, "Added to the tone", ("generate",), minimum=0),
+        Option("brighter", int, 0, "Added to the tone", STAGES, minimum=0),
         Option("seconds", float, 0.0, "Time that an item takes", STAGES, changes_result=False),
     ),
     workers={stage: f"stages.models.toy.options:{stage.capitalize()}" for stage in STAGES},

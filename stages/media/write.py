@@ -24,6 +24,7 @@ BT709 = (
     ":flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact,"
     "format=yuv420p,setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
 )
+GROWING = {"movflags": "+frag_every_frame+empty_moov+default_base_moof", "tune": "zerolatency", "flush_packets": 1}
 X264_THREADS = 4  # fixed, since the number of threads changes x264's bits
 
 
@@ -40,7 +41,8 @@ class VideoWriter:
     """Write RGB frames to one video file at a constant rate, in flat memory; the same frames give the same bytes.
 
     `codec`: "h264" (mp4, yuv420p, BT.709 limited range, for people; both sides even) or "lossless" (FFV1 in Matroska,
-    which gives back the very RGB values, for the next step). `crf` is x264's quality, 0 to 51, lower is better.
+    which gives back the very RGB values, for the next step). `crf` is x264's quality, 0 to 51, lower is better. A `growing`
+    mp4 can be read while it is written, all but its last frame; it is larger.
     `fps` is frames per second, an int, a Fraction or a float. `sound` lies under the film from its start, as AAC.
 
         with VideoWriter(path, 1280, 704, 24) as video:
@@ -51,7 +53,9 @@ class VideoWriter:
     ffmpeg refuses, JobError where the disk is full or the place cannot be written.
     """
 
-    def __init__(self, path, width: int, height: int, fps, *, codec="h264", crf: int = 17, sound: Sound | None = None):
+    def __init__(
+        self, path, width: int, height: int, fps, *, codec="h264", crf: int = 17, growing=False, sound: Sound | None = None
+    ):
         self.path, self.frames, self._shape = Path(path), 0, (height, width, 3)
         rate = Fraction(fps).limit_denominator(1001)
         if rate <= 0:
@@ -65,7 +69,7 @@ class VideoWriter:
         if sound:
             options = {**SAFE_INPUT, "seek_timestamp": 1, "ss": f"{sound.start:.6f}", "t": f"{sound.seconds:.6f}"}
             streams.append(ffmpeg.input(local_url(sound.path), **options)["a:0"])
-        output = ffmpeg.output(*streams, local_url(self.path), **_encoding(codec, crf))
+        output = ffmpeg.output(*streams, local_url(self.path), **_encoding(codec, crf) | (GROWING if growing else {}))
         command = output.global_args("-nostdin", "-nostats", "-loglevel", "error").overwrite_output()
         self._complaints = tempfile.TemporaryFile()
         self._process = subprocess.Popen(

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from stages.plan import schema
+from stages.plan import lock, schema
 from stages.plan.containers import environment
 from stages.plan.families import ALL
 from stages.plan.jobs import Job
@@ -37,8 +37,8 @@ class Plan:
     `weights` are the models' files, `trainings` are made only when they are asked for by name.
     """
 
-    def __init__(self, runs: list[RunPlan], models: Mapping[str, Any], trainings: list[TrainingJob]):
-        self.runs, self.models, self.trainings = runs, models, trainings
+    def __init__(self, results: str, runs: list[RunPlan], models: Mapping[str, Any], trainings: list[TrainingJob]):
+        self.results, self.runs, self.models, self.trainings = Path(results), runs, models, trainings
         self.weights = plan_weights(run.run for run in runs)
         self.jobs = [job for run in runs for job in run.jobs]
         self.films = {film: job for run in runs for film, job in run.films.items()}
@@ -48,7 +48,10 @@ class Plan:
         self._start = time.time()
 
     def write(self) -> None:
-        """Fix the shards and seeds, and leave manifests and the resolved config for the stages."""
+        """Take the results folder for this process, fix the shards and seeds, and leave manifests and the resolved config
+        for the stages. Raises UsageError where another run is in the folder.
+        """
+        lock.hold(self.results)
         for planned in self.runs:
             run = planned.run
             fixed = {"version": PLAN_VERSION, "seed": run.seed, "shards": planned.shards}
@@ -74,11 +77,11 @@ class Plan:
         """Say what is odd about the clips, and remove what failed the last time, so that it is tried again.
 
         This has to come before the DAG is built, in a dry run too: else that would not show what will run. Not while
-        another Snakemake works here: its jobs read those files.
+        another run is in the folder: its jobs read those files.
         """
         for warning in self.warnings:
             say(f"warning: {warning}")
-        if any(Path(".snakemake/locks").glob("*")):
+        if lock.is_held(self.results):
             return
         failed = [output for job in self.jobs for output in job.outputs if read_failure(Path(output))]
         for output in failed:
@@ -148,7 +151,7 @@ def load(config: Mapping[str, Any], workers: int) -> Plan:
     for model in models.values():
         check_variant(model, ALL[model.family])
     runs = [plan_run(name, config, models, f"{results}/{name}", store, workers) for name in config["runs"]]
-    return Plan(runs, config["models"], plan_trainings(config.get("trainings", {}), results))
+    return Plan(results, runs, config["models"], plan_trainings(config.get("trainings", {}), results))
 
 
 def find_stages(checkout: Path | str) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from stages.plan.families import ALL
@@ -15,6 +15,7 @@ from stages.runtime.artifacts import canonical
 from stages.runtime.errors import JobError
 from stages.runtime.items import Item
 from stages.runtime.model import Model
+from stages.runtime.options import GPUS
 from stages.runtime.stages import Stage
 from stages.runtime.weights import resident_bytes
 
@@ -86,7 +87,9 @@ class Job:
 
     @property
     def gpu(self) -> int:
-        return int(self.stage.model and any(ALL[self.family].needs_model(self.stage.name, i.options) for i in self.items))
+        """How many devices the job needs."""
+        needing = [i for i in self.items if self.stage.model and ALL[self.family].needs_model(self.stage.name, i.options)]
+        return max((item.options.get(GPUS.name, 1) for item in needing), default=0)
 
     def mem_mb(self, attempt: int) -> int:
         """Main memory to ask a scheduler for, in MB: more with each attempt."""
@@ -119,7 +122,7 @@ class Job:
             [item.inputs, item.output, {name: value for name, value in item.options.items() if name in changing}]
             for item in self.items
         ]
-        model = self.model and [asdict(self.model), self.weights]
+        model = self.model and [self.model.identity, self.weights]
         given = files_state(self.given)
         return hashlib.sha256(canonical([self.stage.version, family.version, model, given, work])).hexdigest()
 

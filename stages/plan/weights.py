@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from stages.plan.jobs import weights_record, weights_state
 from stages.plan.resolve import Run
@@ -34,7 +34,7 @@ class WeightsJob:
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(canonical([asdict(self.model), weights_state(self.model)])).hexdigest()
+        return hashlib.sha256(canonical([self.model.identity, weights_state(self.model)])).hexdigest()
 
     def command(self) -> str:
         words = ["fetch", self.model.name, "--config", f"{self.run.folder}/config.yaml", "--output", self.output]

@@ -17,6 +17,7 @@ from stages.runtime.items import Item, item_of_row, read_manifest
 from stages.runtime.options import Family, Option
 from stages.runtime.stages import Stage
 
+FOLLOW_HELP = "Begin before the input is whole: --output is an .mp4 that grows with it, and can be watched while it does."
 CLICK_TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING, bool: click.BOOL}
 
 
@@ -41,14 +42,19 @@ def stage_command(stage: Stage, families: Mapping[str, Family]) -> click.Command
     families = {name: family for name, family in families.items() if stage.name in family.workers}
 
     @clean_errors
-    def main(manifest: Path | None, output: str | None, config: Path | None = None, **values: Any) -> None:
+    def main(
+        manifest: Path | None, output: str | None, config: Path | None = None, follow: bool = False, **values: Any
+    ) -> None:
+        from stages.runtime.follow import follow as growing_video
         from stages.runtime.loop import Running
         from stages.runtime.shard import run_items
 
         running = Running(**{field.name: values.pop(field.name) for field in fields(Running) if field.name in values})
         if manifest:
-            refuse_beside_manifest({**values, "output": output})
+            refuse_beside_manifest({**values, "output": output, "follow": follow or None})
         items = read_manifest(manifest, stage) if manifest else _items_by_hand(stage, values, output)
+        if follow:
+            return growing_video(stage, families, items[0], config, running)
         run_items(stage, families, items, config, running)
 
     first, *others = stage.inputs
@@ -63,6 +69,8 @@ def stage_command(stage: Stage, families: Mapping[str, Family]) -> click.Command
             click.Option(["--config"], type=click.Path(path_type=Path), help="Declares models. Default: ./config.yaml."),
         ]
     params += _family_parameters(stage, families)
+    if stage.follows:
+        params.append(click.Option(["--follow"], is_flag=True, help=FOLLOW_HELP))
     for param in params:
         if param.name == stage.asks:
             param.multiple = True

@@ -9,15 +9,16 @@ from stages.runtime.lease import lease
 from stages.runtime.log import log
 
 
-def take_device(device: str, threads: int | None) -> str:
+def take_device(device: str, threads: int | None, gpus: int = 1) -> str:
     """Settle the device, "cpu", "cuda" or "cuda:1", and the CPU threads, before torch is imported for the first time.
 
-    "auto" leases a free GPU, or takes the CPU where there is none. Raises JobError where that cannot be had.
+    "auto" leases free GPUs, as many as are wanted, or takes the CPU where there is none; "cuda" is the first of them. Raises
+    JobError where that cannot be had.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    leased = lease() if device == "auto" else []
+    leased = lease(gpus) if device == "auto" else []
     if leased:
         log("lease", devices=leased)
     if device == "cpu":

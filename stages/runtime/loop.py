@@ -27,7 +27,7 @@ from stages.runtime.errors import ItemError, JobError, KinemakeError, one_line
 from stages.runtime.items import Item
 from stages.runtime.log import log
 from stages.runtime.model import Model, cached_file_digest
-from stages.runtime.options import Option, Resident
+from stages.runtime.options import GPUS, Option, Resident
 from stages.runtime.provenance import record
 from stages.runtime.stages import Stage
 from stages.runtime.store import STEM, Store
@@ -184,7 +184,8 @@ class Loop:
         """Settle where torch runs, before it is imported."""
         if not any(order.weights for order in orders):
             return "cpu"
-        return take_device(self.running.device, self.running.threads)
+        gpus = max(order.options.get(GPUS.name, 1) for order in orders)
+        return take_device(self.running.device, self.running.threads, gpus)
 
     def _loading(self, order: Order) -> tuple:
         """What the loaded model depends on, beside its phase."""
@@ -216,11 +217,12 @@ class Loop:
         """See that the weights fit before they are loaded: weights that are too many for a GPU may do when offloaded."""
         model, stage = self.plant.model, self.plant.stage.name
         size = resident_bytes(model, self.plant.resident, order.options.get("dtype", ""))
-        offloaded = order.options.get("offload", "none") != "none" or bool(order.options.get("low_memory"))
+        offloading = [option for option in self.plant.options if option.offloads]
+        offloaded = any(order.options[option.name] in option.offloads for option in offloading)
         try:
             memory.check(size, device, offloaded, f"{model.name} for {stage}")
         except memory.NoRoom as error:
-            if {"offload", "low_memory"} & self.plant.memory_saving.keys() and not order.memory_saving:
+            if self.plant.memory_saving.keys() & {option.name for option in offloading} and not order.memory_saving:
                 raise
             raise JobError(str(error), "take a larger GPU, or the CPU") from None
 

@@ -28,10 +28,11 @@ def check(size: int, device: str, offloaded: bool, what: str) -> None:
 
 
 def gpu_memory(device: str) -> int:
-    """Free bytes of a GPU."""
+    """Free bytes of a GPU; "cuda" stands for all that this process has leased."""
     import torch
 
-    return torch.cuda.mem_get_info(device)[0]
+    devices = range(torch.cuda.device_count()) if device == "cuda" else [device]
+    return sum(torch.cuda.mem_get_info(one)[0] for one in devices)
 
 
 def main_memory() -> int:

@@ -40,6 +40,11 @@ class Model:
         """The options that the declaration sets, its dtype among them."""
         return {**({"dtype": self.dtype} if self.dtype else {}), **self.options}
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Which weights these are; what the declaration sets beside that is in the items' options."""
+        return {name: getattr(self, name) for name in ("name", "family", "variant", "path", "hub", "revision")}
+
     def folder(self) -> Path:
         """The folder of the weights, without any network. Raises JobError when they are not there."""
         if self.path:

@@ -38,6 +38,7 @@ class Option:
     many: bool = False
     changes_result: bool = True
     reloads: bool = False  # another value needs the model loaded anew
+    offloads: tuple = ()  # the values with which weights stay in main memory
     is_file: bool = False  # the value is a path, and the file's content is what changes the result
     check: Callable[[Any], str | None] | None = None  # -> what is wrong with the value, or None
     default_text: str = ""
@@ -111,6 +112,18 @@ class Option:
         return "empty" if self.default in ("", [], ()) else str(self.default)
 
 
+GPUS = Option(
+    "gpus",
+    int,
+    1,
+    "GPUs of a job; the model's layers are spread over them",
+    ("generate",),
+    minimum=1,
+    changes_result=False,
+    reloads=True,
+)
+
+
 def resolve(
     options: Iterable[Option], given: Mapping[str, Any], variant: str = "", known: Mapping[str, Any] = {}
 ) -> dict[str, Any]:
@@ -151,6 +164,7 @@ class Family:
     `resident` names, per stage, the groups of components that are in memory together, one group after the other: pairs of a
     folder below the model's ("." is that itself) and a precision (empty: the option dtype).
     `memory_saving` names, per stage, the options that an item is tried again with after memory ran out.
+    `disk` tells by the options of encode about how many bytes the files of a clip take, from that to its film.
     `trainings` are the commands of `train`, by name.
     """
 
@@ -165,6 +179,7 @@ class Family:
     needs_model: Callable[[str, Mapping[str, Any]], bool] = lambda stage, values: True
     resident: Mapping[str, Resident] = field(default_factory=dict)
     memory_saving: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    disk: Callable[[Mapping[str, Any]], float] = lambda values: 0
     trainings: Mapping[str, Training] = field(default_factory=dict)
 
     def of_stage(self, stage: str) -> tuple[Option, ...]:

@@ -26,6 +26,7 @@ class Stage:
     extra: str
     model: bool = True
     minutes: int = 2  # that a scheduler gives an item, generously
+    follows: bool = False  # may begin before its input is whole, to show what comes of it
     asks: str = ""  # the option that a person may give many times, an item each, and is asked for at a terminal
 
 
@@ -83,6 +84,7 @@ STAGES = {
             "Turn latents into pixels: a video and its lossless last frame.",
             "diffusion",
             minutes=10,
+            follows=True,
         ),
         Stage(
             "concat",

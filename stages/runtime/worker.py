@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.runtime.artifacts import Artifact
+from stages.runtime.errors import UsageError
 from stages.runtime.items import Item
 from stages.runtime.model import Model
 
@@ -57,6 +58,13 @@ class Worker(ABC):
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:  # noqa: B027
         """Load the model of a phase; called only when an item needs it. Raises JobError."""
+
+    def follow(self, path: Path, artifact: Artifact, options: Mapping[str, Any], output: Path) -> None:
+        """Make a video that grows at `output` while the artifact at `path`, as far as it is now, is still being made.
+
+        Raises ItemError, UsageError for a family whose clips are made in one piece.
+        """
+        raise UsageError(f"{self.model.name} makes its clips in one piece", "leave --follow out")
 
     @abstractmethod
     def run(self, work: Work, phase: str) -> None:

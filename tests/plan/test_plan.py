@@ -215,6 +215,20 @@ def test_a_video_whose_name_snakemake_would_misread_counts_by_its_state(config, 
     assert there["demo.encode.000"] == changed["demo.encode.000"]
 
 
+def test_a_model_that_is_too_large_for_a_gpu_gets_more_to_generate_and_nothing_else_changes(config, jobs):
+    before = fingerprints(config)
+    config["models"]["small"]["options"]["gpus"] = 2
+    made = jobs()
+    assert {name: made[f"demo.{name}.000"].gpu for name in ("encode", "generate", "decode")} == {
+        "encode": 1,
+        "generate": 2,
+        "decode": 1,
+    }
+    assert made["demo.generate.000"].items[0].options["gpus"] == 2
+    after = fingerprints(config)
+    assert {name for name in before if before[name] != after[name]} == set()
+
+
 def test_captions_that_are_all_given_take_no_gpu(config, jobs):
     config["runs"]["demo"]["clips"] = [{"video": "a.mp4", "prompt": "p"}]
     made = jobs()

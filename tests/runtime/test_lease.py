@@ -1,16 +1,19 @@
 """A device belongs to one process at a time, and is free the moment that process is dead."""
 
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from stages.runtime import lease
+from stages.runtime.device import take_device
 from stages.runtime.errors import JobError
 
 ROOT = Path(__file__).parents[2]
@@ -138,3 +141,38 @@ def test_a_card_in_slices_is_its_slices(driver, monkeypatch):
 def test_no_device_means_the_cpu(pool, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert lease.lease(1) == []
+
+
+def holds_two(user, channel):
+    """A process of a user that leases two devices, tells them, and holds them until it is told to end."""
+    if user:
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+    channel.send(lease.lease(2))
+    channel.recv()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@pytest.mark.parametrize("users", [(0, 65534), (65534, 0)], ids=["root first", "root second"])
+def test_two_users_of_a_machine_share_its_devices(pool, monkeypatch, users):
+    """Whoever of them made the lock folder and its files."""
+    processes = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o1777)
+        monkeypatch.setenv("KINEMAKE_GPU_LOCKS", f"{folder}/locks")
+        taken, channels = [], []
+        for user in users:
+            ours, theirs = processes.Pipe()
+            processes.Process(target=holds_two, args=(user, theirs), daemon=True).start()
+            assert ours.poll(30), "nothing was leased"
+            taken += ours.recv()
+            channels.append(ours)
+        assert sorted(taken) == ["0", "1", "2", "3"]
+        for channel in channels:
+            channel.send("end")
+
+
+def test_a_job_takes_as_many_devices_as_its_items_want(pool):
+    with pytest.raises(JobError, match="5 GPUs are wanted and 4 are visible"):
+        take_device("auto", None, gpus=5)

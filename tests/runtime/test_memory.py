@@ -39,7 +39,7 @@ def on_gpu(tmp_path, monkeypatch):
     (tmp_path / "model/part").mkdir(parents=True)
     save_file({"weight": zeros(1000)}, tmp_path / "model/part/weights.safetensors")
     monkeypatch.setattr(memory, "gpu_memory", lambda device: 1000)
-    monkeypatch.setattr("stages.runtime.loop.take_device", lambda device, threads: "cuda")
+    monkeypatch.setattr("stages.runtime.loop.take_device", lambda device, threads, gpus: "cuda")
     model = Model("mine", "toy", path=str(tmp_path / "model"))
     given = {"model": model, "weights": ("part/*",), "resident": ((("part", "float32"),),)}
     return lambda **plant: toys.loop(tmp_path / "store", **given, **plant)

@@ -16,7 +16,7 @@ OPTIONS = (
     Option("factor", int, 1, "Multiplies", ("toy",)),
     Option("label", str, "", "Changes nothing", ("toy",), changes_result=False),
     Option("saving", bool, False, "Needs less memory", ("toy",)),
-    Option("offload", str, "none", "Weights in main memory", ("toy",)),
+    Option("offload", str, "none", "Weights in main memory", ("toy",), offloads=("block_level",)),
 )
 MADE: list[str] = []
 

@@ -23,8 +23,8 @@ class Project:
         self.folder, self.models, self.root = folder, models, root
         folder.mkdir(parents=True, exist_ok=True)
 
-    def configure(self, store: str = "results/store", resources: dict = {}, **runs) -> None:
-        config = {"models": self.models, "store": store, "resources": resources, "runs": runs}
+    def configure(self, results: str = "results", store: str = "results/store", resources: dict = {}, **runs) -> None:
+        config = {"models": self.models, "results": results, "store": store, "resources": resources, "runs": runs}
         self.path("config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
 
     def start(self, *arguments, program: str = "snakemake", **options) -> subprocess.Popen:

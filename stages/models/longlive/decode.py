@@ -2,11 +2,17 @@
 
 from collections.abc import Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from stages.media.write import VideoWriter
+from stages.models.longlive.progress import frames_as_they_come
 from stages.models.shared.clip import write_clip
 from stages.models.shared.origin import check_origin, model_fields
-from stages.models.shared.wan.vae import decoded, denormalised, load_vae, pixels
+from stages.models.shared.wan.vae import decoded, denormalised, load_vae, pixels, streamed
+from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import ItemError
 from stages.runtime.worker import Work, Worker
 
@@ -27,7 +33,22 @@ class Decode(Worker):
     def run(self, work: Work, phase: str) -> None:
         latents = work.inputs["latents"]
         skipped = latents.fields["source_frames"] if work.options["new_only"] else 0
-        z = denormalised(self.vae, latents.tensors()["latents"].to(self.device))
+        z = self._on_the_scale_of_the_vae(latents.tensors()["latents"])
         fields = {name: latents.fields[name] for name in ("width", "height", "num_frames", "prompt", "raw", "seed")}
         fields |= {**model_fields(self.model, work), "num_frames": fields["num_frames"] - skipped}
         write_clip(work, islice(map(pixels, decoded(self.vae, z)), skipped, None), fields)
+
+    def follow(self, path: Path, artifact: Artifact, options: Mapping[str, Any], output: Path) -> None:
+        check_origin(artifact, self.model)
+        if options["vae_tiling"]:
+            raise ItemError("vae_tiling decodes a film as a whole", "leave it out, or --follow")
+        z = map(self._on_the_scale_of_the_vae, frames_as_they_come(path))
+        frames = map(pixels, streamed(self.vae, z))
+        skipped = artifact.fields["source_frames"] if options["new_only"] else 0
+        size = artifact.fields["width"], artifact.fields["height"]
+        with VideoWriter(output, *size, options["fps"], crf=options["crf"], growing=True) as video:
+            for rgb in islice(frames, skipped, None):
+                video.write(rgb)
+
+    def _on_the_scale_of_the_vae(self, latents: torch.Tensor) -> torch.Tensor:
+        return denormalised(self.vae, latents.to(self.device))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from stages.models.longlive.cache import Cache
 from stages.models.longlive.causal import CausalWan
 from stages.models.longlive.options import LONGEST, check_longest, check_window
+from stages.models.longlive.progress import Progress
 from stages.models.longlive.sampler import Schedule, denoise, remember, switch
 from stages.models.shared.loading import DTYPES, loading, read_config
 from stages.models.shared.origin import check_origin, model_fields
@@ -57,7 +57,10 @@ class Generate(Worker):
         encoded, options = work.inputs["encoded"], work.options
         tensors, fields = encoded.tensors(), encoded.fields
         given = tensors.get("image_latents", self._no_frames(fields))
-        film = Film(given, fields["latent_frames"], fields["block"], work.partial, options["checkpoint_every"])
+        passed_on = ("width", "height", "num_frames", "prompt", "raw", "source_frames")
+        facts = {name: fields[name] for name in passed_on} | {**model_fields(self.model, work), "seed": options["seed"]}
+        progress = Progress(work, facts)
+        film = Film(given, fields["latent_frames"], fields["block"], progress, options["checkpoint_every"])
         text = tensors["prompt_embeds"].to(self.device, DTYPES[options["dtype"]])
         schedule = Schedule.of(
             options["denoising_step_list"],
@@ -86,9 +89,8 @@ class Generate(Worker):
                     f"block {start // fields['block']} of {work.item.id} became NaN or infinite", "try --dtype float32"
                 )
             film.add(made.cpu())
-        passed_on = ("width", "height", "num_frames", "prompt", "raw", "source_frames")
-        facts = {name: fields[name] for name in passed_on} | {**model_fields(self.model, work), "seed": options["seed"]}
         write_tensors(work.output, "latents", facts, {"latents": film.latents})
+        progress.end()
 
     def _no_frames(self, fields: Mapping[str, Any]) -> torch.Tensor:
         """The latents of a film without a source, [1, C, 0, h, w]."""
@@ -108,24 +110,14 @@ class Generate(Worker):
 class Film:
     """The clean latents so far: the source's, and blocks that were made, of which some may have been found again."""
 
-    def __init__(self, given: torch.Tensor, frames: int, block: int, partial: Path, every: int):
-        self.partial, self.every, self.block_size = partial, every, block
+    def __init__(self, given: torch.Tensor, frames: int, block: int, progress: Progress, every: int):
+        self.progress, self.every, self.block_size = progress, every, block
         batch, channels, self.given, height, width = given.shape
         self.shape = (batch, channels, block, height, width)
         self.latents = torch.empty(batch, channels, frames, height, width)
         self.done = 0  # frames
-        self._append(given)
-        self._append(self._found(given))
-
-    def _found(self, given: torch.Tensor) -> torch.Tensor:
-        """Blocks that an interrupted run left; a damaged file is removed."""
-        try:
-            return load_file(self.partial)["blocks"]
-        except FileNotFoundError:
-            pass
-        except (SafetensorError, OSError, KeyError):
-            self.partial.unlink(missing_ok=True)
-        return given[:, :, :0]
+        found = progress.found()
+        self._append(given if found is None else found)
 
     def block(self, start: int) -> torch.Tensor | None:
         """The block that begins at a frame; None where it is still to be made."""
@@ -136,9 +128,7 @@ class Film:
         self._append(block)
         made = (self.done - self.given) // self.block_size
         if self.every and made % self.every == 0 and self.done < self.latents.shape[2]:
-            temporary = self.partial.with_name(f"{self.partial.name}.{os.getpid()}")
-            save_file({"blocks": self.latents[:, :, self.given : self.done].contiguous()}, temporary)
-            temporary.replace(self.partial)
+            self.progress.keep(self.latents[:, :, : self.done])
 
     def _append(self, frames: torch.Tensor) -> None:
         end = self.done + frames.shape[2]

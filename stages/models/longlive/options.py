@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from stages.media.options import WRITE_OPTIONS
 from stages.models.shared.noise import SEED
 from stages.models.shared.training.options import STAGE, shared
-from stages.models.shared.wan.options import DTYPE, ON_LATENTS, TEXT_LENGTH, VAE_TILING
+from stages.models.shared.wan.options import DTYPE, ON_LATENTS, TEXT_LENGTH, VAE_TILING, disk
 from stages.runtime.errors import UsageError
 from stages.runtime.options import Family, Option, Training
 
@@ -220,6 +220,7 @@ FAMILY = Family(
             default_text="on a GPU of less than 40 GB",
             changes_result=False,
             reloads=True,
+            offloads=(True,),
         ),
         Option(
             "checkpoint_every",
@@ -258,5 +259,6 @@ FAMILY = Family(
         "generate": {"low_memory": True},
         "decode": {"vae_tiling": True},
     },
+    disk=lambda values: disk(values["size"], pixel_frames(values["num_output_frames"])),
     trainings={"longlive": TRAINING},
 )

@@ -4,7 +4,9 @@ The defaults are those of the text-to-video program that this replaces.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from stages.media.options import WRITE_OPTIONS
 from stages.models.shared.noise import SEED
@@ -62,6 +64,11 @@ def detect(folder: Path) -> str | None:
     return "" if index.get("_class_name") == "Text2Video" else None
 
 
+def disk(values: Mapping[str, Any]) -> float:
+    """Bytes of a clip's files, about: its latents are its pixels, in float32; where the model sets the size, one of 256."""
+    return 13 * (values["num_frames"] or 16) * (values["frame_size"] or 256) ** 2
+
+
 FAMILY = Family(
     name="text2video",
     version=1,
@@ -108,5 +115,6 @@ FAMILY = Family(
         "decode": ("unet/config.json",),
     },
     detect=detect,
+    disk=disk,
     trainings={"text2video": TRAINING},
 )

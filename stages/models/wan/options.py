@@ -13,9 +13,9 @@ from typing import Any
 from stages.media.options import WRITE_OPTIONS
 from stages.models.shared.noise import SEED
 from stages.models.shared.training.options import STAGE, shared
-from stages.models.shared.wan.options import DTYPE, ON_LATENTS, TEXT_LENGTH, VAE_TILING
+from stages.models.shared.wan.options import DTYPE, ON_LATENTS, TEXT_LENGTH, VAE_TILING, disk
 from stages.runtime.errors import UsageError
-from stages.runtime.options import Family, Option, Training
+from stages.runtime.options import GPUS, Family, Option, Training
 
 SIZES = {
     "14b": ("1280*720", "720*1280", "832*480", "480*832"),
@@ -199,7 +199,9 @@ FAMILY = Family(
             choices=("none", "block_level", "leaf_level"),
             changes_result=False,
             reloads=True,
+            offloads=("block_level", "leaf_level"),
         ),
+        GPUS,
         Option(
             "offload_blocks",
             int,
@@ -292,5 +294,6 @@ FAMILY = Family(
         "generate": {"offload": "block_level"},
         "decode": {"vae_tiling": True},
     },
+    disk=lambda values: disk(values["size"], values["frame_num"]),
     trainings={"wan-vae": VAE_TRAINING, "wan": DENOISER_TRAINING},
 )

@@ -52,7 +52,8 @@ class VAETask(Task):
             video = self._part(video, step, generator)
         mean = self.vae.encode(video).latent_dist.mean
         noise = torch.randn(mean.shape, generator=generator).to(mean)
-        made = torch.cat(list(unclamped(self.vae, mean + self.options["latent_noise"] * noise)), dim=2)
+        noisy = mean + self.options["latent_noise"] * noise
+        made = torch.cat(list(unclamped(self.vae, noisy.split(1, dim=2))), dim=2)
         error = made.float() - video
         weight = 1 + self.options["foreground_weight"] * foreground(video)
         return (weight * (error.abs() + error**2)).mean() + self.options["kl_weight"] * (mean.float() ** 2).mean()

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from stages.media.read import frames
 from stages.models.longlive import generate
 from stages.models.longlive.options import lengths
+from stages.models.longlive.progress import Progress
 from stages.models.shared.wan.vae import denormalised
 from stages.runtime import artifacts
 from stages.runtime.artifacts import KINDS
+from stages.runtime.errors import ItemError
 from tests.commands import stage
 
 ROOT = Path(__file__).parents[3]
@@ -167,6 +172,82 @@ def test_decode_writes_the_film_or_what_is_new_of_it(latents, tmp_path):
         at_once = vae.decode(denormalised(vae, load_file(latents)["latents"]), return_dict=False)[0][0]
     at_once = ((at_once / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 3, 0).numpy()
     assert (whole == at_once).all()
+
+
+def wait_for(there, seconds):
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def watched(film):
+    """Frames of a video that is still being written."""
+    try:
+        return [frame.rgb for frame in frames(film)]
+    except ItemError:
+        return []  # nothing is in it yet
+
+
+def test_a_film_is_shown_while_it_is_made(latents, tmp_path):
+    """As generate keeps it: without its last block first, then whole. The encoder holds the last of 21 frames back."""
+    made, film = tmp_path / "l.safetensors", tmp_path / "film.mp4"
+    command = [
+        sys.executable,
+        "-m",
+        "stages.decode",
+        made,
+        "-m",
+        MODEL,
+        "--follow",
+        "-o",
+        film,
+        "--device",
+        "cpu",
+        "--crf",
+        "0",
+    ]
+    decoding = subprocess.Popen([*map(str, command)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        work = SimpleNamespace(partial=tmp_path / "store.safetensors", item=SimpleNamespace(output=str(made)))
+        whole = artifacts.read(latents, ("latents",))
+        Progress(work, whole.fields).keep(whole.tensors()["latents"][:, :, :6])
+        wait_for(lambda: len(watched(film)) >= 20 or decoding.poll() is not None, 120)
+        assert decoding.poll() is None, decoding.stderr.read()
+        Progress(work, whole.fields).end()
+        shutil.copy(latents, made)
+        _, said = decoding.communicate(timeout=120)
+    finally:
+        decoding.kill()
+    assert decoding.returncode == 0, said
+    stage("decode", latents, "-m", MODEL, "--crf", "0", "-o", tmp_path / "once.json")
+    once = np.stack([frame.rgb for frame in frames(tmp_path / "once.mp4")]).astype(int)
+    assert np.abs(np.stack(watched(film)) - once).max() <= 2
+
+
+@pytest.fixture
+def following(latents, tmp_path):
+    """Runs decode --follow on a film that is whole."""
+    shutil.copy(latents, tmp_path / "l.safetensors")
+
+    def run(*arguments, output="film.mp4", fails=0):
+        command = ("decode", tmp_path / "l.safetensors", "-m", MODEL, "--follow", "-o", tmp_path / output)
+        return stage(*command, *arguments, fails=fails)
+
+    return run
+
+
+def test_what_is_new_can_be_followed_alone(following, tmp_path):
+    following("--new-only")
+    assert len(watched(tmp_path / "film.mp4")) == 24
+
+
+def test_what_cannot_be_followed_is_said(following, tmp_path):
+    assert "film.json does not end with .mp4" in following(output="film.json", fails=2)
+    assert "vae_tiling decodes a film as a whole" in following("--vae-tiling", fails=1)
+    failure = artifacts.Failure("generate", "a", "block 3 of a became NaN", "try --dtype float32")
+    artifacts.write_failure(tmp_path / "l.safetensors", failure)
+    assert "block 3 of a became NaN" in following(fails=1)
 
 
 def test_a_window_without_room_for_a_block_is_refused(encoded, tmp_path):

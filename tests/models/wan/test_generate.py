@@ -8,7 +8,7 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
-from stages.models.shared.wan.transformer import set_attention
+from stages.models.shared.wan.transformer import set_attention, spread
 from stages.models.wan import checkpoint, sampler
 from stages.models.wan.sampler import State, make_scheduler, switch_step
 from stages.runtime.errors import JobError
@@ -217,3 +217,26 @@ def test_layerwise_casting_is_close_and_not_equal(encoded, tmp_path):
     cast = generate(encoded["5b"], tmp_path / "b" / "l.safetensors", "--layerwise-casting", "float8_e4m3fn")
     assert not torch.equal(cast, plain)
     assert (cast - plain).abs().mean() < 0.1 * plain.abs().mean()
+
+
+# ------------------------------------------------------------------------------------------------------- several GPUs
+
+
+def test_blocks_are_dealt_over_devices_in_order(tiny_wan):
+    transformer = WanTransformer3DModel.from_pretrained(tiny_wan["14b"], subfolder="transformer")
+    first, second = torch.device("cpu"), torch.device("meta")  # stands for a second device: has a name and no memory
+    spread(transformer, [first, second])
+    places = [{p.device for p in block.parameters()} for block in transformer.blocks]
+    half = (len(places) + 1) // 2
+    assert places == [{first}] * half + [{second}] * (len(places) - half) and half < len(places)
+    others = {p.device for name, p in transformer.named_parameters() if not name.startswith("blocks.")}
+    assert others == {first}
+
+
+def test_a_transformer_that_is_spread_computes_the_same(tiny_wan):
+    whole, dealt = (WanTransformer3DModel.from_pretrained(tiny_wan["14b"], subfolder="transformer") for _ in range(2))
+    spread(dealt, [torch.device("cpu")] * 2)
+    channels, text = whole.config.in_channels, whole.config.text_dim
+    arguments = (torch.randn(1, channels, 2, 4, 4), torch.tensor([500.0]), torch.randn(1, 6, text))
+    with torch.no_grad():
+        assert torch.equal(whole(*arguments, return_dict=False)[0], dealt(*arguments, return_dict=False)[0])

@@ -21,3 +21,10 @@ ON_LATENTS = (  # of trainings on the latents of a VAE
     Option("freeze_text_encoder", bool, False, "Leave the text encoder of start_from as it is", STAGE),
     Option("max_sequence_length", int, 512, "Length of the text", STAGE, "tokens", minimum=1, maximum=512),
 )
+TEXTS = 2 * 512 * 4096 * 2  # bytes of two prompts, embedded
+
+
+def disk(size: str, frames: int) -> float:
+    """Bytes of a clip's files, about: a byte per pixel of its frames, half for latents and condition, half for H.264."""
+    width, height = map(int, size.split("*"))
+    return TEXTS + width * height * frames

@@ -1,10 +1,12 @@
 """A Wan transformer, loaded as the options say: precision, LoRA, placement, attention."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import dispatch_model
 from diffusers import WanTransformer3DModel
 from diffusers.loaders import WanLoraLoaderMixin
 from safetensors import SafetensorError
@@ -35,6 +37,8 @@ def load_transformer(model: Model, name: str, options: Mapping[str, Any], device
     if options["layerwise_casting"] != "none":
         storage = getattr(torch, options["layerwise_casting"])
         transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
+    if options["gpus"] > 1 and device.type == "cuda":
+        return spread(transformer, [torch.device("cuda", index) for index in range(options["gpus"])])
     place(transformer, options, device)
     return transformer
 
@@ -53,6 +57,19 @@ def place(transformer: WanTransformer3DModel, options: Mapping[str, Any], device
         use_stream=options["offload_stream"],
         record_stream=options["offload_stream"],
     )
+
+
+def spread(transformer: WanTransformer3DModel, devices: Sequence[torch.device]) -> WanTransformer3DModel:
+    """Deal the blocks over devices, in order, and all else to the first; what goes in and comes out is there too."""
+    count = len(transformer.blocks)
+    places = {f"blocks.{block}": devices[block * len(devices) // count] for block in range(count)}
+    others = [name for name, _ in [*transformer.named_children(), *transformer.named_parameters(recurse=False)]]
+    places |= dict.fromkeys((name for name in others if name != "blocks"), devices[0])
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "The following device_map keys"
+        )  # the table is no module, and is placed all the same
+        return dispatch_model(transformer, places, main_device=devices[0], force_hooks=True)
 
 
 def set_attention(transformer: WanTransformer3DModel, backend: str, device: torch.device) -> None:

@@ -1,6 +1,6 @@
 """Wan latents of pixels, and pixels of latents, a few frames at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -33,27 +33,35 @@ def denormalised(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
     return latents / inverse_std + mean
 
 
-@torch.no_grad()
 def decoded(vae: AutoencoderKLWan, z: torch.Tensor) -> Iterator[torch.Tensor]:
     """The frames of denormalised latents [1, C, T, h, w], one by one, [3, H, W] in -1..1: 1 + 4 (T - 1) of them.
 
-    Bit for bit what `vae.decode` returns: its causal convolutions remember what they need of the latents before, so the
-    memory does not grow with the length. Only in tiles (`vae.use_tiling`) the clip is decoded as a whole.
+    Bit for bit what `vae.decode` returns. Only in tiles (`vae.use_tiling`) the clip is decoded as a whole.
     """
     if vae.use_tiling:
-        yield from vae.decode(z, return_dict=False)[0][0].unbind(1)
-        return
-    for chunk in unclamped(vae, z):
+        with torch.no_grad():
+            yield from vae.decode(z, return_dict=False)[0][0].unbind(1)
+    else:
+        yield from streamed(vae, z.split(1, dim=2))
+
+
+@torch.no_grad()
+def streamed(vae: AutoencoderKLWan, latents: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The frames of denormalised latents that come one after the other, [1, C, 1, h, w]; memory does not grow with them."""
+    for chunk in unclamped(vae, latents):
         yield from chunk.clamp(-1.0, 1.0)[0].unbind(1)  # [3, 1 or 4, H, W]
 
 
-def unclamped(vae: AutoencoderKLWan, z: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The chunks of a decoded batch [B, C, T, h, w], [B, 3, 1 or 4, H, W] around -1..1, with gradients where they are on."""
+def unclamped(vae: AutoencoderKLWan, latents: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The chunks [B, 3, 1 or 4, H, W] around -1..1 of latents [B, C, 1, h, w], with gradients where they are on.
+
+    The decoder's causal convolutions remember what they need of the latents before.
+    """
     try:
         vae.clear_cache()
-        z = vae.post_quant_conv(z)
-        for i in range(z.shape[2]):
-            chunk = vae.decoder(z[:, :, i : i + 1], feat_cache=vae._feat_map, feat_idx=[0], first_chunk=i == 0)
+        for number, latent in enumerate(latents):
+            z = vae.post_quant_conv(latent)
+            chunk = vae.decoder(z, feat_cache=vae._feat_map, feat_idx=[0], first_chunk=number == 0)
             yield chunk if vae.config.patch_size is None else unpatchify(chunk, patch_size=vae.config.patch_size)
     finally:
         vae.clear_cache()

@@ -1,0 +1,60 @@
+"""The latents of a film in the making: for a killed job to go on from, and for decode to follow."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.runtime.artifacts import read, write_tensors
+from stages.runtime.errors import ItemError
+from stages.runtime.follow import POLL, latest, trail
+from stages.runtime.worker import Work
+
+
+class Progress:
+    """Keeps an item's latents in the store while they are made: an artifact that lacks its last frames."""
+
+    def __init__(self, work: Work, fields: Mapping[str, Any]):
+        self.path, self.trail, self.fields = work.partial, trail(Path(work.item.output)), fields
+
+    def found(self) -> torch.Tensor | None:
+        """What an interrupted run left, [1, C, T, h, w]; a damaged file is removed."""
+        try:
+            return read(self.path, ("latents",)).tensors()["latents"]
+        except ItemError:
+            self.path.unlink(missing_ok=True)
+            return None
+
+    def keep(self, latents: torch.Tensor) -> None:
+        """Put the latents so far in the place of those before, and lay a trail to them beside the item's output."""
+        temporary = self.path.with_name(f"{os.getpid()}.{self.path.name}")
+        write_tensors(temporary, "latents", self.fields, {"latents": latents})
+        temporary.replace(self.path)
+        self.trail.parent.mkdir(parents=True, exist_ok=True)
+        link = self.trail.with_name(f".{os.getpid()}.{self.trail.name}")
+        link.symlink_to(self.path.absolute())
+        link.replace(self.trail)
+
+    def end(self) -> None:
+        """The film is whole: no trail leads to a part of it any more."""
+        self.trail.unlink(missing_ok=True)
+
+
+def frames_as_they_come(path: Path) -> Iterator[torch.Tensor]:
+    """The latents [1, C, 1, h, w] of a film, each once it is kept, to the last. Raises ItemError where the film fails."""
+    seen = 0
+    while True:
+        artifact = latest(path)
+        if artifact:
+            latents = artifact.tensors()["latents"]
+            for frame in range(seen, latents.shape[2]):
+                yield latents[:, :, frame : frame + 1]
+            seen = max(seen, latents.shape[2])
+            if artifact.path == path:
+                return
+        time.sleep(POLL)
