@@ -2,7 +2,8 @@
 
 CPU seconds of a block (its denoising passes and the clean one) with a fixed window: the last blocks of a film of 300 latent
 frames over those at 30, from the first full window on. The limit is 1. Beside it what a block costs where no cache is kept
-and each denoising pass goes over all frames so far, and the peak of memory of both lengths, each in a process of its own.
+and each denoising pass goes over all frames so far. Then the peak of memory of both lengths, each in a process of its own:
+of the blocks, and of the frames that decode makes of them, beside the library's decoder, which takes a film as a whole.
 
     python -m benchmarks.longlive [--quick] [--json FILE]
 """
@@ -18,6 +19,8 @@ from benchmarks.harness import ROOT, finish, in_fresh_process, parse_arguments, 
 from stages.models.longlive.cache import Cache
 from stages.models.longlive.causal import CausalWan
 from stages.models.longlive.sampler import TRAINING_STEPS, Schedule, denoise
+from stages.models.shared.wan.vae import decoded, load_vae, pixels
+from stages.runtime.model import Model
 
 MODEL = ROOT / "models/shapes-longlive"
 BLOCK, WINDOW, SINK, SHORT, LONG = 3, 12, 3, 30, 300
@@ -43,7 +46,7 @@ def cached(frames: int) -> dict:
         before = time.process_time()
         denoise(model, cache, first, fresh, text, SCHEDULE, begin)
         seconds.append(time.process_time() - before)
-    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {"seconds": seconds, "peak": peak()}
 
 
 @torch.no_grad()
@@ -56,6 +59,22 @@ def uncached(frames: int) -> dict:
         cache = Cache(frames, 0)
         model(film, TRAINING_STEPS * sigma, text, cache, 0, cache.block(0, frames))
     return {"seconds": time.process_time() - before}
+
+
+@torch.no_grad()
+def decoding(frames: int, as_a_whole: bool) -> dict:
+    """The peak memory in bytes of a process that makes pixels of latents."""
+    torch.set_num_threads(1)
+    vae = load_vae(Model("shapes-longlive", "longlive", path=str(MODEL)), tiling=False, device="cpu")
+    z = torch.randn(1, vae.config.z_dim, frames, 16, 16, generator=torch.manual_seed(0))
+    for frame in vae.decode(z, return_dict=False)[0][0].unbind(1) if as_a_whole else decoded(vae, z):
+        pixels(frame)
+    return {"peak": peak()}
+
+
+def peak() -> int:
+    """The highest memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:
@@ -72,12 +91,23 @@ def main() -> None:
         ours = statistics.median(s for film in films for s in film["seconds"][length // BLOCK - COMPARED : length // BLOCK])
         theirs = in_fresh_process("benchmarks.longlive", "uncached", length)["seconds"]
         rows.append([length, 1000 * ours, 1000 * theirs, theirs / ours])
+    peaks = {
+        (length, whole): in_fresh_process("benchmarks.longlive", "decoding", length, whole)["peak"]
+        for length in (SHORT, LONG)
+        for whole in (False, True)
+    }
+    decode_memory = peaks[LONG, False] / peaks[SHORT, False]
     print_table(["latent frames", "cached, ms per block", "no cache, ms per block", "times ours"], rows)
+    print_table(
+        ["latent frames", "decode, MB at most", "the library's, MB at most"],
+        [[length, *(f"{peaks[length, whole] / 1e6:.0f}" for whole in (False, True))] for length in (SHORT, LONG)],
+    )
     line = (
         f"longlive: {late / early:.2f} times the CPU seconds per block at {LONG} latent frames (goal <= 1.1) and "
-        f"{memory:.2f} times the memory (goal <= 1.1), against {SHORT}"
+        f"{memory:.2f} times the memory (goal <= 1.1), {decode_memory:.2f} in decode, against {SHORT}"
     )
-    finish(line, {"films": films, "short": short, "rows": rows}, options.json)
+    figures = {"films": films, "short": short, "rows": rows, "decode_memory": decode_memory}
+    finish(line, figures, options.json)
 
 
 if __name__ == "__main__":
