@@ -32,7 +32,7 @@ demo-all: demo
 test: install
 	OMP_NUM_THREADS=1 $(RUNS) pytest --quiet --numprocesses $(CORES) --dist loadfile --ignore tests/cluster
 
-# Images and a real Slurm of one node: need root, Apptainer, Debian's mmdebstrap, slurm-wlm and munge; what cannot be
+# Images and a real Slurm of one node: tests/cluster/install brings what they need, but for Apptainer on an old Debian; what cannot be
 # built or started here is skipped with the reason.
 test-cluster: install
 	$(RUNS) pip install --disable-pip-version-check --quiet --constraint envs/constraints.txt --editable '.[dev,slurm]'

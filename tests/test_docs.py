@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from docs import generate
+from stages.media.read import frames
 from stages.plan import schema
 from tests.commands import stage
 
@@ -73,6 +74,7 @@ def test_the_commands_of_the_page_on_longlive_work(tmp_path, own_cache, monkeypa
         stage(name, *arguments)
     films = [json.loads((tmp_path / name).read_text())["fields"]["num_frames"] for name in ("film.json", "new.json")]
     assert films == [57, 57 - 9]
+    assert len(list(frames(tmp_path / "growing.mp4"))) == 57
 
 
 def test_the_example_of_longlive_does_what_the_old_command_did(tmp_path, monkeypatch):
