@@ -13,11 +13,9 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 
 from stages.models.longlive.options import detect
-from stages.models.shared.loading import read_config
-from stages.models.shared.wan.convert import (
+from stages.models.shared.convert import (
     Weights,
     check,
-    empty_transformer,
     fill,
     link,
     new_repository,
@@ -25,7 +23,9 @@ from stages.models.shared.wan.convert import (
     renamed,
     save,
 )
+from stages.models.shared.loading import read_config
 from stages.models.shared.wan.names import diffusers_name
+from stages.models.shared.wan.transformer import empty_transformer
 from stages.runtime.errors import UsageError
 
 PARTS = ("text_encoder", "tokenizer", "vae", "scheduler", "model_index.json")

@@ -9,12 +9,12 @@ from transformers import AutoTokenizer, CLIPTextModel
 from stages.models.shared.loading import DTYPES, loading
 from stages.models.shared.origin import model_fields
 from stages.models.shared.prompt import prompt_of
+from stages.models.shared.text import embed, warn_of_cut
 from stages.models.shared.words import warn_of_unknown_words
-from stages.models.text2video.common import embed, unet_config
+from stages.models.text2video.common import unet_config
 from stages.models.text2video.unet import multiples
 from stages.runtime.artifacts import write_tensors
 from stages.runtime.errors import ItemError
-from stages.runtime.log import log
 from stages.runtime.worker import Work, Worker
 
 
@@ -44,9 +44,7 @@ class Encode(Worker):
         prompt, raw = prompt_of(work)
         negative, trained = work.options["negative_prompt"], unet_config(self.model)
         warn_of_unknown_words(self.tokenizer, prompt, work.item.id)
-        tokens, kept = len(self.tokenizer(prompt).input_ids), self.encoder.config.max_position_embeddings
-        if tokens > kept:
-            log("prompt_cut", item=work.item.id, tokens=tokens, kept=kept, cut=tokens - kept)
+        warn_of_cut(self.tokenizer, self.encoder, prompt, work.item.id)
         side = work.options["frame_size"] or trained["sample_size"]
         fields = {
             **model_fields(self.model, work),

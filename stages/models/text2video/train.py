@@ -14,10 +14,10 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTraine
 
 from stages.media.shapes.world import WORDS
 from stages.models.shared.clip import to_uint8
+from stages.models.shared.text import embed
 from stages.models.shared.training.data import ShapesDataset, datasets, read_caption
 from stages.models.shared.training.loop import Task, in_dtype
 from stages.models.shared.words import word_tokenizer, words_of
-from stages.models.text2video.common import embed
 from stages.models.text2video.options import NOISE_SCHEDULES
 from stages.models.text2video.sampler import denoise
 from stages.models.text2video.unet import UNet3D, inflate

@@ -10,9 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 from transformers import UMT5Config, UMT5EncoderModel
 
-from stages.models.shared.loading import read_config
-from stages.models.shared.wan.convert import (
-    empty_transformer,
+from stages.models.shared.convert import (
     fill,
     link,
     new_repository,
@@ -21,8 +19,10 @@ from stages.models.shared.wan.convert import (
     renamed,
     save,
 )
+from stages.models.shared.loading import read_config
 from stages.models.shared.wan.names import diffusers_name, text_encoder_name, vae_name
 from stages.models.shared.wan.repository import write_index
+from stages.models.shared.wan.transformer import empty_transformer
 from stages.runtime.errors import UsageError
 
 EXPERTS = ("high_noise_model", "low_noise_model")

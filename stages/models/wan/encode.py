@@ -14,6 +14,7 @@ from PIL import Image
 from stages.media.read import read_picture
 from stages.models.shared.loading import DTYPES, loading
 from stages.models.shared.origin import model_fields
+from stages.models.shared.picture import picture_of
 from stages.models.shared.prompt import prompt_of
 from stages.models.shared.words import warn_of_unknown_words
 from stages.models.wan.common import check_repository
@@ -135,17 +136,6 @@ class Encode(Worker):
         tokens = len(self.pipe.tokenizer(prompt_clean(prompt)).input_ids)
         if tokens > length:
             log("prompt_cut", item=work.item.id, tokens=tokens, kept=length, cut=tokens - length)
-
-
-def picture_of(source: Artifact | Path) -> Path:
-    """The file of the first frame: the last one of frames, the last frame of a clip, or the user's own picture."""
-    if not isinstance(source, Artifact):
-        return source
-    if source.kind == "clip":
-        return source.member(".last.png")
-    if not source.fields["frames"]:
-        raise ItemError(f"{source.path} lists no frames", "make it again")
-    return source.member(source.fields["frames"][-1]["suffix"])
 
 
 def size_of(source: Artifact | Path) -> tuple[int, int]:

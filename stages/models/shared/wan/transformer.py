@@ -12,11 +12,23 @@ from diffusers.loaders import WanLoraLoaderMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from stages.models.shared.loading import DTYPES, loading
+from stages.models.shared.loading import DTYPES, loading, quiet
 from stages.models.shared.wan.lora import ENDINGS, merge
-from stages.runtime.errors import ItemError, JobError, one_line
+from stages.runtime.errors import ItemError, JobError, UsageError, one_line
 from stages.runtime.log import log
 from stages.runtime.model import Model
+
+
+def empty_transformer(config: Mapping[str, Any], source: Path) -> WanTransformer3DModel:
+    """A transformer without memory for its weights. Raises UsageError for a config that makes none."""
+    quiet()
+    try:
+        with torch.device("meta"):
+            return WanTransformer3DModel.from_config(dict(config))
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise UsageError(
+            f"the config in {source} makes no transformer ({one_line(error)})", "give the folder that was published, whole"
+        ) from error
 
 
 def load_transformer(model: Model, name: str, options: Mapping[str, Any], device: torch.device) -> WanTransformer3DModel:

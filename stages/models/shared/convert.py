@@ -12,11 +12,9 @@ from typing import Any
 from zipfile import is_zipfile
 
 import torch
-from diffusers import WanTransformer3DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from stages.models.shared.loading import quiet
 from stages.runtime.errors import JobError, UsageError, one_line
 from stages.runtime.log import log
 from stages.runtime.store import place
@@ -89,18 +87,6 @@ def renamed(weights: Any, name_of: Callable[[str], str], source: Path) -> Weight
         alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
         named[new] = tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
     return named
-
-
-def empty_transformer(config: Mapping[str, Any], source: Path) -> WanTransformer3DModel:
-    """A transformer without memory for its weights. Raises UsageError for a config that makes none."""
-    quiet()
-    try:
-        with torch.device("meta"):
-            return WanTransformer3DModel.from_config(dict(config))
-    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise UsageError(
-            f"the config in {source} makes no transformer ({one_line(error)})", "give the folder that was published, whole"
-        ) from error
 
 
 def fill(model: torch.nn.Module, weights: Weights, source: Path) -> None:
