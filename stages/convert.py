@@ -20,6 +20,25 @@ def main() -> None:
     pass
 
 
+@main.command("fresco", no_args_is_help=True)
+@click.option("--base", required=True, type=FOLDER, help="A Stable Diffusion 1.5 in diffusers' layout.")
+@click.option("--vae", type=FOLDER, help="Another VAE, such as stabilityai/sd-vae-ft-mse.")
+@click.option("--controlnet-hed", type=FOLDER, help="Such as lllyasviel/sd-controlnet-hed; needs --hed.")
+@click.option("--controlnet-canny", type=FOLDER, help="Such as lllyasviel/sd-controlnet-canny.")
+@click.option("--controlnet-depth", type=FOLDER, help="Such as lllyasviel/sd-controlnet-depth; needs --depth.")
+@click.option("--hed", type=FILE, help="ControlNetHED.pth of lllyasviel/Annotators.")
+@click.option("--depth", type=FOLDER, help="A DPT, such as Intel/dpt-hybrid-midas.")
+@clean_errors
+def fresco(
+    base: Path, vae: Path | None, hed: Path | None, depth: Path | None, output: Path, debug: bool, **controlnets: Path | None
+) -> None:
+    """Stable Diffusion, ControlNets and what makes their maps, as one repository."""
+    from stages.models.fresco.convert import convert
+
+    given = {name.removeprefix("controlnet_"): folder for name, folder in controlnets.items() if folder}
+    convert(base, given, vae, hed, depth, output)
+
+
 @main.command("longlive", no_args_is_help=True)
 @click.option("--base", required=True, type=FILE, help="longlive_base.pt.")
 @click.option("--lora", type=FILE, help="lora.pt; it comes to OUTPUT/lora.safetensors.")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from stages.media import select
-from stages.media.fit import fit_image, parse_size, target_size
+from stages.media.fit import FREE, fit_image, parse_size, target_size
 from stages.media.probe import Source, probe
 from stages.media.read import Frame
 from stages.media.write import write_png
@@ -21,9 +22,9 @@ class ExtractFrames(Worker):
         source = probe(video.member(".mp4") if isinstance(video, Artifact) else video)
         size = parse_size(options["size"]) if options["size"] else source.size
         if options["size"]:
-            size = target_size(source.size, size, options["fit"], options["multiple"] if options["fit"] == "area" else 1)
+            size = target_size(source.size, size, options["fit"], options["multiple"] if options["fit"] in FREE else 1)
         listed = []
-        for frame in chosen(source, options["select"], options["count"], options["allow_truncated"]):
+        for frame in chosen(source, options, size):
             suffix = f"/{frame.index:06d}.png"
             path = member_path(work.output, suffix)
             path.parent.mkdir(exist_ok=True)
@@ -39,9 +40,17 @@ class ExtractFrames(Worker):
         write_index(work.output, "frames", fields, dict.fromkeys(frame["suffix"] for frame in listed))
 
 
-def chosen(source: Source, how: str, count: int, allow_truncated: bool) -> Iterator[Frame]:
-    """The frames that `how` names, each as soon as it is read. Raises ItemError for a truncated video, unless allowed."""
-    if how in ("last", "tail"):
+def chosen(source: Source, options: Mapping[str, Any], size: tuple[int, int]) -> Iterator[Frame]:
+    """The frames that the options name, each as soon as it is read; `size` is what keyframes are looked for at.
+
+    Raises ItemError for a truncated video, unless allowed.
+    """
+    how, count, allow_truncated = options["select"], options["count"], options["allow_truncated"]
+    if how == "keyframes":
+        pictures = (fit_image(frame.rgb, size, options["fit"]) for frame in select.whole(source, allow_truncated))
+        indices = select.keyframe_indices(select.changes(pictures), options["mininterv"], options["maxinterv"])
+        yield from select.pick(select.whole(source, allow_truncated), indices)
+    elif how in ("last", "tail"):
         yield from select.last(source.path, count if how == "tail" else 1, allow_truncated=allow_truncated)
     elif how == "segments":
         yield from select.midpoints(source.path, count, allow_truncated=allow_truncated)

@@ -9,7 +9,8 @@ from PIL import Image
 
 from stages.runtime.errors import UsageError
 
-FITS = ("crop", "pad", "area")
+FREE = ("area", "short")  # the result has about the source's aspect
+FITS = ("crop", "pad", *FREE)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -26,9 +27,13 @@ def target_size(source_size, size, fit: str, multiple: int = 1) -> tuple[int, in
     `crop` and `pad` give `size` itself. `area` takes `size` as an area and keeps the source's aspect: both sides are
     multiples of `multiple` and their product is at most the area (the rule of Wan2.2's 5B model: one side is floored
     first, the other takes what is left of the area; of the two ways, the one that comes nearer the source's aspect).
+    `short` makes the shorter side of the source that of `size`, and both the nearest multiples.
     Raises UsageError: a size that is no multiple, an unknown fit.
     """
     _check_fit(fit)
+    if fit == "short":
+        scale = min(size) / min(source_size)
+        return tuple(max(1, round(side * scale / multiple)) * multiple for side in source_size)
     if fit != "area":
         if size[0] % multiple or size[1] % multiple:
             nearest = "*".join(str(max(multiple, round(side / multiple) * multiple)) for side in size)
@@ -60,8 +65,8 @@ def target_size(source_size, size, fit: str, multiple: int = 1) -> tuple[int, in
 def fit_image(rgb: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
     """Fit a picture, uint8 [H, W, 3], to exactly `size` (width, height): uint8 [height, width, 3].
 
-    `pad` scales it to lie inside, on black; `crop` (and `area`, whose size has the source's aspect already) scales it
-    to cover, and keeps the centre. Lanczos in PIL. A picture of that size comes back untouched.
+    `pad` scales it to lie inside, on black; the others (of which `area` and `short` have the source's aspect already) scale
+    it to cover, and keep the centre. Lanczos in PIL. A picture of that size comes back untouched.
     """
     _check_fit(fit)
     height, width = rgb.shape[:2]

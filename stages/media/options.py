@@ -3,14 +3,14 @@
 from stages.runtime.options import Family, Option
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv")  # of the files that a folder of videos is searched for
-FITS = ("crop", "pad", "area")
+FITS = ("crop", "pad", "area", "short")
 
 FIT = Option(
     "fit",
     str,
     "crop",
     "How a picture comes to the size: crop covers and cuts the middle, pad adds black bars, "
-    "area keeps the picture's aspect and takes the size as an area",
+    "area keeps the picture's aspect and takes the size as an area, short takes the size's shorter side for its own",
     ("extract_frames", "concat"),
     choices=FITS,
 )
@@ -31,9 +31,10 @@ FAMILY = Family(
             "select",
             str,
             "last",
-            "Which frames: the last one, the last COUNT (tail), the midpoints of COUNT segments, the first COUNT, or all",
+            "Which frames: the last one, the last COUNT (tail), the midpoints of COUNT segments, the first COUNT, all, or "
+            "keyframes, which are the first, the last and those where most changes",
             ("extract_frames",),
-            choices=("last", "tail", "segments", "first", "all"),
+            choices=("last", "tail", "segments", "first", "all", "keyframes"),
             by_recipe=True,
         ),
         Option(
@@ -47,11 +48,21 @@ FAMILY = Family(
             "multiple",
             int,
             16,
-            "With fit area: both sides are multiples of this",
+            "With fit area and short: both sides are multiples of this",
             ("extract_frames",),
             "pixels",
             minimum=2,
             by_recipe=True,
+        ),
+        Option("mininterv", int, 5, "Between keyframes at least", ("extract_frames",), "frames", minimum=1),
+        Option(
+            "maxinterv",
+            int,
+            5,
+            "Between keyframes at most; mininterv: every so many",
+            ("extract_frames",),
+            "frames",
+            minimum=1,
         ),
         Option("allow_truncated", bool, False, "Take the good frames of a truncated video", ("extract_frames", "concat")),
         Option("keep_audio", bool, True, "Keep the sound of the source in front", ("concat",)),

@@ -1,10 +1,11 @@
-"""Choosing frames of a video in one streaming pass: the last ones, the first ones, the middles of equal segments."""
+"""Choosing frames of a video: the last ones, the first ones, the middles of equal segments, and where most changes."""
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
+import cv2
 import numpy as np
 
 from stages.media.probe import Source, frame_times, probe
@@ -12,6 +13,7 @@ from stages.media.read import Frame, Truncated, available_threads, frames, frame
 from stages.runtime.errors import ItemError, UsageError
 
 SEEK_BEYOND = 20.0  # seconds: shorter videos are read from the start, which is as fast and needs no index
+BLUR = (9, 9)  # pixels; what is finer is no motion
 PREROLL = 5.0  # seconds decoded before the frames that are wanted
 
 _IMPORTED_BY = os.getpid()
@@ -80,6 +82,35 @@ def midpoint_indices(times: np.ndarray, count: int, constant_rate: bool = True) 
         return [int(segment / 2 + np.round(segment * i)) for i in range(count)]
     middles = times[-1] * (np.arange(count) + 0.5) / count
     return (np.searchsorted(times, middles, side="right") - 1).clip(0).tolist()
+
+
+def keyframe_indices(changes: Sequence[float], shortest: int, longest: int) -> list[int]:
+    """The keyframes of a video of which `changes` tells how much each frame differs from the one before, 0 for the first.
+
+    Where `shortest` is `longest`, in frames, every so many; else where most changes, at least `shortest` frames apart, until
+    no two are further apart than `longest` or no place is left. The first and the last frame are always among them.
+    """
+    last = len(changes) - 1
+    if shortest == longest:
+        return sorted({*range(0, len(changes), shortest), last})
+    keys = {0, last}
+    free = np.array(changes, float)
+    free[:shortest] = free[len(free) - shortest :] = -1
+    while max(np.diff(sorted(keys)), default=0) > longest and free.max() >= 0:
+        key = int(free.argmax())
+        free[max(key - shortest, 0) : key + shortest] = -1
+        keys.add(key)
+    return sorted(keys)
+
+
+def changes(pictures: Iterable[np.ndarray]) -> list[float]:
+    """How much each picture, uint8 [H, W, 3], differs from the one before: mean square of the values in -1..1, blurred."""
+    found, before = [], None
+    for rgb in pictures:
+        picture = cv2.GaussianBlur(rgb, BLUR, 0).astype(np.float32) / 127.5 - 1
+        found.append(0.0 if before is None else float(((picture - before) ** 2).mean()))
+        before = picture
+    return found
 
 
 def pick(stream: Iterable[Frame], indices: list[int]) -> list[Frame]:

@@ -111,6 +111,12 @@ KINDS = {
                 TensorSpec(
                     "mask", (1, "", "T", "h", "w"), ("U8",), "1 where the condition is known, 0 where it is made", False
                 ),
+                TensorSpec("pixels", ("K", 3, "H", "W"), ("U8",), "keyframes of the source", False),
+                TensorSpec("control", ("K", "H", "W"), ("U8",), "what a ControlNet is shown of them", False),
+                TensorSpec("flow_forward", ("M", 2, "H", "W"), ("F16",), "flow of pairs of keyframes, in pixels", False),
+                TensorSpec("flow_backward", ("M", 2, "H", "W"), ("F16",), "the same from the second to the first", False),
+                TensorSpec("occluded_forward", ("M", "H", "W"), ("U8",), "1 where that flow cannot be trusted", False),
+                TensorSpec("occluded_backward", ("M", "H", "W"), ("U8",), "the same from the second to the first", False),
             ),
         ),
         Kind(

@@ -90,8 +90,9 @@ STAGES = {
             "concat",
             1,
             (
-                Input("clips", ("clip",), "the clips to join, in order", many=True),
-                Input("source", ("file",), "the video that goes in front", required=False),
+                Input("clips", ("clip", "propagated"), "the clips to join, in order", many=True),
+                Input("source", ("file",), "the video that goes in front of clips", required=False),
+                Input("sound", ("file",), "the video whose sound lies under frames that were propagated", required=False),
             ),
             "film",
             "Join clips into one film without the doubled seam frames, encoded once.",

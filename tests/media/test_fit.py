@@ -68,3 +68,10 @@ def test_the_right_size_is_left_alone():
     rgb = picture(64, 48)
     for fit in ("crop", "pad", "area"):
         assert fit_image(rgb, (64, 48), fit) is rgb
+
+
+@pytest.mark.parametrize(
+    ("source", "size"), [((832, 480), (896, 512)), ((480, 832), (512, 896)), ((640, 480), (704, 512)), ((9, 9), (512, 512))]
+)
+def test_the_shorter_side_is_that_of_the_size(source, size):
+    assert target_size(source, (512, 512), "short", 64) == size

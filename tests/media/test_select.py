@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from stages.media.read import Truncated, frames
-from stages.media.select import first, last, midpoint_indices, midpoints, sample
+from stages.media.select import changes, first, keyframe_indices, last, midpoint_indices, midpoints, sample
 from stages.runtime.errors import UsageError
 from tests import zoo
 
@@ -33,6 +33,35 @@ def test_midpoints_of_a_varying_rate_go_by_time():
     times = np.array([0.0, 0.1, 0.2, 0.3, 4.0])  # the fourth frame stands for most of the clip
     assert midpoint_indices(times, 4, constant_rate=False) == [3, 3, 3, 3]
     assert midpoint_indices(times, 40, constant_rate=False)[:3] == [0, 1, 2]
+
+
+def test_keyframes_at_equal_distances_and_the_last_frame():
+    assert keyframe_indices([0.0] * 81, 5, 5) == list(range(0, 81, 5))
+    assert keyframe_indices([0.0] * 83, 5, 5) == [*range(0, 81, 5), 82]
+    assert [keyframe_indices([0.0] * count, 5, 5) for count in (1, 2, 3)] == [[0], [0, 1], [0, 2]]
+
+
+def test_keyframes_where_most_changes():
+    peaks = np.zeros(60)
+    peaks[[20, 23, 41]] = 3.0, 2.0, 1.0
+    assert keyframe_indices(peaks, 5, 25) == [0, 20, 41, 59]  # 23 is too near to 20
+    assert keyframe_indices(peaks, 5, 100) == [0, 59]
+    assert keyframe_indices(peaks, 2, 20) == [0, 20, 23, 41, 59]
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(1, 3), (2, 7), (10, 30)])
+def test_keyframes_are_no_nearer_than_allowed(shortest, longest):
+    for count in range(1, 90, 7):
+        drawn = np.random.default_rng(count).random(count)
+        keys = keyframe_indices(drawn, shortest, longest)
+        assert keys[0] == 0 and keys[-1] == count - 1
+        assert all(gap >= shortest for gap in np.diff(keys)) or len(keys) <= 2
+        assert max(np.diff(keys), default=0) <= max(longest, 3 * shortest)
+
+
+def test_change_is_the_mean_square_of_values_from_minus_one_to_one():
+    grey = [np.full((16, 24, 3), level, np.uint8) for level in (0, 51, 255)]
+    assert changes(grey) == pytest.approx([0.0, 0.4**2, 1.6**2], abs=1e-6)
 
 
 def test_first_last_and_midpoints(tmp_path):

@@ -12,6 +12,9 @@ from stages.plan.recipes import RECIPES
 from stages.plan.schema import all_options
 from stages.runtime.errors import UsageError
 
+# options of media stages that only fresco has
+MOVING = {"mininterv", "maxinterv"}
+
 
 def fingerprints(config, workers=1):
     planned = plan.load(config, workers)
@@ -336,6 +339,10 @@ def test_every_option_counts_wherever_it_is_given(config, name, place):
     if name in of_longlive - {option.name for option in (*ALL["wan"].options, *ALL["text2video"].options)}:
         config["models"]["small"] = {"family": "longlive", "path": "weights/long"}
         run |= {"recipe": "longlive", "clips": [{"video": "a.mp4", "prompt": "a kite"}]}
+    of_fresco = {option.name for option in (*ALL["fresco"].options, *RECIPES["fresco"].OPTIONS)} | MOVING
+    if name in of_fresco - {option.name for option in (*ALL["wan"].options, *ALL["text2video"].options)}:
+        config["models"]["small"] = {"family": "fresco", "path": "weights/sd"}
+        run |= {"recipe": "fresco", "clips": [{"video": "a.mp4", "prompt": "a kite"}]}
 
     def told():
         config["runs"]["demo"] = run

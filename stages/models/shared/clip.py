@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from fractions import Fraction
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from stages.runtime.artifacts import member_path, write_index
 from stages.runtime.worker import Work
 
 
-def write_clip(work: Work, frames: Iterable[np.ndarray], fields: Mapping[str, Any]) -> None:
+def write_clip(
+    work: Work, frames: Iterable[np.ndarray], fields: Mapping[str, Any], numbers: Iterable[int] | None = None
+) -> None:
     """Write frames, RGB, uint8 [H, W, 3], one by one: the video, its last frame as PNG, and what the options ask for.
 
-    `fields` are those of the artifact, width and height among them, but for the rate and the statistics. All frames are in
-    memory at once only for a GIF or a contact sheet.
+    `fields` are those of the artifact, width and height among them, but for the rate and the statistics. `numbers` are those
+    of the pictures, where they are not counted from 0. All frames are in memory at once only for a GIF or a contact sheet.
     """
     options = work.options
     rate = Fraction(options["fps"]).limit_denominator(1001)
@@ -33,7 +36,7 @@ def write_clip(work: Work, frames: Iterable[np.ndarray], fields: Mapping[str, An
             stack.enter_context(VideoWriter(member_path(work.output, suffix), *size, rate, codec=codec, crf=options["crf"]))
             for suffix, codec in codecs.items()
         ]
-        for number, rgb in enumerate(frames):
+        for number, rgb in zip(numbers or count(), frames):
             statistics.add(rgb)
             for video in videos:
                 video.write(rgb)

@@ -1,0 +1,128 @@
+"""Encode for FRESCO: a prompt and the keyframes of a video become embeddings, latents, control maps and their flow."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModel, DPTForDepthEstimation
+
+from stages.media.flow import consistent, correspondence, grid, sample
+from stages.media.read import read_picture
+from stages.models.fresco.control import HED, canny, depth, soft_edges
+from stages.models.fresco.options import batches
+from stages.models.shared.loading import DTYPES, loading
+from stages.models.shared.origin import model_fields
+from stages.models.shared.prompt import prompt_of
+from stages.models.shared.text import embed, warn_of_cut
+from stages.runtime.artifacts import Artifact, write_tensors
+from stages.runtime.errors import ItemError
+from stages.runtime.worker import Work, Worker
+
+SIDE = 64  # of what both sides are multiples: the U-Net's lowest level has a place for so many pixels
+OTHER_COLOUR = 0.25 * 255  # mean difference of what a flow brings together, from which on it is not trusted
+
+
+class Encode(Worker):
+    """Writes `encoded`: what is described there of keyframes."""
+
+    def check(self, work: Work) -> None:
+        prompt_of(work)
+        frames, control = work.inputs.get("image"), work.options["controlnet_type"]
+        if not isinstance(frames, Artifact) or frames.kind != "frames":
+            raise ItemError(f"item {work.item.id} has no keyframes", "give what extract_frames wrote")
+        if frames.fields["width"] % SIDE or frames.fields["height"] % SIDE:
+            size = f"{frames.fields['width']}*{frames.fields['height']}"
+            raise ItemError(
+                f"the frames of {frames.path} are {size}", f"take multiples of {SIDE}: --fit short --multiple 64"
+            )
+        if not (self.model.folder() / f"controlnet_{control}").is_dir():
+            there = [path.name.removeprefix("controlnet_") for path in sorted(self.model.folder().glob("controlnet_*"))]
+            raise ItemError(f"model {self.model.name} has no ControlNet for {control}", f"it has {', '.join(there)}")
+        if control != "canny" and not (self.model.folder() / control).is_dir():
+            raise ItemError(f"model {self.model.name} has no network for {control} maps", "put it in, or take canny")
+
+    def load(self, options: Mapping[str, Any], phase: str) -> None:
+        """Load text model, VAE and what makes the control maps. Raises JobError."""
+        folder, control = self.model.folder(), options["controlnet_type"]
+        with loading(self.model):
+            self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+            self.text = CLIPTextModel.from_pretrained(
+                folder / "text_encoder", dtype=DTYPES[options["dtype"]], use_safetensors=True
+            )
+            self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=torch.float32, use_safetensors=True)
+            if control == "hed":
+                self.net = HED.load(folder / "hed").to(self.device)
+            elif control == "depth":
+                self.net = (
+                    DPTForDepthEstimation.from_pretrained(folder / "depth", use_safetensors=True).to(self.device).eval()
+                )
+                self.processor = AutoImageProcessor.from_pretrained(folder / "depth", use_fast=False)
+        self.text.to(self.device).eval()
+        self.vae.to(self.device).eval()
+
+    @torch.no_grad()
+    def run(self, work: Work, phase: str) -> None:
+        keys, options = work.inputs["image"], work.options
+        (prompt, raw), negative = prompt_of(work), options["negative_prompt"]
+        warn_of_cut(self.tokenizer, self.text, prompt, work.item.id)
+        frames = [read_picture(keys.member(frame["suffix"])) for frame in keys.fields["frames"]]
+        together = batches(len(frames), options["batch_size"])
+        fields = {
+            **model_fields(self.model, work),
+            **{name: keys.fields[name] for name in ("width", "height")},
+            "num_frames": len(frames),
+            "frames": keys.fields["frames"],
+            "batches": together,
+            "pairs": (pairs := sorted({pair for batch in together for pair in ring(batch)})),
+            "control": options["controlnet_type"],
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "raw": raw,
+        }
+        pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+        tensors = {
+            "prompt_embeds": embed(self.tokenizer, self.text, [prompt]),
+            "negative_prompt_embeds": embed(self.tokenizer, self.text, [negative]),
+            "image_latents": torch.stack([self._latent(frame) for frame in pixels], dim=1)[None],
+            "pixels": pixels,
+            "control": torch.from_numpy(self._control(frames, options["controlnet_type"])),
+            **flows(frames, pairs),
+        }
+        write_tensors(work.output, "encoded", fields, tensors)
+
+    def _latent(self, frame: torch.Tensor) -> torch.Tensor:
+        """The posterior's mode of a frame, uint8 [3, H, W], scaled: [4, h, w]. Nothing is random in it."""
+        image = frame[None].to(self.device).float() / 127.5 - 1
+        return self.vae.encode(image).latent_dist.mode()[0] * self.vae.config.scaling_factor
+
+    def _control(self, frames: Sequence[np.ndarray], control: str) -> np.ndarray:
+        if control == "canny":
+            return canny(frames)
+        if control == "hed":
+            return soft_edges(self.net, frames, self.device)
+        return depth(self.net, self.processor, frames, self.device)
+
+
+def ring(batch: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The neighbours in a batch; the last frame's is the first."""
+    yield from pairwise([*batch, batch[0]])
+
+
+def flows(frames: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
+    """For each pair (a, b) of frames the flow from a to b and back, and where neither the way back nor the colour agrees."""
+    ways: dict[str, list[np.ndarray]] = {}
+    for a, b in pairs:
+        there, back = correspondence(frames[a], frames[b]), correspondence(frames[b], frames[a])
+        for name, own, other, (here, seen) in (
+            ("forward", there, back, (frames[a], frames[b])),
+            ("backward", back, there, (frames[b], frames[a])),
+        ):
+            alike = cv2.absdiff(sample(seen, own), here).mean(axis=-1) <= OTHER_COLOUR
+            ways.setdefault(f"flow_{name}", []).append((own - grid(own.shape)).transpose(2, 0, 1))
+            ways.setdefault(f"occluded_{name}", []).append(~(consistent(own, other) & alike))
+    tensors = {name: torch.from_numpy(np.stack(maps)) for name, maps in ways.items()}
+    return {name: tensor.half() if tensor.is_floating_point() else tensor.byte() for name, tensor in tensors.items()}

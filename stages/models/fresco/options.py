@@ -1,0 +1,120 @@
+"""FRESCO (arXiv:2403.12962): a video in a new look, its keyframes by SD1.5 and ControlNet under the guidance of the flow.
+
+The defaults are those of the Sim2Real program that this replaces.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.media.options import WRITE_OPTIONS
+from stages.models.shared.noise import SEED
+from stages.runtime.errors import UsageError
+from stages.runtime.options import DTYPES, Family, Option
+
+CONTROLS = ("hed", "canny", "depth")
+FEWEST = 3  # keyframes of a batch: two that are known from before, and a new one
+TEXTS = 2 * 77 * 768 * 4  # bytes of two prompts, embedded
+
+
+def batches(count: int, size: int) -> list[list[int]]:
+    """Keyframes 0 to `count` - 1 in batches of at most `size`: each after the first begins with the film's first keyframe
+    and the last one of the batch before, which are known by then."""
+    made = [list(range(min(size, count)))]
+    while made[-1][-1] < count - 1:
+        latest = made[-1][-1]
+        made.append([0, latest, *range(latest + 1, min(latest + size - 1, count))])
+    return made
+
+
+def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> None:
+    """Refuse a schedule that leaves nothing to do. Raises UsageError."""
+    steps, warmup = values["num_inference_steps"], values["num_warmup_steps"]
+    if warmup >= steps:
+        raise UsageError(f"num_warmup_steps is {warmup} of {steps} num_inference_steps", "take fewer")
+
+
+def detect(folder: Path) -> str | None:
+    """A Stable Diffusion repository in diffusers' layout with a ControlNet beside its U-Net, as convert makes one."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):
+        return None
+    is_sd = str(index.get("_class_name", "")).startswith("StableDiffusion")
+    return "" if is_sd and any((folder / f"controlnet_{control}").is_dir() for control in CONTROLS) else None
+
+
+def disk(values: Mapping[str, Any]) -> float:
+    """Bytes of a clip's files, about; its length is not known yet, so this is for ten keyframes of 896*512."""
+    return TEXTS + 10 * 896 * 512 * 16
+
+
+GENERATE = ("generate",)
+
+FAMILY = Family(
+    name="fresco",
+    version=1,
+    options=(
+        Option("prompt", str, "", "The prompt", ("encode",), by_recipe=True),
+        Option("negative_prompt", str, "", "What the film should not show", ("encode",)),
+        Option(
+            "controlnet_type",
+            str,
+            "hed",
+            "What of the source is kept: soft edges (hed), hard edges (canny), depth",
+            ("encode", "generate"),
+            choices=CONTROLS,
+            reloads=True,
+        ),
+        Option("batch_size", int, 8, "Keyframes that look at each other", ("encode",), "keyframes", minimum=FEWEST),
+        Option("num_inference_steps", int, 20, "Steps of the noise schedule", GENERATE, minimum=1),
+        Option(
+            "num_warmup_steps",
+            int,
+            5,
+            "Its first steps that are left out: the more, the nearer to the source; below 0 it begins from pure noise",
+            GENERATE,
+        ),
+        Option("end_opt_step", int, 15, "Features are optimised in the steps before this one", GENERATE, minimum=0),
+        Option("guidance_scale", float, 7.5, "Classifier-free guidance", GENERATE, minimum=0),
+        Option("cond_scale", float, 0.7, "Strength of the ControlNet", GENERATE, minimum=0),
+        Option("temporal_end", int, 350, "Timestep below which the paths are not looked along", GENERATE, minimum=0),
+        Option("feature_iterations", int, 20, "Steps of an optimisation", GENERATE, minimum=0),
+        Option("feature_rate", float, 0.2, "Its rate", GENERATE, minimum=0),
+        Option("gram_weight", float, 100.0, "Weight of the likeness within a frame, beside the flow", GENERATE, minimum=0),
+        Option("use_freeu", bool, False, "FreeU: stronger features, weaker skip connections", GENERATE, reloads=True),
+        SEED,
+        Option(
+            "dtype",
+            str,
+            "bfloat16",
+            "Precision of the models; the VAE and all that is about flow run in float32",
+            ("encode", "generate"),
+            choices=DTYPES,
+            reloads=True,
+        ),
+        Option("fps", float, 8.0, "Rate of the clip of keyframes", ("decode",), "frames per second", minimum=1),
+        *WRITE_OPTIONS,
+    ),
+    workers={
+        "encode": "stages.models.fresco.encode:Encode",
+        "generate": "stages.models.fresco.generate:Generate",
+        "decode": "stages.models.fresco.decode:Decode",
+    },
+    weights={
+        "encode": ("model_index.json", "tokenizer/*", "text_encoder/*", "vae/*", "hed/*", "depth/*"),
+        "generate": ("unet/*", "controlnet_*/*", "scheduler/*"),
+        "decode": ("vae/*",),
+    },
+    detect=detect,
+    check=check,
+    disk=disk,
+    resident={
+        "encode": ((("text_encoder", ""), ("vae", "float32"), ("hed", "float32"), ("depth", "float32")),),
+        "generate": ((("unet", ""), ("controlnet_hed", "")),),
+        "decode": ((("vae", "float32"),),),
+    },
+)
