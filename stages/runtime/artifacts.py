@@ -151,6 +151,20 @@ KINDS = {
             },
         ),
         Kind(
+            "propagated",
+            1,
+            ".json",
+            "Translated frames, keys and those between them, of a clip or an interval of it, as PNG files of 8-bit RGB.",
+            {
+                "width": "pixels",
+                "height": "pixels",
+                "frames": "per frame: index in the video, time in seconds, suffix of its PNG",
+                "keys": "indices of the clip's keys",
+                "source": "facts of the video: size, rate, duration, frames decoded and declared, codec",
+            },
+            members={"/NNNNNN.png": "a frame, by its index in the video"},
+        ),
+        Kind(
             "film",
             1,
             ".mp4",

@@ -77,6 +77,19 @@ STAGES = {
             minutes=90,
         ),
         Stage(
+            "propagate",
+            1,
+            (
+                Input("frames", ("frames",), "every frame of the clip, as extract_frames --select all wrote them"),
+                Input("keys", ("frames",), "translated frames of the same clip, each by its index there"),
+            ),
+            "propagated",
+            "Carry translated keyframes to the frames between them.",
+            "propagate",
+            model=False,
+            minutes=30,
+        ),
+        Stage(
             "decode",
             1,
             (Input("latents", ("latents",), "what generate wrote"),),

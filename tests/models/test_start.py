@@ -8,7 +8,7 @@ import pytest
 HEAVY = ("torch", "diffusers", "transformers", "safetensors", "cv2", "av", "decord")
 
 
-@pytest.mark.parametrize("name", ["extract_frames", "caption_vlm", "encode", "generate", "decode", "concat"])
+@pytest.mark.parametrize("name", ["extract_frames", "caption_vlm", "encode", "generate", "propagate", "decode", "concat"])
 @pytest.mark.parametrize("arguments", [["--help"], ["--no-such-option"]])
 def test_help_and_usage_errors_import_nothing_heavy(name, arguments):
     code = f"""

@@ -1,0 +1,158 @@
+"""`propagate` as a user runs it: how many frames, which of them, and what it says to files that do not go together."""
+
+import cv2
+import numpy as np
+import pytest
+
+from stages.media.read import read_picture
+from stages.media.write import write_png
+from stages.runtime import artifacts
+from tests import zoo
+from tests.commands import stage
+from tests.media.propagate.scenes import layered, panning, psnr, toned
+
+
+def write_frames(path, pictures, indices=None):
+    """A `frames` artifact of pictures, uint8 [H, W, 3], at their indices in the video."""
+    listed = []
+    for index, picture in zip(indices if indices is not None else range(len(pictures)), pictures):
+        suffix = f"/{index:06d}.png"
+        artifacts.member_path(path, suffix).parent.mkdir(exist_ok=True)
+        write_png(artifacts.member_path(path, suffix), picture)
+        listed.append({"index": index, "time": index / 10, "suffix": suffix})
+    height, width = pictures[0].shape[:2] if pictures else (64, 96)
+    fields = {"width": width, "height": height, "select": "all", "frames": listed, "source": {"fps": "10"}}
+    artifacts.write_index(path, "frames", fields, [frame["suffix"] for frame in listed])
+    return path
+
+
+def write_clip(folder, pictures, keys):
+    """A clip and its translated keys, as files."""
+    return (
+        write_frames(folder / "frames.json", pictures),
+        write_frames(folder / "keys.json", [toned(pictures[key]) for key in keys], keys),
+    )
+
+
+def propagate(frames, keys, *arguments, output=None, fails=0):
+    """The pictures of a run by their index, or what it complained of."""
+    output = output or frames.parent / "out.json"
+    said = stage("propagate", frames, "--keys", keys, "--output", output, *arguments, fails=fails)
+    if fails:
+        return said
+    made = artifacts.read(output, ("propagated",))
+    return {frame["index"]: read_picture(made.member(frame["suffix"])) for frame in made.fields["frames"]}
+
+
+@pytest.mark.parametrize("engine", ["warp", "auto"])
+@pytest.mark.parametrize(
+    ("count", "keys"),
+    [
+        (1, [0]),
+        (2, [0]),
+        (2, [1]),
+        (2, [0, 1]),
+        (3, [0]),
+        (3, [1]),
+        (3, [0, 2]),
+        (3, [0, 1, 2]),
+        (6, [0, 3]),
+        (6, [2, 4]),
+    ],
+)
+def test_exactly_the_frames_that_came_in(tmp_path, engine, count, keys):
+    pictures = panning(count)
+    made = propagate(*write_clip(tmp_path, pictures, keys), "--engine", engine)
+    assert list(made) == list(range(count))
+    for key in keys:
+        assert np.array_equal(made[key], toned(pictures[key]))
+    for index, picture in made.items():
+        assert psnr(picture[6:-6, 10:-10], toned(pictures[index])[6:-6, 10:-10]) > 25
+
+
+@pytest.mark.parametrize(
+    ("count", "keys", "expected"),
+    [
+        (7, [0, 3, 5], [[0, 1, 2], [3, 4, 5, 6]]),
+        (7, [1, 3, 6], [[0, 1, 2], [3, 4, 5, 6]]),
+        (7, [0, 2, 4, 6], [[0, 1], [2, 3], [4, 5, 6]]),
+        (4, [2], [[0, 1, 2, 3]]),
+        (3, [0, 1, 2], [[0], [1, 2]]),
+    ],
+    ids=["a tail", "a head", "ends are keys", "one key", "all are keys"],
+)
+def test_the_intervals_together_are_the_clip(tmp_path, count, keys, expected):
+    files = write_clip(tmp_path, panning(count), keys)
+    whole = propagate(*files, "--engine", "warp")
+    parts = [
+        propagate(*files, "--engine", "warp", "--interval", number, output=tmp_path / f"part{number}.json")
+        for number in range(len(expected))
+    ]
+    assert [list(part) for part in parts] == expected
+    for part in parts:
+        for index, picture in part.items():
+            assert np.array_equal(picture, whole[index])
+
+
+def test_frames_from_extract_frames(tmp_path):
+    stage("extract_frames", zoo.plain(tmp_path), "--select", "all", "--output", tmp_path / "frames.json")
+    frames = artifacts.read(tmp_path / "frames.json", ("frames",))
+    keys = [0, 16, 32]
+    pictures = [toned(read_picture(frames.member(frames.fields["frames"][key]["suffix"]))) for key in keys]
+    write_frames(tmp_path / "keys.json", pictures, keys)
+    made = propagate(tmp_path / "frames.json", tmp_path / "keys.json", "--engine", "warp")
+    assert list(made) == list(range(zoo.FRAMES))
+    written = artifacts.read(tmp_path / "out.json", ("propagated",))
+    assert [frame["time"] for frame in written.fields["frames"]] == [frame["time"] for frame in frames.fields["frames"]]
+    assert written.fields["source"] == frames.fields["source"] and written.fields["keys"] == keys
+
+
+@pytest.mark.parametrize("poisson", [[], ["--no-poisson"]])
+def test_two_sides_are_better_than_one(tmp_path, poisson):
+    pictures = layered(7)
+    two = propagate(*write_clip(tmp_path, pictures, [0, 6]), *poisson)
+    one = propagate(tmp_path / "frames.json", write_frames(tmp_path / "first.json", [toned(pictures[0])]))
+    for index in (4, 5):
+        assert psnr(two[index], toned(pictures[index])) > psnr(one[index], toned(pictures[index]))
+
+
+def test_the_result_is_the_same_on_any_number_of_threads(tmp_path):
+    files = write_clip(tmp_path, layered(4), [0, 3])
+    threads, made = cv2.getNumThreads(), []
+    for count in (1, 2):
+        cv2.setNumThreads(count)
+        made.append(propagate(*files, output=tmp_path / f"{count}.json"))
+    cv2.setNumThreads(threads)
+    assert all(np.array_equal(made[0][index], made[1][index]) for index in range(4))
+
+
+def test_what_does_not_go_together_is_one_sentence(tmp_path):
+    frames, keys = write_clip(tmp_path, panning(4), [0, 3])
+
+    def said(frames, keys, *arguments):
+        (line,) = [line for line in propagate(frames, keys, *arguments, fails=1).splitlines() if not line.startswith("{")]
+        return line
+
+    some = write_frames(tmp_path / "some.json", panning(2), [1, 3])
+    assert "some.json does not hold every frame of a clip: make it with extract_frames --select all" in said(some, keys)
+    large = write_frames(tmp_path / "large.json", panning(1, size=(128, 64)), [0])
+    assert "the keys of" in said(frames, large) and "are 128x64, the frames 96x64" in said(frames, large)
+    late = write_frames(tmp_path / "late.json", panning(1), [4])
+    assert "has a key at frame 4, the clip has 4 frames" in said(frames, late)
+    none = write_frames(tmp_path / "none.json", [])
+    assert "none.json holds no keys" in said(frames, none)
+    assert "there is no interval 1 in" in said(frames, keys, "--interval", 1)
+    assert "keys make 0 to 0" in said(frames, keys, "--interval", 1)
+    assert "is missing" in said(frames, tmp_path / "nowhere.json")
+
+
+def test_without_the_program_ebsynth_the_job_says_so(tmp_path, monkeypatch):
+    files = write_clip(tmp_path, panning(2), [0])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = propagate(*files, "--engine", "ebsynth", fails=1)
+    assert "error: there is no program ebsynth on the PATH: install it, or take engine auto" in said
+
+
+def test_keys_are_asked_for(tmp_path):
+    said = stage("propagate", tmp_path / "frames.json", "--output", tmp_path / "out.json", fails=2)
+    assert "has no keys: propagate reads frames, keys" in said
