@@ -65,14 +65,15 @@ FAMILY = Family(
             minimum=1,
         ),
         Option("allow_truncated", bool, False, "Take the good frames of a truncated video", ("extract_frames", "concat")),
+        Option("part", int, 0, "Which of PARTS", ("propagate",), minimum=0, by_recipe=True),
         Option(
-            "interval",
+            "parts",
             int,
-            -1,
-            "Which interval between two keys, from 0; the last one goes on to the clip's end; -1: the whole clip",
+            1,
+            "Into how many a film's intervals between keys are divided",
             ("propagate",),
-            minimum=-1,
-            by_recipe=True,
+            minimum=1,
+            maximum=100,
         ),
         Option(
             "engine",
@@ -82,7 +83,6 @@ FAMILY = Family(
             "puts them everywhere, auto does the better of both, ebsynth runs the program of that name from the PATH",
             ("propagate",),
             choices=("auto", "hybrid", "warp", "patch", "ebsynth"),
-            by_recipe=True,
         ),
         Option(
             "poisson",
@@ -90,7 +90,6 @@ FAMILY = Family(
             True,
             "Blend the two sides along their gradients too: fewer ghosts",
             ("propagate",),
-            by_recipe=True,
         ),
         Option(
             "residual",
@@ -100,7 +99,6 @@ FAMILY = Family(
             ("propagate",),
             "levels of 255",
             minimum=0,
-            by_recipe=True,
         ),
         Option(
             "full_above",
@@ -110,9 +108,8 @@ FAMILY = Family(
             ("propagate",),
             minimum=0,
             maximum=1,
-            by_recipe=True,
         ),
-        Option("patch_size", int, 5, "Side of a patch", ("propagate",), "pixels", choices=(3, 5, 7), by_recipe=True),
+        Option("patch_size", int, 5, "Side of a patch", ("propagate",), "pixels", choices=(3, 5, 7)),
         Option(
             "patch_votes",
             int,
@@ -120,7 +117,6 @@ FAMILY = Family(
             "How often patches are searched and vote on the colours, at each size of the picture",
             ("propagate",),
             minimum=1,
-            by_recipe=True,
         ),
         Option(
             "patch_iters",
@@ -129,7 +125,6 @@ FAMILY = Family(
             "Sweeps over the picture in one search for patches",
             ("propagate",),
             minimum=1,
-            by_recipe=True,
         ),
         Option(
             "patch_radius",
@@ -139,7 +134,6 @@ FAMILY = Family(
             ("propagate",),
             "pixels",
             minimum=1,
-            by_recipe=True,
         ),
         Option("keep_audio", bool, True, "Keep the sound of the source in front", ("concat",)),
         Option("prompts_log", bool, False, "Also write prompts_log.txt", ("concat",), by_recipe=True),

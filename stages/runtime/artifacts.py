@@ -154,7 +154,7 @@ KINDS = {
             "propagated",
             1,
             ".json",
-            "Translated frames, keys and those between them, of a clip or an interval of it, as PNG files of 8-bit RGB.",
+            "Translated frames, keys and those between them, of a clip or a part of it, as PNG files of 8-bit RGB.",
             {
                 "width": "pixels",
                 "height": "pixels",

@@ -81,7 +81,7 @@ STAGES = {
             1,
             (
                 Input("frames", ("frames",), "every frame of the clip, as extract_frames --select all wrote them"),
-                Input("keys", ("frames",), "translated frames of the same clip, each by its index there"),
+                Input("keys", ("frames", "clip"), "translated frames of the same clip, each by its index there"),
             ),
             "propagated",
             "Carry translated keyframes to the frames between them.",

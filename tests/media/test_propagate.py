@@ -70,26 +70,21 @@ def test_exactly_the_frames_that_came_in(tmp_path, engine, count, keys):
         assert psnr(picture[6:-6, 10:-10], toned(pictures[index])[6:-6, 10:-10]) > 25
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3, 9])
 @pytest.mark.parametrize(
-    ("count", "keys", "expected"),
-    [
-        (7, [0, 3, 5], [[0, 1, 2], [3, 4, 5, 6]]),
-        (7, [1, 3, 6], [[0, 1, 2], [3, 4, 5, 6]]),
-        (7, [0, 2, 4, 6], [[0, 1], [2, 3], [4, 5, 6]]),
-        (4, [2], [[0, 1, 2, 3]]),
-        (3, [0, 1, 2], [[0], [1, 2]]),
-    ],
+    ("count", "keys"),
+    [(7, [0, 3, 5]), (7, [1, 3, 6]), (7, [0, 2, 4, 6]), (4, [2]), (3, [0, 1, 2])],
     ids=["a tail", "a head", "ends are keys", "one key", "all are keys"],
 )
-def test_the_intervals_together_are_the_clip(tmp_path, count, keys, expected):
+def test_the_parts_together_are_the_clip(tmp_path, count, keys, parts):
     files = write_clip(tmp_path, panning(count), keys)
     whole = propagate(*files, "--engine", "warp")
-    parts = [
-        propagate(*files, "--engine", "warp", "--interval", number, output=tmp_path / f"part{number}.json")
-        for number in range(len(expected))
+    made = [
+        propagate(*files, "--engine", "warp", "--part", part, "--parts", parts, output=tmp_path / f"part{part}.json")
+        for part in range(parts)
     ]
-    assert [list(part) for part in parts] == expected
-    for part in parts:
+    assert [index for part in made for index in part] == list(range(count))
+    for part in made:
         for index, picture in part.items():
             assert np.array_equal(picture, whole[index])
 
@@ -141,8 +136,7 @@ def test_what_does_not_go_together_is_one_sentence(tmp_path):
     assert "has a key at frame 4, the clip has 4 frames" in said(frames, late)
     none = write_frames(tmp_path / "none.json", [])
     assert "none.json holds no keys" in said(frames, none)
-    assert "there is no interval 1 in" in said(frames, keys, "--interval", 1)
-    assert "keys make 0 to 0" in said(frames, keys, "--interval", 1)
+    assert "part is 2 of 2 parts: they are counted from 0" in said(frames, keys, "--part", 2, "--parts", 2)
     assert "is missing" in said(frames, tmp_path / "nowhere.json")
 
 

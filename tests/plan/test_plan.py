@@ -12,8 +12,8 @@ from stages.plan.recipes import RECIPES
 from stages.plan.schema import all_options
 from stages.runtime.errors import UsageError
 
-# options of media stages that only fresco has
-MOVING = {"mininterv", "maxinterv"}
+# options of stages without a model that only fresco has
+MOVING = {"mininterv", "maxinterv"} | {option.name for option in ALL["media"].of_stage("propagate")}
 
 
 def fingerprints(config, workers=1):
@@ -296,6 +296,7 @@ def test_text_to_video_takes_prompts_and_a_model_that_needs_no_picture(config, m
 
 
 OTHER_VALUES = {
+    "full_above": 0.5,
     "frame_size": 48,
     "num_frames": 24,
     "size": "704*1280",

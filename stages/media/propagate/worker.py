@@ -39,7 +39,8 @@ class Propagate(Worker):
                 f"{keys.path} has a key at frame {strange[0]}, the clip has {len(indices(frames))} frames",
                 "make both of one video",
             )
-        gaps_of(sorted(set(indices(keys))), work.options["interval"], keys)
+        if work.options["part"] >= work.options["parts"]:
+            raise ItemError(f"part is {work.options['part']} of {work.options['parts']} parts", "they are counted from 0")
         if work.options["engine"] == ebsynth.PROGRAM:
             ebsynth.program()
 
@@ -49,7 +50,7 @@ class Propagate(Worker):
         engine = Engine(options["engine"], options["residual"], options["full_above"], search)
         clip = Clip(frames, keys, engine, options["poisson"])
         listed = []
-        for gap in gaps_of(sorted(set(indices(keys))), options["interval"], keys):
+        for gap in gaps_of(sorted(set(indices(keys))), options["part"], options["parts"]):
             for index, picture in clip.pictures(gap):
                 suffix = f"/{index:06d}.png"
                 path = member_path(work.output, suffix)
@@ -70,19 +71,12 @@ def indices(artifact: Artifact) -> list[int]:
     return [frame["index"] for frame in artifact.fields["frames"]]
 
 
-def gaps_of(keys: list[int], interval: int, artifact: Artifact) -> list[Gap]:
-    """What an interval consists of: the frames from a key up to before the next one, of the last interval to the clip's end.
-
-    The first interval has the frames before the first key as well; -1 is all intervals. Raises ItemError for one that is
-    not there.
-    """
+def gaps_of(keys: list[int], part: int, parts: int) -> list[Gap]:
+    """What a part consists of. In order, the parts have every gap: that before the first key, those between two, and that
+    after the last key."""
     gaps = list(pairwise([None, *keys, None]))
-    last = max(len(keys) - 2, 0)
-    if interval == -1:
-        return gaps
-    if interval > last:
-        raise ItemError(f"there is no interval {interval} in {artifact.path}", f"its {len(keys)} keys make 0 to {last}")
-    return gaps[0 if interval == 0 else interval + 1 : None if interval == last else interval + 2]
+    first, end = (len(gaps) * number // parts for number in (part, part + 1))
+    return gaps[first:end]
 
 
 @dataclass(frozen=True, eq=False)

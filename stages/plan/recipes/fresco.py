@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 FAMILIES = ("fresco", "vlm")
 NEEDS = ("video",)
 DEFAULTS: dict = {}
-OPTIONS = (
-    Option("size", str, "512*512", "Its shorter side is that of the film; both sides are multiples of 64", ()),
-    Option("parts", int, 1, "Jobs that the intervals of a film are dealt to", (), minimum=1, maximum=100),
-)
+OPTIONS = (Option("size", str, "512*512", "Its shorter side is that of the film; both sides are multiples of 64", ()),)
 MULTIPLE = 64
 
 
@@ -30,8 +27,8 @@ def items(clip: Clip) -> dict[str, list[Item]]:
     frames, keys, caption = clip.step("frames.json"), clip.step("keys.json"), clip.step("caption.json")
     encoded, latents = clip.step("encoded.safetensors"), clip.step("latents.safetensors")
     looked_at = {"video": clip.video, "size": recipe["size"], "fit": "short", "multiple": MULTIPLE}
-    translated, parts = clip.result(f"{clip.id}/keys.json"), recipe["parts"]
-    propagated = [clip.step(f"propagated{part:02d}.json") for part in range(parts)]
+    translated = clip.result(f"{clip.id}/keys.json")
+    propagated = [clip.step(f"propagated{part:02d}.json") for part in range(clip.values["media"]["parts"])]
     film = clip.result(clip.run.film, seed=values["seed"])
     return {
         "extract_frames": [
@@ -42,9 +39,11 @@ def items(clip: Clip) -> dict[str, list[Item]]:
         "encode": [clip.item("encode", encoded, image=keys, caption=caption)],
         "generate": [clip.item("generate", latents, encoded=encoded)],
         "decode": [clip.item("decode", translated, latents=latents)],
-        "propagate": [
-            clip.item("propagate", output, label=f"part{part}", frames=frames, keys=translated, part=part, parts=parts)
+        **{
+            f"propagate.part{part:02d}": [
+                clip.item("propagate", output, label=f"part{part}", frames=frames, keys=translated, part=part)
+            ]
             for part, output in enumerate(propagated)
-        ],
+        },
         "concat": [clip.item("concat", film, clips=propagated, sound=clip.video)],
     }
