@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from stages.media import select
 from stages.media.fit import fit_image, parse_size, target_size
@@ -23,7 +24,7 @@ class ExtractFrames(Worker):
         if options["size"]:
             size = target_size(source.size, size, options["fit"], options["multiple"] if options["fit"] == "area" else 1)
         listed = []
-        for frame in chosen(source, options["select"], options["count"], options["allow_truncated"]):
+        for frame in chosen(source, size, options):
             suffix = f"/{frame.index:06d}.png"
             path = member_path(work.output, suffix)
             path.parent.mkdir(exist_ok=True)
@@ -39,14 +40,24 @@ class ExtractFrames(Worker):
         write_index(work.output, "frames", fields, dict.fromkeys(frame["suffix"] for frame in listed))
 
 
-def chosen(source: Source, how: str, count: int, allow_truncated: bool) -> Iterator[Frame]:
-    """The frames that `how` names, each as soon as it is read. Raises ItemError for a truncated video, unless allowed."""
+def chosen(source: Source, size: tuple[int, int], options: Mapping[str, Any]) -> Iterator[Frame]:
+    """The frames that the option `select` names, each as soon as it is read.
+
+    Raises ItemError for a truncated video, unless allowed. For keyframes the video is read twice: to see, at its new `size`,
+    where it moves, and to take them.
+    """
+    how, count, allow_truncated = options["select"], options["count"], options["allow_truncated"]
     if how in ("last", "tail"):
         yield from select.last(source.path, count if how == "tail" else 1, allow_truncated=allow_truncated)
     elif how == "segments":
         yield from select.midpoints(source.path, count, allow_truncated=allow_truncated)
     elif how == "first":
         yield from select.first(source.path, count, allow_truncated=allow_truncated)
+    elif how == "keyframes":
+        fitted = (fit_image(frame.rgb, size, options["fit"]) for frame in select.whole(source, allow_truncated))
+        motion = select.motion_of(fitted)
+        indices = select.keyframe_indices(motion, options["mininterv"], options["maxinterv"])
+        yield from select.pick(select.whole(source, allow_truncated), indices)
     else:
         yield from select.whole(source, allow_truncated)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
-from stages.media.join import join
+from stages.media.join import assemble, join
+from stages.media.probe import probe
+from stages.media.read import read_picture
 from stages.runtime.artifacts import Artifact, index_path, member_path, write_index
 from stages.runtime.errors import ItemError
 from stages.runtime.worker import Work, Worker
@@ -15,19 +18,29 @@ from stages.runtime.worker import Work, Worker
 
 class Concat(Worker):
     def check(self, work: Work) -> None:
-        for clip in work.inputs["clips"]:
+        clips = work.inputs["clips"]
+        if strange := [clip for clip in clips if clip.kind != clips[0].kind]:
+            raise ItemError(f"{strange[0].path} is a {strange[0].kind}, {clips[0].path} a {clips[0].kind}", "join one kind")
+        if clips[0].kind == "propagated":
+            if work.options["prompts_log"]:
+                raise ItemError(f"{clips[0].path} and what follows it have no prompts", "leave --prompts-log out")
+            return check_intervals(clips)
+        for clip in clips:
             if needs_lossless(work) and ".mkv" not in clip.members:
                 raise ItemError(f"{clip.path} has no lossless video to encode again", "decode it with --lossless")
 
     def run(self, work: Work, phase: str) -> None:
         clips: list[Artifact] = work.inputs["clips"]
         source: Path | None = work.inputs.get("source")
-        fps = Fraction(clips[0].fields["fps"])
+        propagated = clips[0].kind == "propagated"
+        fps = Fraction(clips[0].fields["source"]["fps"] if propagated else clips[0].fields["fps"])
         names = work.options["names"] or [
             source.name if source else "",
-            *(clip.path.with_suffix(".mp4").name for clip in clips),
+            *(clip.path.name if propagated else clip.path.with_suffix(".mp4").name for clip in clips),
         ]
-        if not needs_lossless(work):
+        if propagated:
+            parts = put_together(work, fps)
+        elif not needs_lossless(work):
             shutil.copyfile(clips[0].member(".mp4"), work.output)
             parts = [clips[0].fields["num_frames"]]
         else:
@@ -52,10 +65,37 @@ class Concat(Worker):
             "width": clips[0].fields["width"],
             "height": clips[0].fields["height"],
             "num_frames": sum(parts),
-            "fps": clips[0].fields["fps"],
+            "fps": f"{fps.numerator}/{fps.denominator}",
             "parts": [{"name": name, "frames": count} for name, count in zip(names[-len(parts) :], parts)],
         }
         write_index(index_path(work.output), "film", fields, members)
+
+
+def check_intervals(parts: Sequence[Artifact]) -> None:
+    """Raise ItemError unless the parts are intervals of one clip, in order and without a gap."""
+    for before, part in pairwise(parts):
+        last, first = before.fields["frames"][-1]["index"], part.fields["frames"][0]["index"]
+        if part.fields["source"] != before.fields["source"] or first != last + 1:
+            raise ItemError(
+                f"{part.path} begins at frame {first}, {before.path} before it ends at frame {last}",
+                "give the intervals of one clip in order",
+            )
+
+
+def put_together(work: Work, fps: Fraction) -> list[int]:
+    """Write propagated parts as one film at the source's rate, under its sound if it is given; frames of each part."""
+    parts, source = work.inputs["clips"], work.inputs.get("source")
+    counts = [len(part.fields["frames"]) for part in parts]
+    assemble(
+        (read_picture(part.member(frame["suffix"])) for part in parts for frame in part.fields["frames"]),
+        sum(counts),
+        work.output,
+        size=(parts[0].fields["width"], parts[0].fields["height"]),
+        fps=fps,
+        crf=work.options["crf"],
+        sound_of=probe(source) if source and work.options["keep_audio"] else None,
+    )
+    return counts
 
 
 def needs_lossless(work: Work) -> bool:

@@ -31,13 +31,34 @@ FAMILY = Family(
             "select",
             str,
             "last",
-            "Which frames: the last one, the last COUNT (tail), the midpoints of COUNT segments, the first COUNT, or all",
+            "Which frames: the last one, the last COUNT (tail), the midpoints of COUNT segments, the first COUNT, those "
+            "to translate (keyframes), or all",
             ("extract_frames",),
-            choices=("last", "tail", "segments", "first", "all"),
+            choices=("last", "tail", "segments", "first", "keyframes", "all"),
             by_recipe=True,
         ),
         Option(
             "count", int, 8, "How many frames, for tail, segments and first", ("extract_frames",), minimum=1, by_recipe=True
+        ),
+        Option(
+            "mininterv",
+            int,
+            5,
+            "From one keyframe to the next at least; equal to maxinterv: exactly, up to the last frame, which always is one",
+            ("extract_frames",),
+            "frames",
+            minimum=1,
+            by_recipe=True,
+        ),
+        Option(
+            "maxinterv",
+            int,
+            20,
+            "From one keyframe to the next at most, where the video moves",
+            ("extract_frames",),
+            "frames",
+            minimum=1,
+            by_recipe=True,
         ),
         Option(
             "size", str, "", "Size of the frames, width*height; empty keeps the video's", ("extract_frames",), by_recipe=True

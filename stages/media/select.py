@@ -1,10 +1,11 @@
-"""Choosing frames of a video in one streaming pass: the last ones, the first ones, the middles of equal segments."""
+"""Choosing frames of a video: the last ones, the first ones, the middles of equal segments, those where it moves."""
 
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
+import cv2
 import numpy as np
 
 from stages.media.probe import Source, frame_times, probe
@@ -80,6 +81,42 @@ def midpoint_indices(times: np.ndarray, count: int, constant_rate: bool = True) 
         return [int(segment / 2 + np.round(segment * i)) for i in range(count)]
     middles = times[-1] * (np.arange(count) + 0.5) / count
     return (np.searchsorted(times, middles, side="right") - 1).clip(0).tolist()
+
+
+def keyframe_indices(motion: np.ndarray, shortest: int, longest: int) -> list[int]:
+    """Indices of the frames to translate, ascending: the first one, the last one, and those where most moves.
+
+    `motion` float [N]: how much each frame differs from the one before it (see `motion_of`). `shortest` and `longest` are
+    frames from one key to the next. Where they are equal, every so manieth frame is a key. Else, as long as two keys are
+    further apart than `longest`, the frame that moves most becomes one, and those nearer to it than `shortest` no more: a
+    video that moves little may so keep a wider gap. The rule of FRESCO (Yang et al., CVPR 2024); the last frame is always a
+    key. Raises UsageError for intervals that cannot be.
+    """
+    if not 1 <= shortest <= longest:
+        raise UsageError(f"keyframes {shortest} to {longest} frames apart cannot be", "take 1 <= mininterv <= maxinterv")
+    count = len(motion)
+    if shortest == longest:
+        return sorted({*range(0, count, shortest), count - 1})
+    keys, left = {0, count - 1}, np.array(motion, float)
+    left[:shortest] = left[-shortest:] = -1
+    while np.diff(sorted(keys)).max(initial=0) > longest and left.max() >= 0:
+        most = int(left.argmax())
+        left[max(0, most - shortest) : most + shortest] = -1
+        keys.add(most)
+    return sorted(keys)
+
+
+def motion_of(pictures: Iterable[np.ndarray]) -> np.ndarray:
+    """By how much each picture, uint8 [H, W, 3], differs from the one before it, float64 [N]; 0 for the first.
+
+    The mean square of the difference of the two, blurred (9 x 9 Gaussian), with black at -1 and white at 1.
+    """
+    motion, before = [], None
+    for picture in pictures:
+        blurred = cv2.GaussianBlur(picture, (9, 9), 0).astype(np.float32)
+        motion.append(0.0 if before is None else float(np.square((blurred - before) / 127.5).mean()))
+        before = blurred
+    return np.array(motion)
 
 
 def pick(stream: Iterable[Frame], indices: list[int]) -> list[Frame]:

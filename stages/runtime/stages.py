@@ -103,8 +103,13 @@ STAGES = {
             "concat",
             1,
             (
-                Input("clips", ("clip",), "the clips to join, in order", many=True),
-                Input("source", ("file",), "the video that goes in front", required=False),
+                Input("clips", ("clip", "propagated"), "the clips to join, or a clip's intervals, in order", many=True),
+                Input(
+                    "source",
+                    ("file",),
+                    "the video that goes in front; of propagated intervals, the one whose sound lies under them",
+                    required=False,
+                ),
             ),
             "film",
             "Join clips into one film without the doubled seam frames, encoded once.",

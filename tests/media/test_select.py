@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from stages.media.read import Truncated, frames
-from stages.media.select import first, last, midpoint_indices, midpoints, sample
+from stages.media.select import first, keyframe_indices, last, midpoint_indices, midpoints, motion_of, sample
 from stages.runtime.errors import UsageError
 from tests import zoo
 
@@ -33,6 +33,53 @@ def test_midpoints_of_a_varying_rate_go_by_time():
     times = np.array([0.0, 0.1, 0.2, 0.3, 4.0])  # the fourth frame stands for most of the clip
     assert midpoint_indices(times, 4, constant_rate=False) == [3, 3, 3, 3]
     assert midpoint_indices(times, 40, constant_rate=False)[:3] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("count", "interval", "indices"),
+    [(1, 5, [0]), (2, 5, [0, 1]), (3, 1, [0, 1, 2]), (11, 5, [0, 5, 10]), (12, 5, [0, 5, 10, 11])],
+)
+def test_keyframes_at_a_fixed_interval(count, interval, indices):
+    assert keyframe_indices(np.zeros(count), interval, interval) == indices
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_a_short_video_has_its_ends_as_keyframes(count):
+    assert keyframe_indices(np.zeros(count), 5, 20) == sorted({0, count - 1})
+
+
+def test_keyframes_lie_where_most_moves():
+    motion = np.full(41, 0.1)
+    motion[[12, 13, 30, 38]] = (0.8, 0.9, 0.5, 9.0)  # 38 is within 5 frames of the end
+    assert keyframe_indices(motion, 5, 20) == [0, 13, 30, 40]
+    assert keyframe_indices(motion, 2, 20) == [0, 13, 30, 38, 40]
+
+
+def test_keyframes_are_never_nearer_than_the_shortest_interval():
+    motion = np.random.default_rng(0).random(200)
+    keys = np.diff(keyframe_indices(motion, 5, 8))
+    assert keys.min() >= 5
+    wide = np.diff(keyframe_indices(motion, 5, 100))
+    assert wide.max() <= 100 and len(wide) < len(keys)
+
+
+def test_keyframes_end_when_no_frame_is_left_to_choose():
+    assert keyframe_indices(np.zeros(12), 5, 6) == [0, 5, 11]
+    assert keyframe_indices(np.ones(10), 6, 7) == [0, 9]
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(0, 5), (6, 5)])
+def test_intervals_that_cannot_be(shortest, longest):
+    with pytest.raises(UsageError, match=f"keyframes {shortest} to {longest} frames apart cannot be"):
+        keyframe_indices(np.zeros(9), shortest, longest)
+
+
+def test_motion_is_the_mean_square_of_the_blurred_difference():
+    black, grey = np.zeros((20, 20, 3), np.uint8), np.full((20, 20, 3), 51, np.uint8)
+    assert motion_of([black, grey, grey]) == pytest.approx([0, 0.4**2, 0])
+    dots = black.copy()
+    dots[::2, ::2] = 204  # a fine pattern is blurred to its mean, 51
+    assert motion_of([black, dots])[1] == pytest.approx(0.16, rel=0.1)
 
 
 def test_first_last_and_midpoints(tmp_path):
