@@ -87,7 +87,7 @@ def keyframe_indices(motion: np.ndarray, shortest: int, longest: int) -> list[in
     """Indices of the frames to translate, ascending: the first one, the last one, and those where most moves.
 
     `motion` float [N]: how much each frame differs from the one before it (see `motion_of`). `shortest` and `longest` are
-    frames from one key to the next. Where they are equal, every so manieth frame is a key. Else, as long as two keys are
+    frames from one key to the next. Where they are equal, keys are exactly that far apart. Else, as long as two keys are
     further apart than `longest`, the frame that moves most becomes one, and those nearer to it than `shortest` no more: a
     video that moves little may so keep a wider gap. The rule of FRESCO (Yang et al., CVPR 2024); the last frame is always a
     key. Raises UsageError for intervals that cannot be.

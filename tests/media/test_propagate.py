@@ -1,6 +1,5 @@
 """`propagate` as a user runs it: how many frames, which of them, and what it says to files that do not go together."""
 
-import cv2
 import numpy as np
 import pytest
 
@@ -116,16 +115,6 @@ def test_two_sides_are_better_than_one(tmp_path, poisson):
     one = propagate(tmp_path / "frames.json", write_frames(tmp_path / "first.json", [toned(pictures[0])]))
     for index in (4, 5):
         assert psnr(two[index], toned(pictures[index])) > psnr(one[index], toned(pictures[index]))
-
-
-def test_the_result_is_the_same_on_any_number_of_threads(tmp_path):
-    files = write_clip(tmp_path, layered(4), [0, 3])
-    threads, made = cv2.getNumThreads(), []
-    for count in (1, 2):
-        cv2.setNumThreads(count)
-        made.append(propagate(*files, output=tmp_path / f"{count}.json"))
-    cv2.setNumThreads(threads)
-    assert all(np.array_equal(made[0][index], made[1][index]) for index in range(4))
 
 
 def test_intervals_become_a_film_at_the_source_s_rate_with_its_sound(tmp_path):
