@@ -24,7 +24,7 @@ class ExtractFrames(Worker):
         if options["size"]:
             size = target_size(source.size, size, options["fit"], options["multiple"] if options["fit"] in FREE else 1)
         listed = []
-        for frame in chosen(source, options, size):
+        for frame in chosen(source, size, options):
             suffix = f"/{frame.index:06d}.png"
             path = member_path(work.output, suffix)
             path.parent.mkdir(exist_ok=True)
@@ -40,22 +40,24 @@ class ExtractFrames(Worker):
         write_index(work.output, "frames", fields, dict.fromkeys(frame["suffix"] for frame in listed))
 
 
-def chosen(source: Source, options: Mapping[str, Any], size: tuple[int, int]) -> Iterator[Frame]:
-    """The frames that the options name, each as soon as it is read; `size` is what keyframes are looked for at.
+def chosen(source: Source, size: tuple[int, int], options: Mapping[str, Any]) -> Iterator[Frame]:
+    """The frames that the option `select` names, each as soon as it is read.
 
-    Raises ItemError for a truncated video, unless allowed.
+    Raises ItemError for a truncated video, unless allowed. For keyframes the video is read twice: to see, at its new `size`,
+    where it moves, and to take them.
     """
     how, count, allow_truncated = options["select"], options["count"], options["allow_truncated"]
-    if how == "keyframes":
-        pictures = (fit_image(frame.rgb, size, options["fit"]) for frame in select.whole(source, allow_truncated))
-        indices = select.keyframe_indices(select.changes(pictures), options["mininterv"], options["maxinterv"])
-        yield from select.pick(select.whole(source, allow_truncated), indices)
-    elif how in ("last", "tail"):
+    if how in ("last", "tail"):
         yield from select.last(source.path, count if how == "tail" else 1, allow_truncated=allow_truncated)
     elif how == "segments":
         yield from select.midpoints(source.path, count, allow_truncated=allow_truncated)
     elif how == "first":
         yield from select.first(source.path, count, allow_truncated=allow_truncated)
+    elif how == "keyframes":
+        fitted = (fit_image(frame.rgb, size, options["fit"]) for frame in select.whole(source, allow_truncated))
+        motion = select.motion_of(fitted)
+        indices = select.keyframe_indices(motion, options["mininterv"], options["maxinterv"])
+        yield from select.pick(select.whole(source, allow_truncated), indices)
     else:
         yield from select.whole(source, allow_truncated)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
-from stages.media.join import join
+from stages.media.join import assemble, join
 from stages.media.probe import probe
 from stages.media.read import read_picture
-from stages.media.write import Sound, VideoWriter
 from stages.runtime.artifacts import Artifact, index_path, member_path, write_index
 from stages.runtime.errors import ItemError
 from stages.runtime.worker import Work, Worker
@@ -19,85 +19,83 @@ from stages.runtime.worker import Work, Worker
 class Concat(Worker):
     def check(self, work: Work) -> None:
         clips = work.inputs["clips"]
-        if len({clip.kind for clip in clips}) > 1:
-            raise ItemError("clips and propagated frames are to be joined", "give one kind of them")
-        if made_of_frames(work):
-            if "source" in work.inputs:
-                raise ItemError(f"{clips[0].path} has the frames of a whole film", "leave --source out")
-            return
+        if strange := [clip for clip in clips if clip.kind != clips[0].kind]:
+            raise ItemError(f"{strange[0].path} is a {strange[0].kind}, {clips[0].path} a {clips[0].kind}", "join one kind")
+        if clips[0].kind == "propagated":
+            if work.options["prompts_log"]:
+                raise ItemError(f"{clips[0].path} and what follows it have no prompts", "leave --prompts-log out")
+            return check_parts(clips)
         for clip in clips:
             if needs_lossless(work) and ".mkv" not in clip.members:
                 raise ItemError(f"{clip.path} has no lossless video to encode again", "decode it with --lossless")
 
     def run(self, work: Work, phase: str) -> None:
-        write_frames(work) if made_of_frames(work) else write_clips(work)
+        clips: list[Artifact] = work.inputs["clips"]
+        source: Path | None = work.inputs.get("source")
+        propagated = clips[0].kind == "propagated"
+        fps = Fraction(clips[0].fields["source"]["fps"] if propagated else clips[0].fields["fps"])
+        names = work.options["names"] or [
+            source.name if source else "",
+            *(clip.path.name if propagated else clip.path.with_suffix(".mp4").name for clip in clips),
+        ]
+        if propagated:
+            parts = put_together(work, fps)
+        elif not needs_lossless(work):
+            shutil.copyfile(clips[0].member(".mp4"), work.output)
+            parts = [clips[0].fields["num_frames"]]
+        else:
+            film = join(
+                [clip.member(".mkv") for clip in clips],
+                work.output,
+                fps=fps,
+                source=source,
+                fit=work.options["fit"],
+                crf=work.options["crf"],
+                keep_audio=work.options["keep_audio"],
+                allow_truncated=work.options["allow_truncated"],
+            )
+            parts = [film.source_frames] * bool(source) + film.part_frames
+        members = [".mp4"]
+        if work.options["prompts_log"]:
+            path = member_path(work.output, "/prompts_log.txt")
+            path.parent.mkdir()
+            path.write_text(prompts_log(names, clips), encoding="utf-8")
+            members.append("/prompts_log.txt")
+        fields = {
+            "width": clips[0].fields["width"],
+            "height": clips[0].fields["height"],
+            "num_frames": sum(parts),
+            "fps": f"{fps.numerator}/{fps.denominator}",
+            "parts": [{"name": name, "frames": count} for name, count in zip(names[-len(parts) :], parts)],
+        }
+        write_index(index_path(work.output), "film", fields, members)
 
 
-def made_of_frames(work: Work) -> bool:
-    return work.inputs["clips"][0].kind == "propagated"
+def check_parts(parts: Sequence[Artifact]) -> None:
+    """Raise ItemError unless the parts are those of one clip, in order and without a gap; a part may have no frames."""
+    for before, part in pairwise(part for part in parts if part.fields["frames"]):
+        last, first = before.fields["frames"][-1]["index"], part.fields["frames"][0]["index"]
+        if part.fields["source"] != before.fields["source"] or first != last + 1:
+            raise ItemError(
+                f"{part.path} begins at frame {first}, {before.path} before it ends at frame {last}",
+                "give the parts of one clip in order",
+            )
 
 
-def write_frames(work: Work) -> None:
-    """A film of propagated frames, all of a video and in its order, at its mean rate, with the sound of another file."""
-    parts: list[Artifact] = work.inputs["clips"]
-    fields = parts[0].fields
-    fps, count = Fraction(fields["source"]["fps"]), sum(len(part.fields["frames"]) for part in parts)
-    sound = None
-    if "sound" in work.inputs and work.options["keep_audio"] and (heard := probe(work.inputs["sound"])).has_audio:
-        sound = Sound(heard.path, heard.start, count / float(fps))
-    size = fields["width"], fields["height"]
-    with VideoWriter(work.output, *size, fps, crf=work.options["crf"], sound=sound) as film:
-        for part in parts:
-            for frame in part.fields["frames"]:
-                film.write(read_picture(part.member(frame["suffix"])))
-    described = {
-        "width": size[0],
-        "height": size[1],
-        "num_frames": count,
-        "fps": f"{fps.numerator}/{fps.denominator}",
-        "parts": [{"name": part.path.name, "frames": len(part.fields["frames"])} for part in parts],
-    }
-    write_index(index_path(work.output), "film", described, [".mp4"])
-
-
-def write_clips(work: Work) -> None:
-    """A film of clips, behind a source if there is one."""
-    clips: list[Artifact] = work.inputs["clips"]
-    source: Path | None = work.inputs.get("source")
-    fps = Fraction(clips[0].fields["fps"])
-    names = work.options["names"] or [
-        source.name if source else "",
-        *(clip.path.with_suffix(".mp4").name for clip in clips),
-    ]
-    if not needs_lossless(work):
-        shutil.copyfile(clips[0].member(".mp4"), work.output)
-        parts = [clips[0].fields["num_frames"]]
-    else:
-        film = join(
-            [clip.member(".mkv") for clip in clips],
-            work.output,
-            fps=fps,
-            source=source,
-            fit=work.options["fit"],
-            crf=work.options["crf"],
-            keep_audio=work.options["keep_audio"],
-            allow_truncated=work.options["allow_truncated"],
-        )
-        parts = [film.source_frames] * bool(source) + film.part_frames
-    members = [".mp4"]
-    if work.options["prompts_log"]:
-        path = member_path(work.output, "/prompts_log.txt")
-        path.parent.mkdir()
-        path.write_text(prompts_log(names, clips), encoding="utf-8")
-        members.append("/prompts_log.txt")
-    fields = {
-        "width": clips[0].fields["width"],
-        "height": clips[0].fields["height"],
-        "num_frames": sum(parts),
-        "fps": clips[0].fields["fps"],
-        "parts": [{"name": name, "frames": count} for name, count in zip(names[-len(parts) :], parts)],
-    }
-    write_index(index_path(work.output), "film", fields, members)
+def put_together(work: Work, fps: Fraction) -> list[int]:
+    """Write propagated parts as one film at the source's rate, under its sound if it is given; frames of each part."""
+    parts, source = work.inputs["clips"], work.inputs.get("source")
+    counts = [len(part.fields["frames"]) for part in parts]
+    assemble(
+        (read_picture(part.member(frame["suffix"])) for part in parts for frame in part.fields["frames"]),
+        sum(counts),
+        work.output,
+        size=(parts[0].fields["width"], parts[0].fields["height"]),
+        fps=fps,
+        crf=work.options["crf"],
+        sound_of=probe(source) if source and work.options["keep_audio"] else None,
+    )
+    return counts
 
 
 def needs_lossless(work: Work) -> bool:

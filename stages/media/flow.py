@@ -18,7 +18,9 @@ NEIGHBOURHOOD = (5, 5)  # pixels that a colour is compared in, so that noise doe
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """How a frame is found in the key: `places`, a map, and `trusted`, bool [H, W], where it is to be relied on."""
+    """How `frame`, RGB, uint8 [H, W, 3], is found in the key: `places`, a map, and `trusted`, bool [H, W], where that can be
+    relied on.
+    """
 
     frame: np.ndarray
     places: np.ndarray

@@ -7,6 +7,8 @@ from itertools import islice
 from math import floor
 from pathlib import Path
 
+import numpy as np
+
 from stages.media.fit import fit_image
 from stages.media.probe import Source, frame_times, probe
 from stages.media.read import Frame, frames
@@ -67,6 +69,22 @@ def join(
                 raise ItemError(f"{part} has only the frame that repeats the one before it", "make it longer")
             part_frames.append(film.frames - before)
     return _checked(output, fps, Film(film.frames, source_frames, part_frames, sound is not None))
+
+
+def assemble(
+    pictures: Iterable[np.ndarray], count: int, output, *, size, fps, crf: int = 17, sound_of: Source | None = None
+) -> Film:
+    """Write `count` RGB pictures, uint8 [H, W, 3], of `size` (width, height) to the mp4 `output`, one per frame at `fps`.
+
+    The sound of another video, if it has any, lies under them from its first frame on.
+    """
+    fps = Fraction(fps).limit_denominator(1001)
+    audible = sound_of is not None and sound_of.has_audio
+    sound = Sound(sound_of.path, sound_of.start, count / float(fps)) if audible else None
+    with VideoWriter(output, *size, fps, crf=crf, sound=sound) as film:
+        for rgb in pictures:
+            film.write(rgb)
+    return _checked(output, fps, Film(film.frames, 0, [film.frames], audible))
 
 
 def at_constant_rate(stream: Iterable[Frame], fps: Fraction, end: float) -> Iterator:

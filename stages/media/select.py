@@ -1,8 +1,8 @@
-"""Choosing frames of a video: the last ones, the first ones, the middles of equal segments, and where most changes."""
+"""Choosing frames of a video: the last ones, the first ones, the middles of equal segments, those where it moves."""
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import cv2
@@ -13,7 +13,6 @@ from stages.media.read import Frame, Truncated, available_threads, frames, frame
 from stages.runtime.errors import ItemError, UsageError
 
 SEEK_BEYOND = 20.0  # seconds: shorter videos are read from the start, which is as fast and needs no index
-BLUR = (9, 9)  # pixels; what is finer is no motion
 PREROLL = 5.0  # seconds decoded before the frames that are wanted
 
 _IMPORTED_BY = os.getpid()
@@ -84,33 +83,40 @@ def midpoint_indices(times: np.ndarray, count: int, constant_rate: bool = True) 
     return (np.searchsorted(times, middles, side="right") - 1).clip(0).tolist()
 
 
-def keyframe_indices(changes: Sequence[float], shortest: int, longest: int) -> list[int]:
-    """The keyframes of a video of which `changes` tells how much each frame differs from the one before, 0 for the first.
+def keyframe_indices(motion: np.ndarray, shortest: int, longest: int) -> list[int]:
+    """Indices of the frames to translate, ascending: the first one, the last one, and those where most moves.
 
-    Where `shortest` is `longest`, in frames, every so many; else where most changes, at least `shortest` frames apart, until
-    no two are further apart than `longest` or no place is left. The first and the last frame are always among them.
+    `motion` float [N]: how much each frame differs from the one before it (see `motion_of`). `shortest` and `longest` are
+    frames from one key to the next. Where they are equal, keys are exactly that far apart. Else, as long as two keys are
+    further apart than `longest`, the frame that moves most becomes one, and those nearer to it than `shortest` no more: a
+    video that moves little may so keep a wider gap. The rule of FRESCO (Yang et al., CVPR 2024); the last frame is always a
+    key. Raises UsageError for intervals that cannot be.
     """
-    last = len(changes) - 1
+    if not 1 <= shortest <= longest:
+        raise UsageError(f"keyframes {shortest} to {longest} frames apart cannot be", "take 1 <= mininterv <= maxinterv")
+    count = len(motion)
     if shortest == longest:
-        return sorted({*range(0, len(changes), shortest), last})
-    keys = {0, last}
-    free = np.array(changes, float)
-    free[:shortest] = free[len(free) - shortest :] = -1
-    while max(np.diff(sorted(keys)), default=0) > longest and free.max() >= 0:
-        key = int(free.argmax())
-        free[max(key - shortest, 0) : key + shortest] = -1
-        keys.add(key)
+        return sorted({*range(0, count, shortest), count - 1})
+    keys, left = {0, count - 1}, np.array(motion, float)
+    left[:shortest] = left[-shortest:] = -1
+    while np.diff(sorted(keys)).max(initial=0) > longest and left.max() >= 0:
+        most = int(left.argmax())
+        left[max(0, most - shortest) : most + shortest] = -1
+        keys.add(most)
     return sorted(keys)
 
 
-def changes(pictures: Iterable[np.ndarray]) -> list[float]:
-    """How much each picture, uint8 [H, W, 3], differs from the one before: mean square of the values in -1..1, blurred."""
-    found, before = [], None
-    for rgb in pictures:
-        picture = cv2.GaussianBlur(rgb, BLUR, 0).astype(np.float32) / 127.5 - 1
-        found.append(0.0 if before is None else float(((picture - before) ** 2).mean()))
-        before = picture
-    return found
+def motion_of(pictures: Iterable[np.ndarray]) -> np.ndarray:
+    """By how much each picture, uint8 [H, W, 3], differs from the one before it, float64 [N]; 0 for the first.
+
+    The mean square of the difference of the two, blurred (9 x 9 Gaussian), with black at -1 and white at 1.
+    """
+    motion, before = [], None
+    for picture in pictures:
+        blurred = cv2.GaussianBlur(picture, (9, 9), 0).astype(np.float32)
+        motion.append(0.0 if before is None else float(np.square((blurred - before) / 127.5).mean()))
+        before = blurred
+    return np.array(motion)
 
 
 def pick(stream: Iterable[Frame], indices: list[int]) -> list[Frame]:

@@ -71,7 +71,7 @@ KINDS = {
             {
                 "width": "pixels",
                 "height": "pixels",
-                "select": "which frames: last, tail, segments, first or all",
+                "select": "which frames: last, tail, segments, first, keyframes or all",
                 "frames": "per frame: index in the video, time in seconds, suffix of its PNG",
                 "source": "facts of the video: size, rate, duration, frames decoded and declared, codec",
             },

@@ -104,8 +104,12 @@ STAGES = {
             1,
             (
                 Input("clips", ("clip", "propagated"), "the clips to join, in order", many=True),
-                Input("source", ("file",), "the video that goes in front of clips", required=False),
-                Input("sound", ("file",), "the video whose sound lies under frames that were propagated", required=False),
+                Input(
+                    "source",
+                    ("file",),
+                    "the video that goes in front; of propagated frames that whose sound they are shown with",
+                    required=False,
+                ),
             ),
             "film",
             "Join clips into one film without the doubled seam frames, encoded once.",

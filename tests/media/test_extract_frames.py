@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from stages.media.read import read_picture
+from stages.media.fit import fit_image
+from stages.media.read import frames, read_picture
+from stages.media.select import keyframe_indices, motion_of
 from stages.runtime import artifacts
 from tests import zoo
 from tests.commands import stage
@@ -28,14 +30,25 @@ def pictures(artifact):
         (["--select", "segments", "--count", 4], [4, 12, 20, 28]),
         (["--select", "first", "--count", 2], [0, 1]),
         (["--select", "all"], list(range(33))),
+        (["--select", "keyframes", "--mininterv", 10, "--maxinterv", 10], [0, 10, 20, 30, 32]),
     ],
-    ids=["last", "tail", "segments", "first", "all"],
+    ids=["last", "tail", "segments", "first", "all", "keyframes"],
 )
 def test_the_frames_that_are_asked_for(tmp_path, arguments, indices):
     artifact = extract(zoo.plain(tmp_path), tmp_path, *arguments)
     assert [frame["index"] for frame in artifact.fields["frames"]] == indices
     assert [frame["time"] for frame in artifact.fields["frames"]] == pytest.approx([index / zoo.FPS for index in indices])
     assert len(artifact.members) == len(indices)
+
+
+def test_keyframes_follow_the_motion(tmp_path):
+    artifact = extract(
+        zoo.plain(tmp_path), tmp_path, "--select", "keyframes", "--size", "64*64", "--mininterv", 3, "--maxinterv", 8
+    )
+    shown = [fit_image(frame.rgb, (64, 64), "crop") for frame in frames(tmp_path / "plain.mp4")]
+    expected = keyframe_indices(motion_of(shown), 3, 8)
+    assert [frame["index"] for frame in artifact.fields["frames"]] == expected
+    assert all(np.array_equal(picture, shown[index]) for index, picture in zip(expected, pictures(artifact)))
 
 
 def test_the_last_frame_has_the_colours_of_the_formula(tmp_path):

@@ -1,9 +1,10 @@
 """`propagate` as a user runs it: how many frames, which of them, and what it says to files that do not go together."""
 
-import cv2
 import numpy as np
 import pytest
 
+from stages.media import read
+from stages.media.probe import probe
 from stages.media.read import read_picture
 from stages.media.write import write_png
 from stages.runtime import artifacts
@@ -111,14 +112,29 @@ def test_two_sides_are_better_than_one(tmp_path, poisson):
         assert psnr(two[index], toned(pictures[index])) > psnr(one[index], toned(pictures[index]))
 
 
-def test_the_result_is_the_same_on_any_number_of_threads(tmp_path):
-    files = write_clip(tmp_path, layered(4), [0, 3])
-    threads, made = cv2.getNumThreads(), []
-    for count in (1, 2):
-        cv2.setNumThreads(count)
-        made.append(propagate(*files, output=tmp_path / f"{count}.json"))
-    cv2.setNumThreads(threads)
-    assert all(np.array_equal(made[0][index], made[1][index]) for index in range(4))
+def test_parts_become_a_film_at_the_source_s_rate_with_its_sound(tmp_path):
+    source = zoo.plain(tmp_path, frames=9, fps=12, sound=1)
+    stage("extract_frames", source, "--select", "all", "--output", tmp_path / "frames.json")
+    frames = artifacts.read(tmp_path / "frames.json", ("frames",))
+    pictures = [toned(read_picture(frames.member(frames.fields["frames"][key]["suffix"]))) for key in (0, 4, 8)]
+    keys = write_frames(tmp_path / "keys.json", pictures, [0, 4, 8])
+    parts = [tmp_path / f"part{number}.json" for number in (0, 1)]
+    made = {}
+    for number, part in enumerate(parts):
+        made |= propagate(tmp_path / "frames.json", keys, "--engine", "warp", "--part", number, "--parts", 2, output=part)
+    stage("concat", *parts, "--source", source, "--crf", 1, "--output", tmp_path / "film.mp4")
+    film = artifacts.read(tmp_path / "film.mp4", ("film",))
+    assert (film.fields["num_frames"], film.fields["fps"]) == (9, "12/1")
+    assert film.fields["parts"] == [{"name": "part0.json", "frames": 4}, {"name": "part1.json", "frames": 5}]
+    assert probe(tmp_path / "film.mp4").has_audio and probe(tmp_path / "film.mp4").fps == 12
+    shown = [frame.rgb for frame in read.frames(tmp_path / "film.mp4")]
+    assert [max(made, key=lambda index: psnr(picture, made[index])) for picture in shown] == list(range(9))
+    stage("concat", *parts, "--output", tmp_path / "silent.mp4")
+    assert not probe(tmp_path / "silent.mp4").has_audio
+    said = stage("concat", *parts, "--prompts-log", "--output", tmp_path / "film.mp4", fails=1)
+    assert "have no prompts: leave --prompts-log out" in said
+    said = stage("concat", *reversed(parts), "--output", tmp_path / "film.mp4", fails=1)
+    assert "part0.json begins at frame 0, " in said and "give the parts of one clip in order" in said
 
 
 def test_what_does_not_go_together_is_one_sentence(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from stages.media.read import Truncated, frames
-from stages.media.select import changes, first, keyframe_indices, last, midpoint_indices, midpoints, sample
+from stages.media.select import first, keyframe_indices, last, midpoint_indices, midpoints, motion_of, sample
 from stages.runtime.errors import UsageError
 from tests import zoo
 
@@ -35,33 +35,51 @@ def test_midpoints_of_a_varying_rate_go_by_time():
     assert midpoint_indices(times, 40, constant_rate=False)[:3] == [0, 1, 2]
 
 
-def test_keyframes_at_equal_distances_and_the_last_frame():
-    assert keyframe_indices([0.0] * 81, 5, 5) == list(range(0, 81, 5))
-    assert keyframe_indices([0.0] * 83, 5, 5) == [*range(0, 81, 5), 82]
-    assert [keyframe_indices([0.0] * count, 5, 5) for count in (1, 2, 3)] == [[0], [0, 1], [0, 2]]
+@pytest.mark.parametrize(
+    ("count", "interval", "indices"),
+    [(1, 5, [0]), (2, 5, [0, 1]), (3, 1, [0, 1, 2]), (11, 5, [0, 5, 10]), (12, 5, [0, 5, 10, 11])],
+)
+def test_keyframes_at_a_fixed_interval(count, interval, indices):
+    assert keyframe_indices(np.zeros(count), interval, interval) == indices
 
 
-def test_keyframes_where_most_changes():
-    peaks = np.zeros(60)
-    peaks[[20, 23, 41]] = 3.0, 2.0, 1.0
-    assert keyframe_indices(peaks, 5, 25) == [0, 20, 41, 59]  # 23 is too near to 20
-    assert keyframe_indices(peaks, 5, 100) == [0, 59]
-    assert keyframe_indices(peaks, 2, 20) == [0, 20, 23, 41, 59]
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_a_short_video_has_its_ends_as_keyframes(count):
+    assert keyframe_indices(np.zeros(count), 5, 20) == sorted({0, count - 1})
 
 
-@pytest.mark.parametrize(("shortest", "longest"), [(1, 3), (2, 7), (10, 30)])
-def test_keyframes_are_no_nearer_than_allowed(shortest, longest):
-    for count in range(1, 90, 7):
-        drawn = np.random.default_rng(count).random(count)
-        keys = keyframe_indices(drawn, shortest, longest)
-        assert keys[0] == 0 and keys[-1] == count - 1
-        assert all(gap >= shortest for gap in np.diff(keys)) or len(keys) <= 2
-        assert max(np.diff(keys), default=0) <= max(longest, 3 * shortest)
+def test_keyframes_lie_where_most_moves():
+    motion = np.full(41, 0.1)
+    motion[[12, 13, 30, 38]] = (0.8, 0.9, 0.5, 9.0)  # 38 is within 5 frames of the end
+    assert keyframe_indices(motion, 5, 20) == [0, 13, 30, 40]
+    assert keyframe_indices(motion, 2, 20) == [0, 13, 30, 38, 40]
 
 
-def test_change_is_the_mean_square_of_values_from_minus_one_to_one():
-    grey = [np.full((16, 24, 3), level, np.uint8) for level in (0, 51, 255)]
-    assert changes(grey) == pytest.approx([0.0, 0.4**2, 1.6**2], abs=1e-6)
+def test_keyframes_are_never_nearer_than_the_shortest_interval():
+    motion = np.random.default_rng(0).random(200)
+    keys = np.diff(keyframe_indices(motion, 5, 8))
+    assert keys.min() >= 5
+    wide = np.diff(keyframe_indices(motion, 5, 100))
+    assert wide.max() <= 100 and len(wide) < len(keys)
+
+
+def test_keyframes_end_when_no_frame_is_left_to_choose():
+    assert keyframe_indices(np.zeros(12), 5, 6) == [0, 5, 11]
+    assert keyframe_indices(np.ones(10), 6, 7) == [0, 9]
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(0, 5), (6, 5)])
+def test_intervals_that_cannot_be(shortest, longest):
+    with pytest.raises(UsageError, match=f"keyframes {shortest} to {longest} frames apart cannot be"):
+        keyframe_indices(np.zeros(9), shortest, longest)
+
+
+def test_motion_is_the_mean_square_of_the_blurred_difference():
+    black, grey = np.zeros((20, 20, 3), np.uint8), np.full((20, 20, 3), 51, np.uint8)
+    assert motion_of([black, grey, grey]) == pytest.approx([0, 0.4**2, 0])
+    dots = black.copy()
+    dots[::2, ::2] = 204  # a fine pattern is blurred to its mean, 51
+    assert motion_of([black, dots])[1] == pytest.approx(0.16, rel=0.1)
 
 
 def test_first_last_and_midpoints(tmp_path):

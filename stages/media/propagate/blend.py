@@ -18,23 +18,26 @@ LAB_SCALE = np.float32([2.55, 1, 1])  # L in 0 to 255, as a and b are wide
 
 
 class Blend:
-    """Blends the frames of an interval, in order. `poisson` joins the sides along their gradients."""
+    """Blends the frames of an interval, in order. `poisson` joins the sides along their gradients.
+
+    `from_behind`, uint8 [H, W], tells which pixels of the last frame were taken from the key behind.
+    """
 
     def __init__(self, key_frame: np.ndarray, poisson: bool):
         self.poisson = poisson
         self._previous = key_frame
-        self._switched = np.zeros(key_frame.shape[:2], np.uint8)  # pixels that have gone over to the key behind
+        self.from_behind = np.zeros(key_frame.shape[:2], np.uint8)
 
     def picture(self, frame: np.ndarray, before: Carried, behind: Carried, share: float) -> np.ndarray:
         """The picture of `frame`, uint8 [H, W, 3], which lies `share` (0 to 1) of the way to the key behind it.
 
         A point of the scene that has once been taken from the key behind stays with it.
         """
-        moved = sample(self._switched, correspondence(frame, self._previous), cv2.INTER_NEAREST)
-        self._switched = moved | (share * before.error >= (1 - share) * behind.error)
+        moved = sample(self.from_behind, correspondence(frame, self._previous), cv2.INTER_NEAREST)
+        self.from_behind = moved | (share * before.error >= (1 - share) * behind.error)
         self._previous = frame
         first, second = to_lab(before.picture), to_lab(behind.picture)
-        take_second = self._switched[..., None] > 0
+        take_second = self.from_behind[..., None] > 0
         mixed = mix(first, second, share, like=np.where(take_second, second, first))
         if self.poisson:
             steps = [np.where(take_second, *sides) for sides in zip(gradients(second), gradients(first))]

@@ -3,7 +3,7 @@
 The method of EbSynth (Fiser et al., "StyLit", SIGGRAPH 2016; Jamriska et al., "Stylizing Video by Example", SIGGRAPH 2019)
 over PatchMatch (Barnes et al., SIGGRAPH 2009), which a patent covers, see docs/fresco.md. Two patches are compared by what
 the frames show (colour), by where the flow says that the one is seen in the other (position), and by the picture that is
-being made (style). All sums are of integers and all chance is seeded, so the same input gives the same picture anywhere.
+being made (style). Sums are of integers, chance is seeded, and there is one order of work, whatever the number of cores.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def improve(target, source, nearest, pixels, size, radius, iterations, seed):
 
 @njit
 def distance(target, row, column, source, source_row, source_column, size, limit):
-    """Sum of squared differences of the patches around two pixels, int32; some value from `limit` on, where it is more."""
+    """Sum of squared differences of the patches around two pixels, int32; once that reaches `limit`, what it is so far."""
     length = size * CHANNELS
     begin, source_begin = column * CHANNELS, source_column * CHANNELS
     total = np.int32(0)

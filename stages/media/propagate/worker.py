@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import cv2
 import numpy as np
 
 from stages.media.propagate import ebsynth
@@ -45,6 +46,7 @@ class Propagate(Worker):
             ebsynth.program()
 
     def run(self, work: Work, phase: str) -> None:
+        cv2.setNumThreads(1)  # cores are for intervals, which jobs do side by side
         frames, keys, options = work.inputs["frames"], work.inputs["keys"], work.options
         search = Search(options["patch_size"], options["patch_votes"], options["patch_iters"], options["patch_radius"])
         engine = Engine(options["engine"], options["residual"], options["full_above"], search)

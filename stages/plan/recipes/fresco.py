@@ -45,5 +45,5 @@ def items(clip: Clip) -> dict[str, list[Item]]:
             ]
             for part, output in enumerate(propagated)
         },
-        "concat": [clip.item("concat", film, clips=propagated, sound=clip.video)],
+        "concat": [clip.item("concat", film, clips=propagated, source=clip.video)],
     }

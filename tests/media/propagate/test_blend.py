@@ -86,12 +86,11 @@ def test_a_point_that_has_gone_over_stays_with_the_key_behind_and_moves_with_the
     errors = np.zeros(key.shape[:2], np.float32)
     errors[:, 48:64] = 9
     blended = Blend(key, poisson=False)
-    first, second = (np.full_like(key, level) for level in (40, 40))
     first, second = texture(96, 64, 7), texture(96, 64, 8)
     blended.picture(one, Carried(first, errors), side(second, 1.0), 0.25)
-    assert blended._switched[:, 50:62].all() and not blended._switched[:, :46].any()
+    assert blended.from_behind[:, 50:62].all() and not blended.from_behind[:, :46].any()
     blended.picture(two, side(first, 0.0), side(second, 1.0), 0.5)
-    assert blended._switched[8:-8, 43:53].all() and not blended._switched[8:-8, 58:].any()  # 8 pixels to the left
+    assert blended.from_behind[8:-8, 43:53].all() and not blended.from_behind[8:-8, 58:].any()  # 8 pixels to the left
 
 
 def test_the_nearer_key_counts_more():

@@ -2,11 +2,13 @@
 
 import stat
 
+import cv2
 import numpy as np
 import pytest
 
 from stages.media.propagate.engines import Engine
 from stages.media.propagate.patches import Pair
+from stages.media.write import write_png
 from stages.runtime.errors import ItemError, JobError
 from tests.media.propagate.scenes import layered, panning, psnr, toned
 
@@ -51,6 +53,15 @@ def test_the_error_tells_where_the_flow_is_wrong():
     assert made.error[wrong].mean() > 10 * made.error[~wrong].mean()
 
 
+def test_the_result_is_the_same_on_any_number_of_threads():
+    frames, threads, made = layered(4), cv2.getNumThreads(), []
+    for count in (1, 2):
+        cv2.setNumThreads(count)
+        made.append(carried("auto", frames, full_above=0.05))
+    cv2.setNumThreads(threads)
+    assert np.array_equal(*made)
+
+
 # -------------------------------------------------------------------------------------------------- a program of others
 
 
@@ -73,8 +84,6 @@ def test_ebsynth_gets_its_guides_and_its_picture_is_taken(ebsynth, tmp_path):
     ebsynth(
         f'echo "$@" > {tmp_path}/words\nwhile [ $# -gt 1 ]; do last=$2; shift; done\n/bin/cp {tmp_path}/made.png "$last"'
     )
-    from stages.media.write import write_png
-
     made = panning(3)[2]
     write_png(tmp_path / "made.png", made)
     (picture,) = carried("ebsynth", frames)
