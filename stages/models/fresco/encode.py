@@ -34,11 +34,10 @@ class Encode(Worker):
         frames, control = work.inputs.get("image"), work.options["controlnet_type"]
         if not isinstance(frames, Artifact) or frames.kind != "frames":
             raise ItemError(f"item {work.item.id} has no keyframes", "give what extract_frames wrote")
-        if frames.fields["width"] % SIDE or frames.fields["height"] % SIDE:
-            size = f"{frames.fields['width']}*{frames.fields['height']}"
-            raise ItemError(
-                f"the frames of {frames.path} are {size}", f"take multiples of {SIDE}: --fit short --multiple 64"
-            )
+        size = frames.fields["width"], frames.fields["height"]
+        if any(side % SIDE or side < 2 * SIDE for side in size):
+            remedy = f"take multiples of {SIDE}, {2 * SIDE} and more: --fit short --multiple {SIDE}"
+            raise ItemError(f"the frames of {frames.path} are {size[0]}*{size[1]}", remedy)
         if not (self.model.folder() / f"controlnet_{control}").is_dir():
             there = [path.name.removeprefix("controlnet_") for path in sorted(self.model.folder().glob("controlnet_*"))]
             raise ItemError(f"model {self.model.name} has no ControlNet for {control}", f"it has {', '.join(there)}")

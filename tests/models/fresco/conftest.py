@@ -7,7 +7,7 @@ from PIL import Image
 from stages.runtime.artifacts import write_index
 from tests.commands import stage
 
-SIZE = (128, 64)
+SIZE = (192, 128)
 STEP = 4  # pixels that the picture moves from keyframe to keyframe
 INTERVAL = 5  # frames from keyframe to keyframe
 

@@ -97,7 +97,7 @@ def test_the_flow_is_that_of_the_picture_which_moves(encoded):
         10,
         15,
     ]
-    middle = slice(16, 48), slice(24, 104)
+    middle = slice(16, 112), slice(24, 168)
     for flow, sign in (("flow_forward", -1), ("flow_backward", 1)):
         for pair in range(3):
             x, y = made[flow][pair].float()
@@ -130,7 +130,7 @@ def test_a_size_that_the_network_cannot_have_is_refused(tiny_sd, tmp_path):
     clip = "examples/shapes/videos/0000.mp4"
     stage("extract_frames", clip, "--select", "first", "--count", 2, "--size", "96*64", "-o", tmp_path / "f.json")
     command = ("encode", tmp_path / "f.json", "-o", tmp_path / "e.safetensors", "-m", tiny_sd, "--prompt", "a bird")
-    assert "are 96*64: take multiples of 64" in stage(*command, fails=1)
+    assert "are 96*64: take multiples of 64, 128 and more" in stage(*command, fails=1)
 
 
 # ------------------------------------------------------------------------------------------------------------ generate
