@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from stages.runtime.table import table
 
 ROOT = Path(__file__).parents[1]
+MEDIA = Path(os.environ.get("KINEMAKE_MEDIA", ROOT.parent / "shared/media"))  # real clips, which are not shipped
 
 
 def parse_arguments(description: str) -> argparse.Namespace:

@@ -2,27 +2,26 @@
 
 Frames are 832x480. Three scenes: a synthetic one, a picture that pans, zooms and wobbles behind a disc of another one that
 moves 9 pixels a frame (true disocclusion); and two filmed ones of 480x480, car-turn.mp4 and boxer.mp4, scaled by Lanczos to
-cover 832x480 and cut in the middle (extract_frames --size "832*480" --fit crop), from $KINEMAKE_VIDEOS, by default
-../shared/media/videos beside the project. A key is a frame in a known look: a bilateral filter (9 pixels, 40 levels, 7
-pixels), a cosine as tone curve, the channels changed round, darkened to a fifth where the gradient passes 19 levels a pixel.
-The truth is the same look of the frame itself; PSNR in dB, over red, green and blue, is the mean over keys.
+cover 832x480 and cut in the middle (extract_frames --size "832*480" --fit crop). They are looked for in the folder videos
+of $KINEMAKE_MEDIA, by default ../shared/media beside the project. A key is a frame in a known look: a bilateral filter (9
+pixels, 40 levels, 7 pixels), a cosine as tone curve, the channels changed round, darkened to a fifth where the gradient
+passes 19 levels a pixel. The truth is the same look of the frame itself; PSNR in dB, over red, green and blue, is the mean
+over keys.
 
 CPU seconds are those of one process, and cover flow, search and vote of one direction; what numba compiles at first is left
 out and told apart. EbSynth's own program runs along where it is on the PATH; measured elsewhere, on other stills and another
 look, it took 8.5 (3 votes, 2 sweeps), 32 (6/4) and 92 (12/6) CPU seconds a frame.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from benchmarks.harness import ROOT, finish, parse_arguments, print_table
+from benchmarks.harness import MEDIA, finish, parse_arguments, print_table
 from stages.media.fit import fit_image
 from stages.media.flow import grid, matches, sample
 from stages.media.propagate.engines import Engine
@@ -32,7 +31,7 @@ from stages.media.read import frames
 GOAL, FLOW_HOLDS_GOAL, LOSS_GOAL = 14, 3, 0.2  # CPU seconds a frame, the same where the flow holds, dB
 SIZE = (832, 480)
 GAPS = (1, 3, 5)
-VIDEOS = Path(os.environ.get("KINEMAKE_VIDEOS", ROOT.parent / "shared/media/videos"))
+VIDEOS = MEDIA / "videos"
 STARTS = {"synthetic": (0, 40), "car-turn.mp4": (0, 25, 50), "boxer.mp4": (0, 10, 20)}
 
 
@@ -45,7 +44,7 @@ def main():
     results = {}
     for scene, starts in STARTS.items():
         if scene != "synthetic" and not (VIDEOS / scene).is_file():
-            print(f"skipped {scene}: it is not in {VIDEOS}, set KINEMAKE_VIDEOS to the folder where it is")
+            print(f"skipped {scene}: it is not in {VIDEOS} (set KINEMAKE_MEDIA)")
             continue
         clips = [clip(scene, start, gaps[-1] + 1) for start in starts[: 1 if options.quick else None]]
         results[scene] = {"flow fails": flow_failure(clips)} | {engine: measure(engine, clips, gaps) for engine in engines}

@@ -94,6 +94,32 @@ def test_the_example_of_longlive_does_what_the_old_command_did(tmp_path, monkeyp
     assert {"video_conditional/rank0-0-0_lora.mp4", "interactive/day.mp4", "interactive/sunrise.mp4"} <= films
 
 
+def test_the_example_of_fresco_has_the_keys_of_its_old_configs(tmp_path, monkeypatch):
+    from stages import plan
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("rendered", "prompts"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "rendered/car.mp4").touch()
+    (tmp_path / "rendered/van.mp4").touch()
+    (tmp_path / "prompts/car.txt").write_text("a car in the snow")
+    planned = plan.load(yaml.safe_load((ROOT / "examples/fresco.yaml").read_text()), 1)
+    options = {job.stage.name: job.items[0].options for job in planned.jobs}
+    assert options["encode"]["prompt"] == "" and options["caption_vlm"]["prompt"] == "a car in the snow"
+    generate = (
+        "num_inference_steps",
+        "num_warmup_steps",
+        "end_opt_step",
+        "cond_scale",
+        "guidance_scale",
+        "use_freeu",
+        "seed",
+    )
+    assert [options["generate"][name] for name in generate] == [20, 5, 15, 0.7, 7.5, False, 0]
+    assert (options["encode"]["batch_size"], options["encode"]["controlnet_type"]) == (8, "hed")
+    assert options["extract_frames"]["size"] == "512*512" and list(planned.films) == ["results/sim2real/car.mp4"]
+
+
 @pytest.mark.parametrize("name", ["v2v", "chain"])
 def test_the_examples_do_what_the_old_commands_did(name, tmp_path, monkeypatch):
     from stages import plan

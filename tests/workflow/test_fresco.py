@@ -1,17 +1,11 @@
 """Folders of videos and of prompts become films in a new look, through snakemake; and what is wrong is said."""
 
-import json
 import shutil
 
-import cv2
-import numpy as np
 import pytest
 
-from stages.media.flow import consistent, correspondence, sample
 from stages.media.probe import probe
-from stages.media.read import frames
 from tests import zoo
-from tests.commands import stage
 from tests.workflow.conftest import Project, frame_count
 
 SIZE = (128, 128)
@@ -89,57 +83,3 @@ def test_what_is_wrong_is_said_and_takes_nothing_else_down(run):
     assert "model poor has no ControlNet for depth: it has canny, hed" in run.said
     films = {str(path.relative_to(run.path("results"))) for path in run.path("results").glob("*/*.mp4")}
     assert films == {"folders/good.mp4", "controls/as-hed.mp4"}
-
-
-def flicker(film, source):
-    """Mean difference of neighbouring frames of a film, along the flow of its source where that can be relied on."""
-    made, seen = ([frame.rgb for frame in frames(path)] for path in (film, source))
-    apart = []
-    for before, after, first, second in zip(made, made[1:], seen, seen[1:]):
-        there, back = correspondence(second, first), correspondence(first, second)
-        apart.append(cv2.absdiff(sample(before, there), after)[consistent(there, back)].mean())
-    return float(np.mean(apart))
-
-
-@pytest.mark.parametrize("control", ["hed", "canny", "depth"])
-def test_a_real_clip_flickers_less_than_frames_translated_one_by_one(control, tiny_sd, tmp_path):
-    """32 frames of a car that turns: the whole pipeline, against the same network on every frame alone."""
-    small, folder = tmp_path / "car.mp4", tmp_path / "alone"
-    zoo.ffmpeg("-i", zoo.real_clip("car-turn.mp4"), "-vf", "scale=128:128", "-frames:v", "32", "-crf", "10", small)
-    project = Project(tmp_path / "project", {"sd": {"family": "fresco", "dtype": "float32", "path": str(tiny_sd)}})
-    options = {**FEW, "controlnet_type": control}
-    clips = [{"id": "car", "video": str(small), "prompt": "a toy car"}]
-    project.configure(film={"recipe": "fresco", "clips": clips, "model": "sd", "options": options})
-    project.run("--cores", 2)
-    film = project.path("results/film/car.mp4")
-    assert frame_count(film, (128, 128)) == 32
-
-    folder.mkdir()
-    stage("extract_frames", small, "--select", "all", "-o", folder / "all.json")
-    listed = json.loads((folder / "all.json").read_text())["fields"]["frames"]
-    given = {"model": str(tiny_sd), "dtype": "float32", "controlnet_type": control}
-    steps = {name: FEW[name] for name in ("seed", "num_inference_steps", "num_warmup_steps", "end_opt_step")}
-    manifests = {"encode": [], "generate": [], "decode": []}
-    for frame in listed:
-        name = folder / f"{frame['index']:02d}"
-        shutil.copy(folder / f"all{frame['suffix']}", f"{name}.png")
-        stage("extract_frames", one_frame(small, frame["index"], name), "--select", "last", "-o", f"{name}.frames.json")
-        manifests["encode"].append(
-            {"image": f"{name}.frames.json", "output": f"{name}.e.safetensors", "prompt": "a toy car"}
-        )
-        manifests["generate"].append({"encoded": f"{name}.e.safetensors", "output": f"{name}.l.safetensors", **steps})
-        manifests["decode"].append({"latents": f"{name}.l.safetensors", "output": f"{name}.json", "crf": 0})
-    for name, rows in manifests.items():
-        given_here = {key: value for key, value in given.items() if name != "decode" or key == "model"}
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({**given_here, **row}) + "\n" for row in rows))
-        stage(name, "--manifest", folder / f"{name}.jsonl")
-    alone = folder / "alone.mp4"
-    zoo.ffmpeg("-framerate", "25", "-i", folder / "%02d/000000.png", "-crf", "10", alone)
-    assert flicker(film, small) < flicker(alone, small)
-
-
-def one_frame(video, index, name):
-    """A video of one frame of another."""
-    path = f"{name}.mkv"
-    zoo.ffmpeg("-i", video, "-vf", f"select=eq(n\\,{index})", "-frames:v", "1", "-c:v", "ffv1", path)
-    return path

@@ -1,0 +1,119 @@
+"""How much a film of FRESCO flickers, against the same networks on every frame alone; and what its optimisation takes.
+
+The first 32 frames of car-turn.mp4 (480x480, from the folder videos of $KINEMAKE_MEDIA, by default ../shared/media beside
+the project), scaled to 256x256, go through snakemake with a tiny Stable Diffusion and ControlNets of random weights, as soft
+edges, hard edges and depth: a keyframe each 5 frames, 20 steps of which 5 are left out. Flicker is the mean difference of
+neighbouring frames along the flow of the source, in levels, where that flow can be relied on. The limit is the source's own.
+
+The optimisation is that of the last up block of Stable Diffusion 1.5 for 8 keyframes of 896x512, in a process of its own,
+beside what one copy of the Gram matrices of both halves would take there.
+
+    python -m benchmarks.fresco [--quick] [--json FILE]
+"""
+
+import json
+import resource
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from itertools import islice, pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from benchmarks.harness import MEDIA, finish, in_fresh_process, parse_arguments, print_table, snakemake
+from stages.media.flow import consistent, correspondence, sample
+from stages.media.read import frames
+from stages.media.write import VideoWriter
+from stages.models.fresco.features import Motion, directions, optimised
+from stages.models.fresco.options import CONTROLS
+from tests.tiny import sd
+
+CLIP, FRAMES, SIDE = MEDIA / "videos/car-turn.mp4", 32, 256
+TOLD = {"prompt": "a toy car turns in the snow", "seed": 1}
+BATCH, CHANNELS, TOKENS = 8, 640, (64, 112)  # of 896x512 in the last up block
+GOAL, PEAK_GOAL = 1.0, 3.0  # times the flicker of frames alone, GB
+
+
+def peak() -> dict:
+    """Bytes that two steps of the optimisation add to its input."""
+    motion = Motion(*(torch.zeros(BATCH, 2, 512, 896),) * 2, *(torch.zeros(BATCH, 512, 896),) * 2)
+    features = torch.randn(2 * BATCH, CHANNELS, *TOKENS)
+    reference = directions(features)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    optimised(features, reference, motion, iterations=2)
+    return {"peak": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)}
+
+
+def flicker(made: Sequence[np.ndarray], seen: Sequence[np.ndarray]) -> float:
+    apart = []
+    for (before, after), (first, second) in zip(pairwise(made), pairwise(seen)):
+        there, back = correspondence(second, first), correspondence(first, second)
+        apart.append(cv2.absdiff(sample(before, there), after)[consistent(there, back)].mean())
+    return float(np.mean(apart))
+
+
+def write_clips(folder: Path, count: int) -> list[np.ndarray]:
+    """A clip, and a clip of each of its frames alone; returns the frames."""
+    pictures = [cv2.resize(frame.rgb, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for frame in islice(frames(CLIP), count)]
+    clips = {"whole": pictures, **{f"{number:02d}": [rgb] for number, rgb in enumerate(pictures)}}
+    for name, part in clips.items():
+        with VideoWriter(folder / f"{name}.mp4", SIDE, SIDE, 25, crf=4) as video:
+            for rgb in part:
+                video.write(rgb)
+    return [frame.rgb for frame in frames(folder / "whole.mp4")]
+
+
+def films(folder: Path, count: int) -> dict[str, dict[str, float]]:
+    """Flicker by what the ControlNet is shown: of the film, of frames alone, of the source."""
+    sd.make(folder / "sd")
+    seen = write_clips(folder, count)
+    names = {"film": ["whole"], "alone": [f"{number:02d}" for number in range(count)]}
+    runs = {
+        f"{kind}-{control}": {
+            "recipe": "fresco",
+            "clips": [{"id": name, "video": f"{name}.mp4"} for name in clips],
+            "model": "sd",
+            "options": {**TOLD, "size": f"{SIDE}*{SIDE}", "controlnet_type": control, "crf": 4},
+        }
+        for control in CONTROLS
+        for kind, clips in names.items()
+    }
+    models = {"sd": {"family": "fresco", "path": "sd", "dtype": "float32"}}
+    (folder / "config.yaml").write_text(json.dumps({"models": models, "runs": runs}))
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(snakemake(2), cwd=folder, check=True, **quiet)
+    results = {}
+    for control in CONTROLS:
+        made = {
+            kind: [frame.rgb for name in clips for frame in frames(folder / f"results/{kind}-{control}/{name}.mp4")]
+            for kind, clips in names.items()
+        }
+        assert len(made["film"]) == count
+        results[control] = {kind: flicker(pictures, seen) for kind, pictures in made.items()}
+        results[control]["source"] = flicker(seen, seen)
+    return results
+
+
+def main() -> None:
+    options = parse_arguments(__doc__.splitlines()[0])
+    memory = in_fresh_process("benchmarks.fresco", "peak")["peak"] / 1e9
+    whole = 2 * BATCH * (TOKENS[0] * TOKENS[1]) ** 2 * 4 / 1e9
+    print(f"optimisation: {memory:.1f} GB (goal <= {PEAK_GOAL}); one copy of whole Gram matrices there: {whole:.1f} GB")
+    if not CLIP.is_file():
+        return finish(
+            f"fresco: {memory:.1f} GB; flicker was not measured, {CLIP} is not here", {"peak": memory}, options.json
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        results = films(Path(folder), 11 if options.quick else FRAMES)
+    rows = [[control, *(result[kind] for kind in ("source", "film", "alone"))] for control, result in results.items()]
+    print_table(["ControlNet sees", "source", "film", "frames alone"], rows)
+    worst = max(result["film"] / result["alone"] for result in results.values())
+    line = f"fresco: {worst:.2f} times the flicker of frames alone at most (goal < {GOAL:.0f}), optimisation {memory:.1f} GB"
+    finish(f"{line} (goal <= {PEAK_GOAL:.0f})", {"peak": memory, "flicker": results}, options.json)
+
+
+if __name__ == "__main__":
+    main()
