@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
         (
             ["runs", "demo", "recipe"],
             "v3v",
-            "config.runs.demo.recipe is 'v3v': it must be one of chain, longlive, ",
+            "config.runs.demo.recipe is 'v3v': it must be one of chain, ",
         ),
         (
             ["runs", "demo", "options", "stesp"],
