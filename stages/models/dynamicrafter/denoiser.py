@@ -60,18 +60,18 @@ class Denoiser:
             text, image = told[f"{prefix}prompt_embeds"], told[f"{prefix}image_embeds"]
             given = torch.cat([x, picture], dim=1), torch.full_like(fs, timestep), text, image, fs
             made = self._predict(*given)
-            bad = ~torch.isfinite(made).flatten(1).all(dim=1)
-            if bad.any():
+            bad = not_finite(made)
+            if bad and self.dtype != torch.float32:
                 made[bad] = self._in_float32(*(tensor[bad] for tensor in given))
-                where = {"step": at[timestep], "timestep": timestep, "call": f"{prefix}prompt", "dtype": str(self.dtype)}
-                for row in bad.nonzero().flatten().tolist():
-                    redone[row].append(where)
-                if not torch.isfinite(made).all():
-                    raise ItemError(
-                        f"the U-Net's prediction with the {prefix}prompt became NaN or infinite at step {at[timestep]} of "
-                        f"{len(steps)} (timestep {timestep}), in float32 too",
-                        "look at what encode wrote and at the weights: no precision mends that",
-                    )
+                for row in bad:
+                    redone[row].append({"step": at[timestep], "timestep": timestep, "call": f"{prefix}prompt"})
+                bad = not_finite(made)
+            if bad:
+                raise ItemError(
+                    f"the U-Net's prediction with the {prefix}prompt became NaN or infinite in float32, at step "
+                    f"{at[timestep]} of {len(steps)} (timestep {timestep})",
+                    "look at what encode wrote and at the weights: no precision mends that",
+                )
             return made
 
         def predict(x: torch.Tensor, timestep: int) -> torch.Tensor:
@@ -95,6 +95,11 @@ class Denoiser:
             return self.unet(x, timesteps, text.float(), image.float(), fs)
         finally:
             self.unet.to(self.dtype)
+
+
+def not_finite(made: torch.Tensor) -> list[int]:
+    """Which clips of a batch [B, ...] have NaN or infinite numbers."""
+    return (~torch.isfinite(made).flatten(1).all(dim=1)).nonzero().flatten().tolist()
 
 
 def batch_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
