@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from stages.models.dynamicrafter.options import SIZES
 from stages.runtime.cli import DEBUG, clean_errors
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -50,6 +51,18 @@ def longlive(base: Path, lora: Path | None, ema: bool, wan: Path, output: Path, 
     from stages.models.longlive.convert import convert
 
     convert(base, lora, ema, wan, output)
+
+
+@main.command("dynamicrafter", no_args_is_help=True)
+@click.option("--ckpt", "checkpoint", required=True, type=FILE, help="model.ckpt, or pruned .safetensors.")
+@click.option("--resolution", "variant", required=True, type=click.Choice(tuple(SIZES)), help="Which model that is.")
+@click.option("--clip", required=True, type=FOLDER, help="laion/CLIP-ViT-H-14-laion2B-s32B-b79K: what the file lacks.")
+@clean_errors
+def dynamicrafter(checkpoint: Path, variant: str, clip: Path, output: Path, debug: bool) -> None:
+    """DynamiCrafter's checkpoint, with the tokenizer of a CLIP repository and, for a pruned file, its encoders."""
+    from stages.models.dynamicrafter.convert import convert
+
+    convert(checkpoint, variant, clip, output)
 
 
 @main.command("wan", no_args_is_help=True)

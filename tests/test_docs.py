@@ -120,6 +120,25 @@ def test_the_example_of_fresco_has_the_keys_of_its_old_configs(tmp_path, monkeyp
     assert options["extract_frames"]["size"] == "512*512" and list(planned.films) == ["results/sim2real/car.mp4"]
 
 
+@pytest.mark.parametrize(
+    "name, run, steps, guidance, eta", [("fast", "fast", 10, 5.0, 1.0), ("high-quality", "high_quality", 50, 9.0, 0.0)]
+)
+def test_the_examples_of_dynamicrafter_do_what_the_old_commands_did(name, run, steps, guidance, eta, tmp_path, monkeypatch):
+    from stages import plan
+
+    monkeypatch.chdir(ROOT)
+    base = yaml.safe_load((ROOT / "config.yaml").read_text())
+    example = yaml.safe_load((ROOT / "examples" / f"dynamicrafter-{name}.yaml").read_text())
+    models = {**base["models"], **example["models"]}
+    planned = plan.load({**base, **example, "models": models, "results": str(tmp_path)}, 1)
+    (generate,) = [job for job in planned.jobs if job.run.name == run and job.stage.name == "generate"]
+    told = generate.items[0].options
+    assert (told["num_inference_steps"], told["guidance_scale"], told["eta"], told["seed"]) == (steps, guidance, eta, 123)
+    resolution = generate.model.variant
+    films = {path.removeprefix(f"{tmp_path}/{run}/") for path in planned.targets[run]}
+    assert films == {f"dynamicrafter_pipeline_{resolution}_seed123/000{number}.mp4" for number in range(3)}
+
+
 @pytest.mark.parametrize("name", ["v2v", "chain"])
 def test_the_examples_do_what_the_old_commands_did(name, tmp_path, monkeypatch):
     from stages import plan

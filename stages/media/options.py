@@ -3,6 +3,7 @@
 from stages.runtime.options import Family, Option
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv")  # of the files that a folder of videos is searched for
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tiff", ".tif")  # of the same for pictures
 FITS = ("crop", "pad", "area", "short")
 
 FIT = Option(

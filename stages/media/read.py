@@ -149,8 +149,20 @@ def read_picture(path) -> np.ndarray:
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ItemError(f"{path} claims {picture.width}x{picture.height} pixels", "scale it down")
-            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+            return as_rgb(picture)
     except FileNotFoundError as error:
         raise ItemError(f"no picture at {path}", "check the path") from error
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise ItemError(f"{path} is not a picture that can be read ({error})", "give a PNG or JPEG file") from error
+
+
+def as_rgb(picture: Image.Image) -> np.ndarray:
+    """A picture as it looks on white: upright, uint8 [H, W, 3]. 16 bits of grey become 8."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):  # PIL itself would cut off what lies above 255
+        grey = np.round(np.asarray(picture) / 257).astype(np.uint8)
+        return np.stack([grey] * 3, axis=-1)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.array(picture.convert("RGB"))

@@ -1,4 +1,4 @@
-"""Clips: rows of work, from a list in the config, a JSONL or CSV file, or a folder of videos."""
+"""Clips: rows of work, from a list in the config, a JSONL or CSV file, or a folder of videos or pictures."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.media.options import VIDEO_ENDINGS
+from stages.media.options import PICTURE_ENDINGS, VIDEO_ENDINGS
 from stages.runtime.errors import UsageError
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -35,14 +35,16 @@ def read_clips(source: Any, where: str) -> tuple[list[dict[str, Any]], list[str]
     for place, row in rows:
         if "video_path" in row:  # as LongLive's files call it
             row["video"] = row.pop("video_path")
-        named_by = next((row[key] for key in ("id", "video", "prompt") if isinstance(row.get(key), str)), None)
+        named_by = next((row[key] for key in ("id", "video", "image", "prompt") if isinstance(row.get(key), str)), None)
         if "id" not in row and named_by is None:
             raise UsageError(
-                f"{place} has neither a video nor a prompt nor an id", f"it has {', '.join(map(str, row)) or 'nothing'}"
+                f"{place} has no video, no picture, no prompt and no id", f"it has {', '.join(map(str, row)) or 'nothing'}"
             )
-        if any("\udc80" <= letter <= "\udcff" for letter in str(row.get("video"))):  # bytes that are no letters
-            raise UsageError(f"the name of the video of {place} is not UTF-8", "rename the file")
-        row.setdefault("id", slug(Path(named_by).stem if "video" in row else named_by[:48]))
+        for kind in ("video", "image"):
+            if any("\udc80" <= letter <= "\udcff" for letter in str(row.get(kind))):  # bytes that are no letters
+                raise UsageError(f"the name of the {kind} of {place} is not UTF-8", "rename the file")
+        is_file = "video" in row or "image" in row
+        row.setdefault("id", slug(Path(named_by).stem if is_file else named_by[:48]))
         identity = str(row["id"])
         if not ID.fullmatch(identity) or identity in RESERVED_IDS:
             raise UsageError(
@@ -58,30 +60,46 @@ def read_clips(source: Any, where: str) -> tuple[list[dict[str, Any]], list[str]
 
 
 def _folder_rows(source: Mapping[str, Any], warnings: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A folder of videos, and a folder of prompts with the same stems."""
-    videos = Path(source["videos"])
-    if not videos.is_dir():
-        raise UsageError(f"the folder of videos {videos} does not exist", "mend the path")
-    found = sorted(path for path in videos.iterdir() if path.suffix.lower() in VIDEO_ENDINGS)
+    """A folder of videos or pictures, and their prompts: a folder of texts with the same stems (for pictures their own
+    folder, unless another is named), or a text file with a line for each in the order of their names."""
+    kind, called, endings = (
+        ("video", "videos", VIDEO_ENDINGS) if "videos" in source else ("image", "pictures", PICTURE_ENDINGS)
+    )
+    folder = Path(source[f"{kind}s"])
+    if not folder.is_dir():
+        raise UsageError(f"the folder of {called} {folder} does not exist", "mend the path")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings)
     if not found:
-        raise UsageError(f"the folder {videos} has no videos", f"put {', '.join(VIDEO_ENDINGS)} files there")
-    prompts = Path(source["prompts"]) if "prompts" in source else None
-    if prompts and not prompts.is_dir():
-        raise UsageError(f"the folder of prompts {prompts} does not exist", "mend the path, or leave prompts out")
+        raise UsageError(f"the folder {folder} has no {called}", f"put {', '.join(endings)} files there")
+    told = source.get("prompts", folder if kind == "image" else None)
+    prompts = _prompts_beside(found, Path(told), called) if told else {}
     missing = source.get("missing_prompt", "caption")
     for path in found:
-        row: dict[str, Any] = {"video": str(path)}
-        if prompts:
-            text = prompts / f"{path.stem}.txt"
-            prompt = utf8_text(text).strip() if text.is_file() else ""
-            if prompt:
-                row["prompt"] = prompt
-            else:
-                fate = "is skipped" if missing == "skip" else "will be captioned"
-                warnings.append(f"{path.name} has no prompt {text} and {fate}")
-                if missing == "skip":
-                    continue
+        row: dict[str, Any] = {kind: str(path)}
+        if prompts.get(path):
+            row["prompt"] = prompts[path]
+        elif told:
+            fate = "is skipped" if missing == "skip" else "will be captioned"
+            where = Path(told) / f"{path.stem}.txt" if Path(told).is_dir() else f"in {told}"
+            warnings.append(f"{path.name} has no prompt {where} and {fate}")
+            if missing == "skip":
+                continue
         yield str(path), row
+
+
+def _prompts_beside(found: Sequence[Path], told: Path, called: str) -> dict[Path, str]:
+    """The prompt of each file, empty where there is none. Raises UsageError."""
+    if told.is_dir():
+        texts = {path: told / f"{path.stem}.txt" for path in found}
+        return {path: utf8_text(text).strip() if text.is_file() else "" for path, text in texts.items()}
+    if not told.is_file():
+        raise UsageError(f"the folder of prompts {told} does not exist", "mend the path, or leave prompts out")
+    lines = [line.strip() for line in utf8_text(told).splitlines()]
+    if len(lines) != len(found):
+        raise UsageError(
+            f"{told} has {len(lines)} lines for {len(found)} {called}", "a line for each, by name; it may be empty"
+        )
+    return dict(zip(found, lines, strict=True))
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -19,7 +19,7 @@ from stages.runtime.options import Family, Option, resolve
 from stages.runtime.stages import STAGES
 
 PROMPT = Option("prompt", str, "", "The prompt of every clip that has none of its own; nothing is captioned", ())
-TEMPLATE_FIELDS = ("clip", "idx", "link", "seed", "sample", "model", "model_type", "rank")
+TEMPLATE_FIELDS = ("clip", "idx", "link", "seed", "sample", "model", "model_type", "rank", "image", "resolution")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Clip:
     index: int
     rank: int
     video: str
+    image: str
     prompts: tuple[str, ...]
     values: Values
 
@@ -164,7 +165,7 @@ def settle(run: Run, own: Mapping[str, Any]) -> Values:
 
 def resolve_clip(run: Run, row: Mapping[str, Any], index: int, rank: int, settled: dict[bytes, Values]) -> Clip:
     """A row with its options settled; `settled` remembers what was settled before. Raises UsageError, naming the clip."""
-    own = {name: value for name, value in row.items() if name not in ("id", "video", "prompt", "prompts")}
+    own = {name: value for name, value in row.items() if name not in ("id", "video", "image", "prompt", "prompts")}
     prompts = prompts_of(run, row)
     key = canonical(own)
     try:
@@ -172,7 +173,7 @@ def resolve_clip(run: Run, row: Mapping[str, Any], index: int, rank: int, settle
             settled[key] = settle(run, own)
     except UsageError as error:
         raise UsageError(f"clip {row['id']} of run {run.name}: {error.reason}", error.remedy) from None
-    return Clip(run, row["id"], index, rank, row.get("video", ""), prompts, settled[key])
+    return Clip(run, row["id"], index, rank, row.get("video", ""), row.get("image", ""), prompts, settled[key])
 
 
 def prompts_of(run: Run, row: Mapping[str, Any]) -> tuple[str, ...]:

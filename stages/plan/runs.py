@@ -147,7 +147,8 @@ def read_fixed(path: Path) -> dict[str, Any] | None:
 
 def resolved_row(clip: Clip) -> dict[str, Any]:
     """The clip with every option written out; planned again from this row, it gives the same items."""
-    row: dict[str, Any] = {"id": clip.id, **({"video": clip.video} if clip.video else {})}
+    row: dict[str, Any] = {"id": clip.id}
+    row |= {name: path for name, path in (("video", clip.video), ("image", clip.image)) if path}
     if clip.prompts:
         row["prompts"] = list(clip.prompts)
     values: dict[str, list] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -23,10 +24,21 @@ TEXT = {"type": "string", "minLength": 1}
 
 @cache
 def all_options() -> dict[str, Option]:
-    """Every option that a run may set, by name; what two families call by one name has one description."""
-    declared = [option for family in ALL.values() for option in family.options]
-    declared += [PROMPT, *(option for recipe in RECIPES.values() for option in recipe.OPTIONS)]
-    return {option.name: option for option in reversed(declared) if not option.by_recipe}
+    """Every option that a run may set, by name; what two families call by one name has one description, and the default
+    of each."""
+    declared = [(name, option) for name, family in ALL.items() for option in family.options]
+    declared += [("", PROMPT), *((name, option) for name, recipe in RECIPES.items() for option in recipe.OPTIONS)]
+    options: dict[str, Option] = {}
+    defaults: dict[str, dict[str, str]] = {}
+    for owner, option in reversed(declared):
+        if not option.by_recipe:
+            options[option.name] = option
+            defaults.setdefault(option.name, {})[owner] = option.says()
+    for name, said in defaults.items():
+        if len(set(said.values())) > 1:
+            words = "; ".join(f"{owner}: {default}" for owner, default in reversed(said.items()))
+            options[name] = replace(options[name], default_text=words)
+    return options
 
 
 @cache
@@ -37,8 +49,12 @@ def clip_schema() -> dict[str, Any]:
             **TEXT,
             "description": "Name of the clip and of its results. Default: made of the video's name or the prompt.",
         },
-        "video": {**TEXT, "description": "Path of the video (video_path in a file does as well). Not for text2video."},
-        "prompt": {**TEXT, "description": "The prompt; without it the video is captioned."},
+        "video": {
+            **TEXT,
+            "description": "Path of the video (video_path in a file does as well). Not for text2video and dynamicrafter.",
+        },
+        "image": {**TEXT, "description": "Path of the picture, for dynamicrafter."},
+        "prompt": {**TEXT, "description": "The prompt; without it the video or the picture is captioned."},
         "prompts": {
             "type": "array",
             "items": TEXT,
@@ -81,13 +97,18 @@ def config_schema() -> dict[str, Any]:
     folder = {
         "type": "object",
         "additionalProperties": False,
-        "required": ["videos"],
+        "oneOf": [{"required": ["videos"]}, {"required": ["images"]}],
         "properties": {
             "videos": {**TEXT, "description": "Folder of videos: .mp4 .avi .mov .mkv."},
-            "prompts": {**TEXT, "description": "Folder of prompts, a .txt of the same stem per video."},
+            "images": {**TEXT, "description": "Or a folder of pictures: .png .jpg .jpeg .bmp .tiff .tif."},
+            "prompts": {
+                **TEXT,
+                "description": "Folder of prompts, a .txt of the same stem per video or picture; or a .txt file with a line "
+                "for each, in the order of their names. Default for pictures: their own folder.",
+            },
             "missing_prompt": {
                 "enum": ["caption", "skip"],
-                "description": "What becomes of a video without a prompt. Default: caption.",
+                "description": "What becomes of one without a prompt. Default: caption.",
             },
         },
     }
@@ -99,15 +120,15 @@ def config_schema() -> dict[str, Any]:
             "recipe": {"enum": sorted(RECIPES), "description": "What is made of each clip."},
             "clips": {
                 "anyOf": [{"type": "array", "items": {"type": "object"}, "minItems": 1}, TEXT, folder],
-                "description": "A list of clips, a .jsonl, .csv or .txt file (a prompt per line), or a folder of videos.",
+                "description": "A list of clips, a .jsonl, .csv or .txt file (a prompt per line), or a folder of files.",
             },
             "model": {**TEXT, "description": "Name of the model that generates, from models."},
             "captioner": {**TEXT, "description": "Name of the model that captions; not needed where all have prompts."},
             "name": {
                 "type": "string",
                 "pattern": r"^[^/].*\.mp4$",
-                "description": "Template of the film's name; fields: clip, idx, seed, model, rank, and of longlive "
-                "sample and model_type. Default: {clip}.mp4.",
+                "description": "Template of the film's name; fields: clip, idx, seed, model, rank, of longlive "
+                "sample and model_type, of dynamicrafter image and resolution. Default: {clip}.mp4.",
             },
             "options": {**options, "description": "Options for all clips of the run."},
         },
@@ -200,6 +221,8 @@ def _sentence(error, where: str) -> tuple[str, str]:
     if error.validator == "oneOf":
         return f"{place} must have either path or hub", "path is a folder on this machine, hub an id on the model hub"
     if error.validator == "enum":
+        if str(error.instance) in error.validator_value:  # YAML takes 256 for a number
+            return f"{place} is the number {error.instance}", f'write it in quotes: "{error.instance}"'
         return f"{place} is {error.instance!r}", f"it must be one of {', '.join(map(str, error.validator_value))}"
     return f"{place} is {error.instance!r}", _remedy(error.schema) or error.message
 

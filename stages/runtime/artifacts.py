@@ -107,6 +107,8 @@ KINDS = {
                     "prompt_embeds", ("P", "L", "D"), HALF_OR_FULL, "text embeddings, a row per prompt; padding is zero"
                 ),
                 TensorSpec("negative_prompt_embeds", (1, "L", "D"), HALF_OR_FULL, "the same of the negative prompt", False),
+                TensorSpec("image_embeds", (1, "N", "D"), HALF_OR_FULL, "tokens of the picture", False),
+                TensorSpec("negative_image_embeds", (1, "N", "D"), HALF_OR_FULL, "the same of plain grey", False),
                 TensorSpec("image_latents", (1, "C", "", "h", "w"), ("F32",), "normalised latents of the condition", False),
                 TensorSpec(
                     "mask", (1, "", "T", "h", "w"), ("U8",), "1 where the condition is known, 0 where it is made", False

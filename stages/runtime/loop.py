@@ -177,6 +177,7 @@ class Loop:
         *earlier, last = worker.phases()
         for phase in (*earlier, last):
             orders = [order for order in orders if order.status == "waiting"]
+            worker.announce([self._work_of(order, Path(order.item.output)) for order in orders])
             for order in tqdm(orders, desc=f"{self.plant.stage.name} {phase}".strip(), unit="item", disable=None):
                 self._attempt(order, lambda order, phase=phase: self._do(worker, order, phase, phase == last))
 

@@ -45,9 +45,9 @@ STAGES = {
         Stage(
             "caption_vlm",
             1,
-            (Input("video", ("file", "clip"), "the video to describe"),),
+            (Input("video", ("file", "clip"), "the video, or the picture, to describe"),),
             "caption",
-            "Describe a video with a vision-language model, or take the prompt that is given.",
+            "Describe a video or a picture with a vision-language model, or take the prompt that is given.",
             "caption",
         ),
         Stage(

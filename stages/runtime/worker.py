@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,9 @@ class Worker(ABC):
 
     def check(self, work: Work) -> None:  # noqa: B027
         """Refuse what cannot be done, before any weights are loaded. Raises ItemError."""
+
+    def announce(self, works: Sequence[Work]) -> None:  # noqa: B027
+        """The items that `run` will be asked for in a phase, in order, for a worker that makes several at once."""
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:  # noqa: B027
         """Load the model of a phase; called only when an item needs it. Raises JobError."""

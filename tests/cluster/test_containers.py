@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.shapes import declared_models
 from containers.build import EXTRAS
+from tests.tiny.dynamicrafter import make
 from tests.workflow.conftest import ONE_WORKER, ROOT, Project
 
 IMAGES = ROOT / "containers"
@@ -83,12 +84,14 @@ def test_a_person_who_is_not_root_runs_an_image_by_its_name(images, tmp_path):
 
 @pytest.fixture(scope="session")
 def films(images, tmp_path_factory):
-    """Two folders with the films of one config, made of the shipped models: without containers, and in them."""
+    """Two folders with the films of one config, by the shipped models and a tiny one: without containers, and in them."""
     clip = ROOT / "examples/shapes/videos/0000.mp4"
     told = {"captioner": "shapes-internvl", "options": {"frame_num": 9, "steps": 3, "seed": 1}}
+    weights = make(tmp_path_factory.mktemp("crafter") / "256")
+    crafter = {"crafter": {"family": "dynamicrafter", "variant": "256", "path": str(weights), "sizes": ["64*64"]}}
     folders = []
     for where in ([], ["--sdm", "apptainer"]):
-        project = Project(tmp_path_factory.mktemp("films"), declared_models())
+        project = Project(tmp_path_factory.mktemp("films"), declared_models() | crafter)
         project.configure(
             v2v={"recipe": "v2v", "clips": [{"video": str(clip)}], "model": "shapes-wan-5b", **told},
             words={
@@ -104,6 +107,12 @@ def films(images, tmp_path_factory):
                 "captioner": "shapes-internvl",
                 "options": {"num_output_frames": 6, "seed": 1},
             },
+            picture={
+                "recipe": "dynamicrafter",
+                "clips": [{"image": str(ROOT / "examples/shapes/pictures/0000.png"), "prompt": "a ring"}],
+                "model": "crafter",
+                "options": {"size": "64*64", "num_inference_steps": 2},
+            },
         )
         project.run(*ONE_WORKER, *where)
         folders.append(project)
@@ -112,7 +121,7 @@ def films(images, tmp_path_factory):
 
 def test_films_from_containers_are_the_same_to_the_bit(films):
     without, within = films
-    for film in ("v2v/0000.mp4", "words/a.mp4", "turning/0000.mp4"):
+    for film in ("v2v/0000.mp4", "words/a.mp4", "turning/0000.mp4", "picture/0000.mp4"):
         assert within.path(f"results/{film}").read_bytes() == without.path(f"results/{film}").read_bytes()
 
 

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.shapes import declared_models
 from tests import zoo
 from tests.cluster.slurm import wait_for
+from tests.tiny.dynamicrafter import make
 from tests.workflow.conftest import ROOT, TINY, Project, frame_count
 from tests.workflow.test_profiles import EXPECTED, settings
 
@@ -53,8 +54,12 @@ def test_each_clip_is_made_on_a_device_of_its_own(slurm, profile, project):
     assert slurm.ask("squeue", "-h") == ""
 
 
-def test_the_recipes_go_through_with_the_shipped_models(slurm, profile, tmp_path):
-    project = Project(tmp_path / "demo", declared_models())
+def test_the_recipes_go_through(slurm, profile, tmp_path):
+    """With the shipped models, and a tiny one of the family that has none."""
+    weights = make(tmp_path / "crafter")
+    crafter = {"family": "dynamicrafter", "variant": "256", "path": str(weights), "sizes": ["64*64"], "dtype": "float32"}
+    project = Project(tmp_path / "demo", declared_models() | {"crafter": crafter})
+    picture = {"image": str(ROOT / "examples/shapes/pictures/0000.png"), "prompt": "a ring"}
     clip, told = str(ROOT / "examples/shapes/videos/0000.mp4"), {"captioner": "shapes-internvl"}
     turn = {"video": clip, "prompt2": "an orange ring moving left quickly on a gray background", "num_samples": 2}
     words = [{"id": "a", "prompt": "a red ring moving left slowly on a black background"}]
@@ -74,9 +79,13 @@ def test_the_recipes_go_through_with_the_shipped_models(slurm, profile, tmp_path
             "options": {"num_output_frames": 6, "seed": 1},
         },
         words={"recipe": "text2video", "clips": words, "model": "shapes-text2video", "options": {"steps": 2, "seed": 1}},
+        picture={
+            **{"recipe": "dynamicrafter", "clips": [picture], "model": "crafter"},
+            "options": {"size": "64*64", "num_inference_steps": 2},
+        },
     )
     project.run("--profile", profile, "--resources", "gpu=4")
-    films = {"v2v/0000": 9, "chain/0000": 17, "turning/0000_0": 21, "turning/0000_1": 21}
+    films = {"v2v/0000": 9, "chain/0000": 17, "turning/0000_0": 21, "turning/0000_1": 21, "picture/0000": 16}
     made = {film: frame_count(project.path(f"results/{film}.mp4"), (64, 64)) for film in films}
     assert made == films
     assert frame_count(project.path("results/words/a.mp4"), (32, 32)) == 16

@@ -57,7 +57,7 @@ def test_names_that_differ_in_lost_letters_stay_apart():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"vido": "x", "steps": 2}], "clip 1 of run x has neither a video nor a prompt nor an id: it has vido, steps"),
+        ([{"vido": "x", "steps": 2}], "clip 1 of run x has no video, no picture, no prompt and no id: it has vido, steps"),
         ([{"video": "caf\udce9.mp4"}], "the name of the video of clip 1 of run x is not UTF-8: rename the file"),
         ([{"id": "a/b", "video": "x"}], "the id of clip 1 of run x is 'a/b'"),
         ([{"id": "..", "video": "x"}], "is '..'"),

@@ -308,6 +308,10 @@ OTHER_VALUES = {
     "denoising_step_list": [1000, 500],
     "num_output_frames": 12,
     "num_frame_per_block": 4,
+    "eta": 0.5,
+    "guidance_rescale": 0.5,
+    "loop": None,  # needs variant 512_interp, as last_image does: tests/plan/test_dynamicrafter.py
+    "last_image": None,
     "switch_frame_indices": None,  # needs prompts beside it: tests/plan/test_longlive.py
 }
 
@@ -344,6 +348,11 @@ def test_every_option_counts_wherever_it_is_given(config, name, place):
     if name in of_fresco - {option.name for option in (*ALL["wan"].options, *ALL["text2video"].options)}:
         config["models"]["small"] = {"family": "fresco", "path": "weights/sd"}
         run |= {"recipe": "fresco", "clips": [{"video": "a.mp4", "prompt": "a kite"}]}
+
+    families = (ALL[family].options for family in ("wan", "text2video", "longlive", "media"))
+    if name in {option.name for option in ALL["dynamicrafter"].options} - {o.name for options in families for o in options}:
+        config["models"]["small"] = {"family": "dynamicrafter", "variant": "256", "path": "weights/picture"}
+        run |= {"recipe": "dynamicrafter", "clips": [{"image": "a.png", "prompt": "a kite"}]}
 
     def told():
         config["runs"]["demo"] = run

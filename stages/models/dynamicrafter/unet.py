@@ -18,6 +18,7 @@ from torch import nn
 
 GROUPS = 32
 TOKENS_PER_FRAME = 16  # image tokens that a frame has to itself
+ROWS = 2**15  # that attend at once: every place of a clip is one in time, and CUDA's kernels take at most 65,535
 INIT_HEADS = 8  # of the attention in time behind the first convolution
 
 
@@ -263,8 +264,9 @@ class Attention(nn.Module):
         return self.to_out(self.attend(self.to_q(x), self.to_k(context), self.to_v(context)))
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        q, k, v = (tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        q, k, v = (tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2).split(ROWS) for tokens in (q, k, v))
+        parts = [F.scaled_dot_product_attention(*rows) for rows in zip(q, k, v, strict=True)]
+        return torch.cat(parts).transpose(1, 2).flatten(2)
 
 
 class ImageCrossAttention(Attention):

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.media.options import PICTURE_ENDINGS
+from stages.media.read import Frame, read_picture
 from stages.media.select import sample
 from stages.models.vlm.prompt import prompt_from
 from stages.runtime.artifacts import Artifact, write_index
@@ -57,7 +59,10 @@ class Caption(Worker):
             return
         source = work.inputs["video"]
         path = source.member(".mp4") if isinstance(source, Artifact) else source
-        frames = sample(path, work.options["num_segments"], work.options["include_last"])
+        if path.suffix.lower() in PICTURE_ENDINGS:
+            frames = [Frame(0, 0.0, read_picture(path))]
+        else:
+            frames = sample(path, work.options["num_segments"], work.options["include_last"])
         raw, tokens = self._describe([frame.rgb for frame in frames], work.options)
         prompt = prompt_from(raw, work.options["prefix"])
         if not prompt:

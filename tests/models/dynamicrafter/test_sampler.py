@@ -32,7 +32,8 @@ def test_the_published_timesteps_of_50_steps():
 
 
 def test_any_number_of_steps_is_that_number_and_finite():
-    for variant, (_, _, trailing, _) in PUBLISHED.items():
+    for variant in ("256", "1024"):  # 512 has the timesteps of 1024, and the coefficients but for a milder scale
+        trailing = PUBLISHED[variant][2]
         for number in range(1, 1001):
             steps = schedule(PARAMETERISATIONS[variant], number, 1.0)
             at = [step.timestep for step in steps]

@@ -79,6 +79,13 @@ def test_any_other_number_of_frames_shares_all_tokens(call):
     assert not torch.allclose(predict(16, turned), predict(16), atol=1e-3)
 
 
+def test_attention_in_parts_is_the_same(call, monkeypatch):
+    predict, _ = call
+    whole = predict(16)
+    monkeypatch.setattr("stages.models.dynamicrafter.unet.ROWS", 10)
+    assert torch.allclose(predict(16), whole, atol=1e-6)
+
+
 def test_clips_of_a_batch_do_not_see_one_another(call):
     predict, _ = call
     for made in predict(16, batch=2):

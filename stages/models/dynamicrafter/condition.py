@@ -1,0 +1,109 @@
+"""A prompt and a picture as the U-Net wants them: text states, image tokens, latents. All in float32: it is one pass."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from transformers import AutoTokenizer, CLIPTextModel, CLIPVisionModel
+
+from stages.media.fit import fit_image
+from stages.models.dynamicrafter.common import check_finite, check_repository
+from stages.models.dynamicrafter.resampler import Resampler
+from stages.models.shared.loading import loading
+from stages.models.shared.text import embed
+from stages.runtime.model import Model
+
+CLIP_MEAN = 0.48145466, 0.4578275, 0.40821073
+CLIP_STD = 0.26862954, 0.26130258, 0.27577711
+
+
+class Encoders:
+    """The networks of a model that look at prompts and pictures. Raises JobError where they cannot be loaded."""
+
+    def __init__(self, model: Model, device: str):
+        check_repository(model)
+        folder, self.device = model.folder(), device
+        as_float32 = {"dtype": torch.float32, "use_safetensors": True}
+        with loading(model):
+            self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+            self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", **as_float32)
+            self.image_encoder = CLIPVisionModel.from_pretrained(folder / "image_encoder", **as_float32)
+            self.image_projector = Resampler.from_pretrained(folder / "image_projector", **as_float32)
+            self.vae = AutoencoderKL.from_pretrained(folder / "vae", **as_float32)
+        for network in (self.text_encoder, self.image_encoder, self.image_projector, self.vae):
+            network.to(device).eval()
+
+    @torch.no_grad()
+    def condition(
+        self, prompt: str, negative_prompt: str, first: torch.Tensor, last: torch.Tensor | None, frames: int
+    ) -> dict[str, torch.Tensor]:
+        """The tensors of `encoded`. `first` and `last`: pictures [1, 3, H, W] in -1..1; with a last one the latents have all
+        frames, zero between the two. Raises ItemError for what is not finite."""
+        latents = self._latents(first)
+        if last is not None:
+            latents = F.pad(latents, (0, 0, 0, 0, 0, frames - 1))
+            latents[:, :, -1:] = self._latents(last)
+        made = {
+            "prompt_embeds": embed(self.tokenizer, self.text_encoder, [prompt]),
+            "negative_prompt_embeds": embed(self.tokenizer, self.text_encoder, [negative_prompt]),
+            "image_embeds": self._tokens(first),
+            "negative_image_embeds": self._no_picture,
+            "image_latents": latents,
+        }
+        for name, tensor in made.items():
+            check_finite(tensor, name)
+        return made
+
+    def _tokens(self, picture: torch.Tensor) -> torch.Tensor:
+        """Image tokens [1, 256, D]: of all states of the image model, its last norm left out."""
+        pixels = clip_pixels(picture.to(self.device), self.image_encoder.config.image_size)
+        return self.image_projector(self.image_encoder(pixels).last_hidden_state)
+
+    @cached_property
+    def _no_picture(self) -> torch.Tensor:
+        """The image tokens of plain grey, for the prediction that guidance leads away from."""
+        side = self.image_encoder.config.image_size
+        return self._tokens(torch.zeros(1, 3, side, side))
+
+    def _latents(self, picture: torch.Tensor) -> torch.Tensor:
+        """Scaled latents [1, 4, 1, h, w]: the mode of the posterior, so that nothing is random."""
+        z = self.vae.encode(picture.to(self.device)).latent_dist.mode() * self.vae.config.scaling_factor
+        return z[:, :, None]
+
+
+def as_pixels(rgb: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """A picture, uint8 [H, W, 3], scaled to cover `size` (width, height) and cut: float32 [1, 3, height, width] in -1..1.
+
+    The published program pads a picture that is narrower than the size; here nothing is ever padded.
+    """
+    fitted = torch.from_numpy(np.array(fit_image(rgb, size, "crop")))
+    return fitted.permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def clip_pixels(picture: torch.Tensor, side: int) -> torch.Tensor:
+    """What CLIP's image model is shown of a picture [B, 3, H, W] in -1..1: [B, 3, side, side], stretched, not cut.
+
+    Blurred by a Gaussian of sigma (factor - 1) / 2 for each axis, then bicubic with the corners aligned, as kornia's
+    antialiased resize does; torch's own antialiasing gives other pixels.
+    """
+    height, width = picture.shape[-2:]
+    blurred = blur(blur(picture, height / side, dim=-2), width / side, dim=-1)
+    pixels = F.interpolate(blurred, (side, side), mode="bicubic", align_corners=True)
+    mean, std = (torch.tensor(numbers, device=picture.device).view(3, 1, 1) for numbers in (CLIP_MEAN, CLIP_STD))
+    return ((pixels + 1) / 2 - mean) / std
+
+
+def blur(picture: torch.Tensor, factor: float, dim: int) -> torch.Tensor:
+    """A picture [B, 3, H, W] blurred along one axis, as is due before it shrinks by `factor`; mirrored at its edges."""
+    sigma = max((factor - 1) / 2, 0.001)
+    taps = int(max(2 * 2 * sigma, 3)) // 2 * 2 + 1
+    places = torch.arange(taps, device=picture.device, dtype=picture.dtype) - taps // 2
+    weights = torch.exp(-(places**2) / (2 * sigma**2))
+    down, across = (taps, 1) if dim == -2 else (1, taps)
+    kernel = (weights / weights.sum()).view(1, 1, down, across).expand(3, 1, -1, -1)
+    edges = (across // 2, across // 2, down // 2, down // 2)
+    return F.conv2d(F.pad(picture, edges, mode="reflect"), kernel, groups=3)

@@ -1,0 +1,194 @@
+"""DynamiCrafter's published checkpoints, `model.ckpt` or pruned safetensors, as a repository of safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+
+from stages.models.dynamicrafter.names import text_weights, vae_weights, vision_weights
+from stages.models.dynamicrafter.resampler import Resampler
+from stages.models.dynamicrafter.unet import UNet
+from stages.models.shared.convert import Weights, fill, new_repository, read_pickle, renamed, save
+from stages.models.shared.loading import quiet
+from stages.runtime.errors import UsageError, one_line
+
+PREFIXES = {  # of a component's weights in a checkpoint
+    "unet": "model.diffusion_model.",
+    "image_projector": "image_proj_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "cond_stage_model.model.",
+    "image_encoder": "embedder.model.visual.",
+}
+UNUSED = "embedder.model."  # the text half of the CLIP that looks at pictures
+DEEPSPEED = "_forward_module."
+OLD_NAMES = {"framestride_embed": "fps_embedding"}  # of the 256 checkpoint
+LEARNABLE = ".attn2.alpha"
+PADDING = "!"  # id 0: other texts come out where the end token pads
+
+UNET: dict[str, Any] = {}  # the defaults of the classes
+RESAMPLER: dict[str, Any] = {}
+VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 256,
+    "scaling_factor": 0.18215,
+}
+TEXT = {  # of ViT-H/14 (laion2b_s32b_b79k), without its last layer
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+    "pad_token_id": 0,
+}
+VISION = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 224,
+    "hidden_act": "gelu",
+}
+
+
+def convert(checkpoint: Path, variant: str, clip: Path, output: Path) -> None:
+    """Write a repository to `output`: all that `checkpoint` has, the tokenizer of `clip`, for a pruned file its encoders.
+
+    All is read and checked before anything is written. Raises UsageError for files that are not what they should be; then
+    there is nothing at `output`.
+    """
+    quiet()
+    with new_repository(output) as folder:
+        parts = split(read(checkpoint), checkpoint)
+        learnable = any(name.endswith(LEARNABLE) for name in parts["unet"])
+        check_variant(variant, learnable, checkpoint)
+        tokenizer = read_tokenizer(clip)
+        models = empty_models(learnable)
+        fill(models["unet"], parts["unet"], checkpoint)
+        fill(models["image_projector"], parts["image_projector"], checkpoint)
+        fill(models["vae"], vae_weights(parts["vae"]), checkpoint)
+        if parts["text_encoder"] or parts["image_encoder"]:
+            fill(models["text_encoder"], text_weights(parts["text_encoder"], TEXT["num_hidden_layers"]), checkpoint)
+            fill(models["image_encoder"], vision_weights(parts["image_encoder"]), checkpoint)
+        else:
+            fill_from_clip(models["text_encoder"], models["image_encoder"], clip)
+        for name, model in models.items():
+            save(model, folder / name)
+        tokenizer.save_pretrained(folder / "tokenizer")
+        write_index(folder, variant)
+
+
+def check_variant(variant: str, learnable: bool, checkpoint: Path) -> None:
+    """Raise UsageError where the 256 model is taken for another, or another for it: it alone has a learned image scale."""
+    if learnable != (variant == "256"):
+        raise UsageError(
+            f"{checkpoint} is {'' if learnable else 'not '}of the 256 model (by its U-Net's {LEARNABLE.rpartition('.')[2]})",
+            f"give --resolution {'256' if learnable else '512, 1024 or 512_interp'}",
+        )
+
+
+def empty_models(learnable: bool) -> dict[str, Any]:
+    """The networks by component, without memory for their weights."""
+    with torch.device("meta"):
+        return {
+            "unet": UNet(**UNET, image_scale_learnable=learnable),
+            "image_projector": Resampler(**RESAMPLER),
+            "vae": AutoencoderKL(**VAE),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT)),
+            "image_encoder": CLIPVisionModel(CLIPVisionConfig(**VISION)),
+        }
+
+
+def write_index(folder: Path, variant: str) -> None:
+    """Write model_index.json: the components, and the variant, which weights do not tell (512 and 1024 are of one form)."""
+    index = {
+        "_class_name": "DynamiCrafter",
+        "variant": variant,
+        "unet": ["stages.models.dynamicrafter.unet", "UNet"],
+        "image_projector": ["stages.models.dynamicrafter.resampler", "Resampler"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "image_encoder": ["transformers", "CLIPVisionModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def read(checkpoint: Path) -> Weights:
+    """The weights of a file, by the names of the published program. Raises UsageError."""
+    if checkpoint.suffix == ".safetensors":
+        try:
+            return load_file(checkpoint)
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"{checkpoint} cannot be read ({one_line(error)})", "fetch it again") from error
+    file = read_pickle(checkpoint)
+    file = file if isinstance(file, Mapping) else {}
+    weights = file.get("state_dict", file.get("module", file))
+    return renamed(weights, published_name, checkpoint)
+
+
+def published_name(name: str) -> str:
+    name = name.removeprefix(DEEPSPEED)
+    for old, new in OLD_NAMES.items():
+        name = name.replace(old, new)
+    return name
+
+
+def split(weights: Weights, checkpoint: Path) -> dict[str, Weights]:
+    """The weights of each component, without its prefix. Raises UsageError for one that belongs to none.
+
+    Names without a dot are tables of the noise schedule, which is made anew.
+    """
+    parts: dict[str, Weights] = {part: {} for part in PREFIXES}
+    for name, weight in weights.items():
+        part = next((part for part, prefix in PREFIXES.items() if name.startswith(prefix)), None)
+        if part:
+            parts[part][name.removeprefix(PREFIXES[part])] = weight
+        elif "." in name and not name.startswith(UNUSED):
+            raise UsageError(f"{checkpoint} has {name}, which is no part of DynamiCrafter", "give model.ckpt, as published")
+    return parts
+
+
+def read_tokenizer(clip: Path) -> Any:
+    """The tokenizer of a CLIP repository, padding as OpenCLIP does. Raises UsageError."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(clip)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"{clip} has no tokenizer ({one_line(error)})", "give --clip a folder of laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+        ) from error
+    tokenizer.pad_token = PADDING
+    return tokenizer
+
+
+def fill_from_clip(text: CLIPTextModel, vision: CLIPVisionModel, clip: Path) -> None:
+    """Give the two encoders the weights of a CLIP repository. Raises UsageError for one that is not whole or another."""
+    try:
+        model, told = CLIPModel.from_pretrained(clip, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        raise UsageError(
+            f"the checkpoint has no encoders and those of {clip} cannot be read ({one_line(error)})",
+            "give --clip a folder of laion/CLIP-ViT-H-14-laion2B-s32B-b79K with model.safetensors",
+        ) from error
+    if missing := sorted(told["missing_keys"]):
+        raise UsageError(f"{clip} lacks the weight {missing[0]}", "fetch it again")
+    dropped = f"encoder.layers.{TEXT['num_hidden_layers']}."
+    found = dict(model.text_model.named_parameters())
+    fill(text, {name: w.data for name, w in found.items() if not name.startswith(dropped)}, clip)
+    fill(vision, {name: w.data for name, w in model.vision_model.named_parameters()}, clip)
