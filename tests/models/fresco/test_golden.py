@@ -16,7 +16,7 @@ KINDS = ("cross_frame", "spatial", "temporal")
 
 @pytest.fixture(scope="module")
 def case():
-    return load_file(golden("fresco") / "case.safetensors")
+    return load_file(golden("fresco/case.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_correspondences(case, paths, scale):
 @pytest.fixture
 def guided(case, masks, paths):
     """A U-Net whose attentions are guided, and what it makes of the case."""
-    unet = UNet2DConditionModel.from_pretrained(golden("fresco") / "unet").eval()
+    unet = UNet2DConditionModel.from_pretrained(golden("fresco/unet")).eval()
     guidance = Guidance(
         FRAMES,
         {mask.shape[1]: mask for mask in masks.values()},
