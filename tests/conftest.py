@@ -63,6 +63,14 @@ def tiny_vlm(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory):
+    """Folder of a tiny Stable Diffusion with ControlNets, of random weights."""
+    from tests.tiny.sd import make
+
+    return make(tmp_path_factory.mktemp("sd") / "tiny")
+
+
+@pytest.fixture(scope="session")
 def tiny_text2video(tmp_path_factory):
     """Folder of a training of a tiny 3D U-Net on shapes world, 4 steps long; the model is in its model/."""
     import yaml

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from benchmarks.shapes import declared_models
 from containers.build import EXTRAS
-from tests.tiny.dynamicrafter import make
+from stages.runtime.stages import STAGES
+from tests.cluster import recipes
 from tests.workflow.conftest import ONE_WORKER, ROOT, Project
 
 IMAGES = ROOT / "containers"
@@ -84,36 +84,11 @@ def test_a_person_who_is_not_root_runs_an_image_by_its_name(images, tmp_path):
 
 @pytest.fixture(scope="session")
 def films(images, tmp_path_factory):
-    """Two folders with the films of one config, by the shipped models and a tiny one: without containers, and in them."""
-    clip = ROOT / "examples/shapes/videos/0000.mp4"
-    told = {"captioner": "shapes-internvl", "options": {"frame_num": 9, "steps": 3, "seed": 1}}
-    weights = make(tmp_path_factory.mktemp("crafter") / "256")
-    crafter = {"crafter": {"family": "dynamicrafter", "variant": "256", "path": str(weights), "sizes": ["64*64"]}}
-    folders = []
+    """Two folders with the films of all recipes: made without containers, and in them."""
+    models, folders = recipes.models(tmp_path_factory.mktemp("models")), []
     for where in ([], ["--sdm", "apptainer"]):
-        project = Project(tmp_path_factory.mktemp("films"), declared_models() | crafter)
-        project.configure(
-            v2v={"recipe": "v2v", "clips": [{"video": str(clip)}], "model": "shapes-wan-5b", **told},
-            words={
-                "recipe": "text2video",
-                "clips": [{"id": "a", "prompt": "a red ring moving left slowly on a black background"}],
-                "model": "shapes-text2video",
-                "options": {"steps": 2, "seed": 1},
-            },
-            turning={
-                "recipe": "longlive",
-                "clips": [{"video": str(clip), "prompt2": "an orange ring moving left quickly on a gray background"}],
-                "model": "shapes-longlive",
-                "captioner": "shapes-internvl",
-                "options": {"num_output_frames": 6, "seed": 1},
-            },
-            picture={
-                "recipe": "dynamicrafter",
-                "clips": [{"image": str(ROOT / "examples/shapes/pictures/0000.png"), "prompt": "a ring"}],
-                "model": "crafter",
-                "options": {"size": "64*64", "num_inference_steps": 2},
-            },
-        )
+        project = Project(tmp_path_factory.mktemp("films"), models)
+        project.configure(**recipes.RUNS)
         project.run(*ONE_WORKER, *where)
         folders.append(project)
     return folders
@@ -121,12 +96,12 @@ def films(images, tmp_path_factory):
 
 def test_films_from_containers_are_the_same_to_the_bit(films):
     without, within = films
-    for film in ("v2v/0000.mp4", "words/a.mp4", "turning/0000.mp4", "picture/0000.mp4"):
-        assert within.path(f"results/{film}").read_bytes() == without.path(f"results/{film}").read_bytes()
+    for film in recipes.FILMS:
+        assert within.path(f"results/{film}.mp4").read_bytes() == without.path(f"results/{film}.mp4").read_bytes()
 
 
 def test_a_film_tells_in_which_images_it_was_made(films):
     _, within = films
-    steps = json.dumps(within.read("v2v/0000.json"))
-    for stage in ("extract_frames", "caption_vlm", "encode", "generate", "decode", "concat"):
+    steps = json.dumps([within.read("v2v/0000.json"), within.read("look/0000.json")])
+    for stage in STAGES:
         assert f'"image": "{stage}.sif"' in steps

@@ -4,14 +4,13 @@ import signal
 
 import pytest
 
-from benchmarks.shapes import declared_models
+from stages.runtime.stages import STAGES
 from tests import zoo
+from tests.cluster import recipes
 from tests.cluster.slurm import wait_for
-from tests.tiny.dynamicrafter import make
-from tests.workflow.conftest import ROOT, TINY, Project, frame_count
+from tests.workflow.conftest import TINY, Project, frame_count
 from tests.workflow.test_profiles import EXPECTED, settings
 
-STAGES = ("extract_frames", "caption_vlm", "encode", "generate", "decode", "concat")
 SMALL = dict.fromkeys(STAGES, {"mem_mb": 2000, "runtime": 20})  # what tiny models need, so that four jobs fit this machine
 
 
@@ -55,40 +54,11 @@ def test_each_clip_is_made_on_a_device_of_its_own(slurm, profile, project):
 
 
 def test_the_recipes_go_through(slurm, profile, tmp_path):
-    """With the shipped models, and a tiny one of the family that has none."""
-    weights = make(tmp_path / "crafter")
-    crafter = {"family": "dynamicrafter", "variant": "256", "path": str(weights), "sizes": ["64*64"], "dtype": "float32"}
-    project = Project(tmp_path / "demo", declared_models() | {"crafter": crafter})
-    picture = {"image": str(ROOT / "examples/shapes/pictures/0000.png"), "prompt": "a ring"}
-    clip, told = str(ROOT / "examples/shapes/videos/0000.mp4"), {"captioner": "shapes-internvl"}
-    turn = {"video": clip, "prompt2": "an orange ring moving left quickly on a gray background", "num_samples": 2}
-    words = [{"id": "a", "prompt": "a red ring moving left slowly on a black background"}]
-    short = {"frame_num": 9, "steps": 3, "seed": 1}
-    project.configure(
-        resources=dict.fromkeys(STAGES, {"mem_mb": 3000, "runtime": 20}),
-        v2v={"recipe": "v2v", "clips": [{"video": clip}], "model": "shapes-wan-5b", **told, "options": short},
-        chain={
-            "recipe": "chain",
-            "clips": [{"video": clip}],
-            "model": "shapes-wan-14b",
-            **told,
-            "options": {**short, "links": 2},
-        },
-        turning={
-            **{"recipe": "longlive", "clips": [turn], "model": "shapes-longlive", **told},
-            "options": {"num_output_frames": 6, "seed": 1},
-        },
-        words={"recipe": "text2video", "clips": words, "model": "shapes-text2video", "options": {"steps": 2, "seed": 1}},
-        picture={
-            **{"recipe": "dynamicrafter", "clips": [picture], "model": "crafter"},
-            "options": {"size": "64*64", "num_inference_steps": 2},
-        },
-    )
+    project = Project(tmp_path / "demo", recipes.models(tmp_path))
+    project.configure(resources=dict.fromkeys(STAGES, {"mem_mb": 3000, "runtime": 20}), **recipes.RUNS)
     project.run("--profile", profile, "--resources", "gpu=4")
-    films = {"v2v/0000": 9, "chain/0000": 17, "turning/0000_0": 21, "turning/0000_1": 21, "picture/0000": 16}
-    made = {film: frame_count(project.path(f"results/{film}.mp4"), (64, 64)) for film in films}
-    assert made == films
-    assert frame_count(project.path("results/words/a.mp4"), (32, 32)) == 16
+    made = {film: frame_count(project.path(f"results/{film}.mp4"), size) for film, (_, size) in recipes.FILMS.items()}
+    assert made == {film: count for film, (count, _) in recipes.FILMS.items()}
 
 
 def test_a_job_that_is_killed_for_memory_is_tried_again_with_more(slurm, profile, project):

@@ -13,13 +13,6 @@ FEW = {"seed": 1, "size": "128*128", "num_inference_steps": 3, "num_warmup_steps
 
 
 @pytest.fixture(scope="module")
-def tiny_sd(tmp_path_factory):
-    from tests.tiny.sd import make
-
-    return make(tmp_path_factory.mktemp("sd") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def run(tiny_sd, tmp_path_factory):
     """A run over two folders, where one video is damaged and one has no prompt; and clips of which one asks for too much."""
     folder = tmp_path_factory.mktemp("fresco")

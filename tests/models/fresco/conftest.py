@@ -12,13 +12,6 @@ STEP = 4  # pixels that the picture moves from keyframe to keyframe
 INTERVAL = 5  # frames from keyframe to keyframe
 
 
-@pytest.fixture(scope="session")
-def tiny_sd(tmp_path_factory):
-    from tests.tiny.sd import make
-
-    return make(tmp_path_factory.mktemp("sd") / "tiny")
-
-
 def picture(width, height):
     """A smooth texture with something everywhere."""
     y, x = np.mgrid[:height, :width]

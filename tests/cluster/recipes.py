@@ -1,0 +1,55 @@
+"""A film or two of every recipe, by the shipped models and by tiny ones of the families that have none."""
+
+from benchmarks.shapes import declared_models
+from tests.tiny import dynamicrafter, sd
+from tests.workflow.conftest import ROOT
+
+CLIP, PICTURE = str(ROOT / "examples/shapes/videos/0000.mp4"), str(ROOT / "examples/shapes/pictures/0000.png")
+TURN = {"video": CLIP, "prompt2": "an orange ring moving left quickly on a gray background"}
+SHORT = {"frame_num": 9, "steps": 3, "seed": 1}
+TOLD = {"captioner": "shapes-internvl"}
+RUNS = {
+    "v2v": {"recipe": "v2v", "clips": [{"video": CLIP}], "model": "shapes-wan-5b", **TOLD, "options": SHORT},
+    "chain": {
+        **{"recipe": "chain", "clips": [{"video": CLIP}], "model": "shapes-wan-14b", **TOLD},
+        "options": {**SHORT, "links": 2},
+    },
+    "turning": {
+        **{"recipe": "longlive", "clips": [{**TURN, "num_samples": 2}], "model": "shapes-longlive", **TOLD},
+        "options": {"num_output_frames": 6, "seed": 1},
+    },
+    "words": {
+        "recipe": "text2video",
+        "clips": [{"id": "a", "prompt": "a red ring moving left slowly on a black background"}],
+        "model": "shapes-text2video",
+        "options": {"steps": 2, "seed": 1},
+    },
+    "picture": {
+        "recipe": "dynamicrafter",
+        "clips": [{"image": PICTURE, "prompt": "a ring"}],
+        "model": "crafter",
+        "options": {"size": "64*64", "num_inference_steps": 2},
+    },
+    "look": {
+        "recipe": "fresco",
+        "clips": [{"video": CLIP, "prompt": "a ring"}],
+        "model": "painter",
+        "options": {"size": "128*128", "num_inference_steps": 3, "num_warmup_steps": 1, "seed": 1, "parts": 2},
+    },
+}
+FILMS = {  # frames and size
+    "v2v/0000": (9, (64, 64)),
+    "chain/0000": (17, (64, 64)),
+    "turning/0000_0": (21, (64, 64)),
+    "turning/0000_1": (21, (64, 64)),
+    "words/a": (16, (32, 32)),
+    "picture/0000": (16, (64, 64)),
+    "look/0000": (17, (128, 128)),
+}
+
+
+def models(folder):
+    """Declarations of the models, of which the tiny ones come to `folder`."""
+    tiny = {"family": "dynamicrafter", "variant": "256", "sizes": ["64*64"], "path": str(dynamicrafter.make(folder / "256"))}
+    painter = {"family": "fresco", "path": str(sd.make(folder / "sd"))}
+    return declared_models() | {"crafter": tiny, "painter": painter}
