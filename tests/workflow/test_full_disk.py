@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from stages.runtime.stages import STAGES
 from tests import zoo
 from tests.commands import stage
 
@@ -40,13 +41,15 @@ def test_every_stage_on_a_full_disk(disk, tiny_wan, tiny_vlm, monkeypatch, own_c
     store = ("--store", "store")
     wan, eye = ("--model", tiny_wan["5b"]), ("--model", tiny_vlm)
     steps = {
-        "extract_frames": ("a.mp4", "--size", "32*32", "-o", "frames.json"),
+        "extract_frames": ("a.mp4", "--size", "32*32", "--select", "first", "--count", 1, "-o", "frames.json"),
         "caption_vlm": ("a.mp4", *eye, "--max-new-tokens", 4, "--dtype", "float32", "-o", "caption.json"),
         "encode": ("frames.json", "--caption", "caption.json", *wan, "--frame-num", 5, "-o", "encoded.safetensors"),
         "generate": ("encoded.safetensors", "--steps", 2, "-o", "latents.safetensors"),
         "decode": ("latents.safetensors", "-o", "clip.json"),
         "concat": ("clip.json", "-o", "film.mp4"),
+        "propagate": ("frames.json", "--keys", "frames.json", "-o", "propagated.json"),
     }
+    assert steps.keys() == STAGES.keys()
     for name, arguments in steps.items():
         before = set(os.listdir(disk))
         fill(disk)
