@@ -2,8 +2,9 @@
 
 The first 32 frames of car-turn.mp4 (480x480, from the folder videos of $KINEMAKE_MEDIA, by default ../shared/media beside
 the project), scaled to 256x256, go through snakemake with a tiny Stable Diffusion and ControlNets of random weights, as soft
-edges, hard edges and depth: a keyframe each 5 frames, 20 steps of which 5 are left out. Flicker is the mean difference of
-neighbouring frames along the flow of the source, in levels, where that flow can be relied on. The limit is the source's own.
+edges, hard edges and depth: a keyframe each 5 frames, 20 steps of which 5 are left out. A frame alone has no neighbours to
+be led by, and nothing is optimised. Flicker is the mean difference of neighbouring frames along the flow of the source, in
+levels, where that flow can be relied on. The limit is the source's own.
 
 The optimisation is that of the last up block of Stable Diffusion 1.5 for 8 keyframes of 896x512, in a process of its own,
 beside what one copy of the Gram matrices of both halves would take there.
@@ -32,7 +33,7 @@ from stages.models.fresco.options import CONTROLS
 from tests.tiny import sd
 
 CLIP, FRAMES, SIDE = MEDIA / "videos/car-turn.mp4", 32, 256
-TOLD = {"prompt": "a toy car turns in the snow", "seed": 1}
+TOLD = {"prompt": "a toy car turns in the snow", "seed": 1, "size": f"{SIDE}*{SIDE}", "crf": 4}
 BATCH, CHANNELS, TOKENS = 8, 640, (64, 112)  # of 896x512 in the last up block
 GOAL, PEAK_GOAL = 1.0, 3.0  # times the flicker of frames alone, GB
 
@@ -76,7 +77,7 @@ def films(folder: Path, count: int) -> dict[str, dict[str, float]]:
             "recipe": "fresco",
             "clips": [{"id": name, "video": f"{name}.mp4"} for name in clips],
             "model": "sd",
-            "options": {**TOLD, "size": f"{SIDE}*{SIDE}", "controlnet_type": control, "crf": 4},
+            "options": {**TOLD, "controlnet_type": control, **({"feature_iterations": 0} if kind == "alone" else {})},
         }
         for control in CONTROLS
         for kind, clips in names.items()
