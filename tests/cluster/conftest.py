@@ -1,5 +1,8 @@
 """What a cluster is to these tests: a Slurm that they start themselves."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -8,15 +11,15 @@ from tests.workflow.conftest import ROOT, models  # noqa: F401
 
 
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory):
+def slurm():
     """A running Slurm; the tests that ask for it are skipped where none can be started."""
     if reason := toy.obstacle():
         pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("slurm")
-    for parent in (folder, *folder.parents[:3]):
-        parent.chmod(0o755)  # munge trusts no folder that others may write to, and jobs have to see it
-    with toy.running(folder / "toy"):
-        yield toy
+    # munge trusts no folder below one that others may write to, as those for temporary files are
+    with tempfile.TemporaryDirectory(prefix="kinemake-slurm-", dir="/var/lib", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        with toy.running(Path(folder) / "toy"):
+            yield toy
 
 
 @pytest.fixture(scope="session")
