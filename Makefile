@@ -34,9 +34,12 @@ test: install
 
 # Images and a real Slurm of one node: tests/cluster/install brings what they need, but for Apptainer on an old Debian; what cannot be
 # built or started here is skipped with the reason.
-test-cluster: install
-	$(RUNS) pip install --disable-pip-version-check --quiet --constraint envs/constraints.txt --editable '.[dev,slurm]'
+test-cluster: .venv/slurm
 	$(RUNS) pytest --quiet tests/cluster
+
+.venv/slurm: .venv/installed
+	$(RUNS) pip install --disable-pip-version-check --quiet --constraint envs/constraints.txt --editable '.[dev,slurm]'
+	touch $@
 
 # containers/STAGE.sif, for snakemake --sdm apptainer. What is built already stays.
 containers: install
