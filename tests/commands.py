@@ -1,6 +1,7 @@
 """Running a stage as a user does."""
 
 import importlib
+import time
 
 from click.testing import CliRunner
 
@@ -27,3 +28,12 @@ def train(name: str, *arguments, fails: int = 0) -> str:
 def convert(name: str, *arguments, fails: int = 0) -> str:
     """Run a conversion's command in this process and return its standard error. `fails` is the exit code to expect."""
     return stage("convert", name, *arguments, fails=fails)
+
+
+def wait_for(true, problem: str, seconds: float = 30) -> None:
+    """Wait until `true()` is. Raises TimeoutError that names the problem."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError(problem)
+        time.sleep(0.2)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import socket
 from pathlib import Path
 
 from stages.runtime.errors import UsageError
+from stages.runtime.lease import BUSY
 
 NAME = ".lock"
-BUSY = {errno.EAGAIN, errno.EACCES}
 _held: list[int] = []  # descriptors that keep this process's locks, which the kernel frees when it ends
 
 

@@ -4,10 +4,11 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+
+from tests.commands import wait_for
 
 GPUS, CPUS, GPU_TYPE, PARTITION = 8, 16, "h200", "gpu"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sinfo", "squeue")
@@ -121,14 +122,6 @@ def free_ports(count: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
-
-
-def wait_for(true, problem: str, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            raise TimeoutError(problem)
-        time.sleep(0.2)
 
 
 def stop(pid_file: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from stages.runtime.stages import STAGES
 from tests import zoo
 from tests.cluster import recipes
-from tests.cluster.slurm import wait_for
+from tests.commands import wait_for
 from tests.workflow.conftest import TINY, Project, frame_count
 from tests.workflow.test_profiles import EXPECTED, settings
 

@@ -2,11 +2,11 @@
 
 import shutil
 import signal
-import time
 
 import pytest
 
 from tests import zoo
+from tests.commands import wait_for
 from tests.workflow.conftest import ONE_WORKER, TINY, Project, frame_count
 
 
@@ -35,8 +35,7 @@ def test_the_second_is_told_who_is_there_and_disturbs_nothing(two):
     first, second = two
     running = first.start(*ONE_WORKER)
     generating = first.path("results/film/steps/logs/film.generate.000.log")
-    while not (generating.is_file() and '"load"' in generating.read_text() or running.poll() is not None):
-        time.sleep(0.1)
+    wait_for(lambda: generating.is_file() and '"load"' in generating.read_text(), "no clip is being generated", 120)
     before = settled(first)
     said = second.run(*ONE_WORKER, fails=1)
     sentence = f"error: {first.path('results')} is in use by process {running.pid} on "
@@ -52,8 +51,7 @@ def test_the_second_is_told_who_is_there_and_disturbs_nothing(two):
 def test_it_is_free_when_the_first_has_been_killed(two):
     first, second = two
     running = first.start("--cores", 2)
-    while not first.path("results/.lock").exists():
-        time.sleep(0.05)
+    wait_for(first.path("results/.lock").exists, "the run did not begin", 120)
     running.kill()
     running.communicate()
     second.run(*ONE_WORKER, "--config", "options={steps: 2}")

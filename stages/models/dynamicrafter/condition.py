@@ -7,13 +7,13 @@ from functools import cached_property
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from transformers import AutoTokenizer, CLIPTextModel, CLIPVisionModel
 
 from stages.media.fit import fit_image
 from stages.models.dynamicrafter.common import check_finite, check_repository
 from stages.models.dynamicrafter.resampler import Resampler
 from stages.models.shared.loading import loading
+from stages.models.shared.picture_vae import load_vae
 from stages.models.shared.text import embed
 from stages.runtime.model import Model
 
@@ -33,8 +33,8 @@ class Encoders:
             self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", **as_float32)
             self.image_encoder = CLIPVisionModel.from_pretrained(folder / "image_encoder", **as_float32)
             self.image_projector = Resampler.from_pretrained(folder / "image_projector", **as_float32)
-            self.vae = AutoencoderKL.from_pretrained(folder / "vae", **as_float32)
-        for network in (self.text_encoder, self.image_encoder, self.image_projector, self.vae):
+        self.vae = load_vae(model, device)
+        for network in (self.text_encoder, self.image_encoder, self.image_projector):
             network.to(device).eval()
 
     @torch.no_grad()

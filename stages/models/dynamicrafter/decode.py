@@ -8,10 +8,9 @@ import torch
 from diffusers import AutoencoderKL
 
 from stages.models.dynamicrafter.common import check_finite, check_repository
+from stages.models.shared import picture_vae
 from stages.models.shared.clip import to_uint8, write_clip
-from stages.models.shared.loading import loading
 from stages.models.shared.origin import check_origin, model_fields
-from stages.runtime.model import Model
 from stages.runtime.worker import Work, Worker
 
 
@@ -23,7 +22,8 @@ class Decode(Worker):
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
         """Load the VAE. Raises JobError."""
-        self.vae = load_vae(self.model, self.device)
+        check_repository(self.model)
+        self.vae = picture_vae.load_vae(self.model, self.device)
 
     def run(self, work: Work, phase: str) -> None:
         latents = work.inputs["latents"]
@@ -34,18 +34,8 @@ class Decode(Worker):
         write_clip(work, decoded(self.vae, z), fields)
 
 
-def load_vae(model: Model, device: str) -> AutoencoderKL:
-    """A model's VAE, in float32. Raises JobError."""
-    check_repository(model)
-    with loading(model):
-        vae = AutoencoderKL.from_pretrained(model.folder(), subfolder="vae", dtype=torch.float32, use_safetensors=True)
-    return vae.to(device).eval()
-
-
-@torch.no_grad()
 def decoded(vae: AutoencoderKL, latents: torch.Tensor) -> Iterator[np.ndarray]:
     """The frames of latents [1, 4, T, h, w], one by one, uint8 [H, W, 3]. Raises ItemError for one that is not finite."""
-    for number, z in enumerate(latents.to(vae.device).unbind(2)):
-        frame = vae.decode(z / vae.config.scaling_factor).sample  # [1, 3, H, W]
+    for number, frame in enumerate(picture_vae.decoded(vae, latents)):
         check_finite(frame, f"frame {number} of the clip")
         yield to_uint8(frame.transpose(0, 1))[0]

@@ -6,13 +6,13 @@ defaults are those of the image-to-video program that this replaces.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stages.media.options import WRITE_OPTIONS
+from stages.models.shared.index import read_index
 from stages.models.shared.noise import SEED
 from stages.runtime.errors import UsageError
 from stages.runtime.options import DTYPES, Family, Option
@@ -44,10 +44,7 @@ def check_last(variant: str, values: Mapping[str, Any]) -> None:
 
 def detect(folder: Path) -> str | None:
     """A repository that convert dynamicrafter wrote."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except (OSError, ValueError):
-        return None
+    index = read_index(folder)
     return index.get("variant", "") if index.get("_class_name") == "DynamiCrafter" else None
 
 

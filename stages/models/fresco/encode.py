@@ -7,7 +7,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModel, DPTForDepthEstimation
 
 from stages.media.flow import consistent, correspondence, grid, sample
@@ -16,6 +15,7 @@ from stages.models.fresco.control import HED, canny, depth, soft_edges
 from stages.models.fresco.options import batches
 from stages.models.shared.loading import DTYPES, loading
 from stages.models.shared.origin import model_fields
+from stages.models.shared.picture_vae import load_vae
 from stages.models.shared.prompt import prompt_of
 from stages.models.shared.text import embed, warn_of_cut
 from stages.runtime.artifacts import Artifact, write_tensors
@@ -52,7 +52,6 @@ class Encode(Worker):
             self.text = CLIPTextModel.from_pretrained(
                 folder / "text_encoder", dtype=DTYPES[options["dtype"]], use_safetensors=True
             )
-            self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=torch.float32, use_safetensors=True)
             if control == "hed":
                 self.net = HED.load(folder / "hed").to(self.device)
             elif control == "depth":
@@ -61,7 +60,7 @@ class Encode(Worker):
                 )
                 self.processor = AutoImageProcessor.from_pretrained(folder / "depth", use_fast=False)
         self.text.to(self.device).eval()
-        self.vae.to(self.device).eval()
+        self.vae = load_vae(self.model, self.device)
 
     @torch.no_grad()
     def run(self, work: Work, phase: str) -> None:

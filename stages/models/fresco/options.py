@@ -5,12 +5,12 @@ The defaults are those of the Sim2Real program that this replaces.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stages.media.options import WRITE_OPTIONS
+from stages.models.shared.index import read_index
 from stages.models.shared.noise import SEED
 from stages.runtime.errors import UsageError
 from stages.runtime.options import DTYPES, Family, Option
@@ -39,10 +39,7 @@ def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> No
 
 def detect(folder: Path) -> str | None:
     """A Stable Diffusion repository in diffusers' layout with a ControlNet beside its U-Net, as convert makes one."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except (OSError, ValueError):
-        return None
+    index = read_index(folder)
     is_sd = str(index.get("_class_name", "")).startswith("StableDiffusion")
     return "" if is_sd and any((folder / f"controlnet_{control}").is_dir() for control in CONTROLS) else None
 

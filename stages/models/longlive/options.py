@@ -6,12 +6,12 @@ Lengths are told in two units. A latent frame stands for 4 frames of the film, t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.media.options import WRITE_OPTIONS
+from stages.models.shared.index import read_index
 from stages.models.shared.noise import SEED
 from stages.models.shared.training.options import STAGE, shared
 from stages.models.shared.wan.options import DTYPE, ON_LATENTS, TEXT_LENGTH, VAE_TILING, disk
@@ -82,10 +82,7 @@ def check_longest(latent: int, values: Mapping[str, Any], rows: int = LONGEST) -
 
 def detect(folder: Path) -> str | None:
     """A Wan2.1 text-to-video repository, in diffusers' layout."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except (OSError, ValueError):
-        return None
+    index = read_index(folder)
     is_wan = index.get("_class_name") == "WanPipeline" and index.get("transformer", [None])[0]
     return "" if is_wan and not index.get("expand_timesteps") and index.get("boundary_ratio") is None else None
 

@@ -3,12 +3,12 @@
 The defaults are those of the text-to-video program that this replaces.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stages.media.options import WRITE_OPTIONS
+from stages.models.shared.index import read_index
 from stages.models.shared.noise import SEED
 from stages.models.shared.training.options import STAGE, shared
 from stages.runtime.options import DTYPES, Family, Option, Training
@@ -57,10 +57,7 @@ TRAINING = Training(
 
 
 def detect(folder: Path) -> str | None:
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except (OSError, ValueError):
-        return None
+    index = read_index(folder)
     return "" if index.get("_class_name") == "Text2Video" else None
 
 

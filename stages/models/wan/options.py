@@ -4,13 +4,13 @@ Nothing is left to a library's default. What differs from upstream is the guidan
 frames of the 5B (upstream 50 and 121): the defaults here are those of the video-to-video program that this replaces.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stages.media.options import WRITE_OPTIONS
+from stages.models.shared.index import read_index
 from stages.models.shared.noise import SEED
 from stages.models.shared.training.options import STAGE, shared
 from stages.models.shared.wan.options import DTYPE, ON_LATENTS, TEXT_LENGTH, VAE_TILING, disk
@@ -50,10 +50,7 @@ def check_frame_num(value: int) -> str | None:
 
 def detect(folder: Path) -> str | None:
     """The variant of a diffusers repository: 14b has two experts and a boundary, 5b a timestep per token."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except (OSError, ValueError):
-        return None
+    index = read_index(folder)
     if not str(index.get("_class_name", "")).startswith("Wan"):
         return None
     if index.get("expand_timesteps"):

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +21,7 @@ from stages.models.shared.wan.vae import denormalised
 from stages.runtime import artifacts
 from stages.runtime.artifacts import KINDS
 from stages.runtime.errors import ItemError
-from tests.commands import stage
+from tests.commands import stage, wait_for
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "models/shapes-longlive"
@@ -174,13 +173,6 @@ def test_decode_writes_the_film_or_what_is_new_of_it(latents, tmp_path):
     assert (whole == at_once).all()
 
 
-def wait_for(there, seconds):
-    end = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-
-
 def watched(film):
     """Frames of a video that is still being written."""
     try:
@@ -212,7 +204,7 @@ def test_a_film_is_shown_while_it_is_made(latents, tmp_path):
         work = SimpleNamespace(partial=tmp_path / "store.safetensors", item=SimpleNamespace(output=str(made)))
         whole = artifacts.read(latents, ("latents",))
         Progress(work, whole.fields).keep(whole.tensors()["latents"][:, :, :6])
-        wait_for(lambda: len(watched(film)) >= 20 or decoding.poll() is not None, 120)
+        wait_for(lambda: len(watched(film)) >= 20 or decoding.poll() is not None, "no frames are shown", 120)
         assert decoding.poll() is None, decoding.stderr.read()
         Progress(work, whole.fields).end()
         shutil.copy(latents, made)

@@ -78,9 +78,8 @@ def spread(transformer: WanTransformer3DModel, devices: Sequence[torch.device]) 
     others = [name for name, _ in [*transformer.named_children(), *transformer.named_parameters(recurse=False)]]
     places |= dict.fromkeys((name for name in others if name != "blocks"), devices[0])
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "The following device_map keys"
-        )  # the table is no module, and is placed all the same
+        # the table of scales and shifts is no module, and is placed all the same
+        warnings.filterwarnings("ignore", "The following device_map keys")
         return dispatch_model(transformer, places, main_device=devices[0], force_hooks=True)
 
 
