@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ class Project:
         command = [str(Path(sys.executable).with_name(program)), *map(str, arguments)]
         own = {"PYTHONPATH": str(self.root), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # what a shell runs in its background ignores Ctrl-C, and so would its children
+        options |= {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
         return subprocess.Popen(command, cwd=self.folder, env={**os.environ, **own}, **streams, **options)
 
     def run(self, *arguments, fails: int = 0, program: str = "snakemake") -> str:
