@@ -69,6 +69,15 @@ class Run:
         video = artifact.member(".mkv" if ".mkv" in artifact.members else ".mp4")
         return np.stack([frame.rgb for frame in frames(video)])
 
+    def propagated(self, identities: Iterable[str]) -> np.ndarray:
+        """The frames of a film's propagated parts, uint8 [T, H, W, 3]."""
+        import numpy as np
+
+        from stages.media.read import read_picture
+
+        parts = [self.artifact(identity, "propagate", "propagated") for identity in identities]
+        return np.stack([read_picture(part.member(frame["suffix"])) for part in parts for frame in part.fields["frames"]])
+
     def captions(self, true: Mapping[str, str]) -> dict[str, float]:
         """Shares of right captions, by measure, among the items that were to have one. `true`: what each should say."""
         from stages.media.shapes import score
@@ -151,7 +160,7 @@ def chained(run: Run, clip: Clip) -> Row:
 
 
 def imagined(run: Run, clip: Clip) -> Row:
-    """`text2video`: the clip against the words of its prompt."""
+    """`text2video` and `dynamicrafter`: the clip against the words of its prompt."""
     from stages.media.shapes import score
 
     prompt, failed = clip.prompts[0], ""
@@ -193,7 +202,28 @@ def prompted(run: Run, clip: Clip) -> Row:
     return score.Row(clip.id, score.is_held_out(score.slots(prompts[-1])), "", figures)
 
 
-MEASURES = {"v2v": continued, "chain": chained, "text2video": imagined, "longlive": prompted}
+def translated(run: Run, clip: Clip) -> Row:
+    """`fresco`: the film against the look that it was to reach, and the scene of its source."""
+    from stages.media.shapes import score
+
+    source, failed = run.source(clip), ""
+    try:
+        pixels = run.propagated(f"{clip.id}/part{part}" for part in range(clip.values["media"]["parts"]))
+        check_shape(clip, pixels)
+        figures = score.translated(pixels, source.scene)
+    except ItemError as error:
+        figures, failed = dict.fromkeys(("look", "color", "shape", "direction"), False), str(error)
+    return score.Row(clip.id, score.is_held_out(vars(source.scene)), failed, figures)
+
+
+MEASURES = {
+    "v2v": continued,
+    "chain": chained,
+    "text2video": imagined,
+    "longlive": prompted,
+    "dynamicrafter": imagined,
+    "fresco": translated,
+}
 
 
 def check_shape(clip: Clip, pixels: np.ndarray) -> None:
@@ -238,12 +268,11 @@ def cell(value: float | None) -> str:
 @click.option("--scenes", type=click.Path(path_type=Path), help="Says what the sources show. Default: beside their videos/.")
 @clean_errors
 def main(runs: tuple[Path, ...], scenes: Path | None, debug: bool) -> None:
-    """Score RUN, the folder of a run (RESULTS/NAME) of recipe v2v, chain, text2video or longlive, or several, on clips of
-    shapes world.
+    """Score RUN, the folder of a run (RESULTS/NAME) of any recipe, or several, on clips of shapes world.
 
     What the clips should show is known from the scenes.jsonl of their data set (see python -m stages.media.shapes), or for
-    text2video and longlive from the prompts. Clips that were not made count as wrong. The figures are also left in
-    RUN/score.json.
+    text2video, longlive and dynamicrafter from the prompts. Clips that were not made count as wrong. The figures are also
+    left in RUN/score.json.
     """
     for run in runs:
         result = score_run(run, scenes)

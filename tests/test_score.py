@@ -8,14 +8,16 @@ import pytest
 from click.testing import CliRunner
 
 from stages import plan
-from stages.media.shapes import dataset, world
-from stages.media.write import VideoWriter
+from stages.media.shapes import dataset, filmed, world
+from stages.media.write import VideoWriter, write_png
 from stages.runtime.artifacts import Failure, member_path, write_failure, write_index
 from stages.score import main
 
 MODELS = {
     "wan": {"family": "wan", "variant": "5b", "path": "weights/wan", "sizes": ["64*64"]},
     "eye": {"family": "vlm", "path": "weights/eye"},
+    "sd": {"family": "fresco", "path": "weights/sd"},
+    "crafter": {"family": "dynamicrafter", "variant": "256", "path": "weights/crafter"},
 }
 MODEL = {"model": "wan", "family": "wan", "variant": "5b", "weights": "none"}
 FRAMES = 5
@@ -27,7 +29,7 @@ class Made:
     """A run as planned; a test puts the artifacts in their places."""
 
     def __init__(self, name: str, entry: dict):
-        planned = plan.load({"models": MODELS, "runs": {name: {"options": OPTIONS, "model": "wan", **entry}}}, 1)
+        planned = plan.load({"models": MODELS, "runs": {name: {"model": "wan", "options": OPTIONS, **entry}}}, 1)
         planned.write()
         self.folder = Path("results") / name
         self.outputs = {(item.id, job.stage.name): Path(item.output) for job in planned.jobs for item in job.items}
@@ -44,6 +46,16 @@ class Made:
                 video.write(frame)
         size = {"width": width, "height": height, "num_frames": count, "fps": "8/1"}
         write_index(path, "clip", {**MODEL, **size, "prompt": "", "raw": "", "seed": 1, "statistics": {}}, [".mkv"])
+
+    def propagated(self, identity: str, frames: np.ndarray) -> None:
+        path = self._place(identity, "propagate")
+        listed = [{"index": number, "suffix": f"/{number:06d}.png"} for number in range(len(frames))]
+        for frame, rgb in zip(listed, frames, strict=True):
+            member_path(path, frame["suffix"]).parent.mkdir(exist_ok=True)
+            write_png(member_path(path, frame["suffix"]), rgb)
+        _, height, width, _ = frames.shape
+        fields = {"width": width, "height": height, "source": {}, "keys": [0], "frames": listed}
+        write_index(path, "propagated", fields, [frame["suffix"] for frame in listed])
 
     def failed(self, identity: str, stage: str) -> None:
         write_failure(self._place(identity, stage), Failure("generate", identity, "it was too large", "take less"))
@@ -144,6 +156,29 @@ def test_text_to_video(sources):
     assert [clip["color_shape_direction"] for clip in result["clips"]] == [True, False, False]
     assert result["clips"][1]["direction"] and result["clips"][1]["held_out"]
     assert "failed: clip2" in printed
+
+
+def test_a_picture_that_moves(sources):
+    scene = world.Scene("red", "square", "right", "quickly", "black", 0.15, 0.1, 0.5)
+    clips = [{"id": f"clip{i}", "image": "a.png", "prompt": scene.caption()} for i in range(2)]
+    run = Made("moved", {"recipe": "dynamicrafter", "model": "crafter", "clips": clips, "options": {}})
+    run.clip("clip0", world.render(scene, 16))
+    run.clip("clip1", world.render(scene, 1).repeat(16, axis=0))
+    _, result = run.score()
+    assert [(clip["color"], clip["direction"]) for clip in result["clips"]] == [(True, True), (True, False)]
+
+
+def test_a_translation(sources):
+    run = Made("look", {"recipe": "fresco", "model": "sd", "clips": videos(3), "captioner": "eye", "options": {}})
+    scenes = [source.scene for source in sources]
+    run.propagated("0000/part0", filmed.film(scenes[0], FRAMES, 128, 128, grain=1))
+    run.propagated("0001/part0", world.render(scenes[1], FRAMES, 128, 128))  # what comes back as it was
+    printed, result = run.score()
+    reached, kept, missing = result["clips"]
+    assert reached["look"] and reached["color"] and reached["shape"] and reached["direction"]
+    assert reached["nearness_of_look"] == pytest.approx(1, abs=0.2) and reached["flicker_levels"] < 1
+    assert not kept["look"] and kept["color"] and kept["nearness_of_look"] == pytest.approx(0, abs=0.2)
+    assert not missing["look"] and not missing["color"] and "failed: 0002: " in printed
 
 
 def test_the_scenes_may_lie_elsewhere_and_the_run_be_moved(sources):

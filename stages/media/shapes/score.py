@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.media.shapes import filmed
 from stages.media.shapes.oracle import Reading, read
 from stages.media.shapes.world import COLORS, DIRECTIONS, HELD_OUT, SHAPES, SPEEDS, Scene, render, wrapped
 
@@ -128,6 +129,17 @@ def told(clip: np.ndarray, prompt: str) -> Figures:
 def untold(prompt: str) -> Figures:
     """What a prompt scores that no clip was made of."""
     return {**dict.fromkeys(slots(prompt), False), "color_shape_direction": False}
+
+
+def translated(film: np.ndarray, scene: Scene) -> Figures:
+    """A film, uint8 [T, H, W, 3], of a scene from its first frame on, in the filmed look: is it reached, is the scene kept.
+
+    `nearness_of_look` is 0 for what is drawn and 1 for what is filmed; `flicker_levels` is what changes from frame to frame
+    where nothing should.
+    """
+    seen, nearness = read(film), filmed.nearness(film, scene)
+    kept = {name: getattr(seen, name) == getattr(scene, name) for name in ("color", "shape", "direction")}
+    return {"look": nearness > 0.5, **kept, "nearness_of_look": nearness, "flicker_levels": filmed.flicker(film, scene)}
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from stages.media.fit import fit_image
 from stages.models.dynamicrafter.common import check_finite, check_repository
 from stages.models.dynamicrafter.resampler import Resampler
 from stages.models.shared.loading import loading
-from stages.models.shared.picture_vae import load_vae
+from stages.models.shared.picture_vae import encoded, load_vae
 from stages.models.shared.text import embed
 from stages.runtime.model import Model
 
@@ -43,10 +43,10 @@ class Encoders:
     ) -> dict[str, torch.Tensor]:
         """The tensors of `encoded`. `first` and `last`: pictures [1, 3, H, W] in -1..1; with a last one the latents have all
         frames, zero between the two. Raises ItemError for what is not finite."""
-        latents = self._latents(first)
+        latents = encoded(self.vae, first)[:, :, None]
         if last is not None:
             latents = F.pad(latents, (0, 0, 0, 0, 0, frames - 1))
-            latents[:, :, -1:] = self._latents(last)
+            latents[:, :, -1] = encoded(self.vae, last)
         made = {
             "prompt_embeds": embed(self.tokenizer, self.text_encoder, [prompt]),
             "negative_prompt_embeds": embed(self.tokenizer, self.text_encoder, [negative_prompt]),
@@ -68,11 +68,6 @@ class Encoders:
         """The image tokens of plain grey, for the prediction that guidance leads away from."""
         side = self.image_encoder.config.image_size
         return self._tokens(torch.zeros(1, 3, side, side))
-
-    def _latents(self, picture: torch.Tensor) -> torch.Tensor:
-        """Scaled latents [1, 4, 1, h, w]: the mode of the posterior, so that nothing is random."""
-        z = self.vae.encode(picture.to(self.device)).latent_dist.mode() * self.vae.config.scaling_factor
-        return z[:, :, None]
 
 
 def as_pixels(rgb: np.ndarray, size: tuple[int, int]) -> torch.Tensor:

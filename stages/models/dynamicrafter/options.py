@@ -14,8 +14,9 @@ from typing import Any
 from stages.media.options import WRITE_OPTIONS
 from stages.models.shared.index import read_index
 from stages.models.shared.noise import SEED
+from stages.models.shared.training.options import STAGE, shared
 from stages.runtime.errors import UsageError
-from stages.runtime.options import DTYPES, Family, Option
+from stages.runtime.options import DTYPES, Family, Option, Training
 
 INTERPOLATING = "512_interp"
 SIZES = {"256": "256*256", "512": "512*320", "1024": "1024*576", INTERPOLATING: "512*320"}
@@ -53,6 +54,21 @@ def disk(values: Mapping[str, Any]) -> float:
     width, height = map(int, values["size"].split("*"))
     return 2 * (77 + 256) * 1024 * 4 + width * height * values["video_length"]
 
+
+TRAINING = Training(
+    "stages.models.dynamicrafter.train:DynamiCrafterTask",
+    (
+        *shared(without=("num_workers",)),  # its clips are encoded once, by the VAE in this process
+        Option("variant", str, "256", "Which parameterisation", STAGE, choices=("256", "512", "1024")),
+        Option("vae", str, "", "Folder with vae/, of train sd-vae; empty: that of start_from", STAGE),
+        Option("freeze_encoders", bool, True, "With start_from: leave its text and image encoders as they are", STAGE),
+        Option("dropout", float, 0.1, "Part of the captions, and of the pictures, left out for guidance", STAGE, maximum=1),
+        Option("noisy_share", float, 1.0, "1 draws timesteps evenly; the more, the more noise", STAGE, minimum=0.1),
+        Option("sample_steps", int, 20, "DDIM steps of the sample strips", STAGE, minimum=1),
+        Option("sample_guidance", float, 2.0, "Their guidance", STAGE, minimum=0),
+    ),
+    "Train DynamiCrafter on clips with captions, going on from their first frames.",
+)
 
 FAMILY = Family(
     name="dynamicrafter",
@@ -149,4 +165,5 @@ FAMILY = Family(
     },
     memory_saving={"generate": {"batch_size": 1}},
     disk=disk,
+    trainings={"dynamicrafter": TRAINING},
 )

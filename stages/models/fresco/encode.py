@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModel, DPTForDepthEstimation
 
 from stages.media.flow import consistent, correspondence, grid, sample
@@ -15,9 +16,10 @@ from stages.models.fresco.control import HED, canny, depth, soft_edges
 from stages.models.fresco.options import batches
 from stages.models.shared.loading import DTYPES, loading
 from stages.models.shared.origin import model_fields
-from stages.models.shared.picture_vae import load_vae
+from stages.models.shared.picture_vae import encoded, load_vae
 from stages.models.shared.prompt import prompt_of
 from stages.models.shared.text import embed, warn_of_cut
+from stages.models.shared.words import warn_of_unknown_words
 from stages.runtime.artifacts import Artifact, write_tensors
 from stages.runtime.errors import ItemError
 from stages.runtime.worker import Work, Worker
@@ -66,6 +68,8 @@ class Encode(Worker):
     def run(self, work: Work, phase: str) -> None:
         keys, options = work.inputs["image"], work.options
         (prompt, raw), negative = prompt_of(work), options["negative_prompt"]
+        prompt += options["prompt_suffix"]
+        warn_of_unknown_words(self.tokenizer, prompt, work.item.id)
         warn_of_cut(self.tokenizer, self.text, prompt, work.item.id)
         frames = [read_picture(keys.member(frame["suffix"])) for frame in keys.fields["frames"]]
         together = batches(len(frames), options["batch_size"])
@@ -85,17 +89,12 @@ class Encode(Worker):
         tensors = {
             "prompt_embeds": embed(self.tokenizer, self.text, [prompt]),
             "negative_prompt_embeds": embed(self.tokenizer, self.text, [negative]),
-            "image_latents": torch.stack([self._latent(frame) for frame in pixels], dim=1)[None],
+            "image_latents": torch.cat([latent(self.vae, frame) for frame in pixels]).transpose(0, 1)[None],
             "pixels": pixels,
             "control": torch.from_numpy(self._control(frames, options["controlnet_type"])),
             **flows(frames, pairs),
         }
         write_tensors(work.output, "encoded", fields, tensors)
-
-    def _latent(self, frame: torch.Tensor) -> torch.Tensor:
-        """The posterior's mode of a frame, uint8 [3, H, W], scaled: [4, h, w]. Nothing is random in it."""
-        image = frame[None].to(self.device).float() / 127.5 - 1
-        return self.vae.encode(image).latent_dist.mode()[0] * self.vae.config.scaling_factor
 
     def _control(self, frames: Sequence[np.ndarray], control: str) -> np.ndarray:
         if control == "canny":
@@ -103,6 +102,11 @@ class Encode(Worker):
         if control == "hed":
             return soft_edges(self.net, frames, self.device)
         return depth(self.net, self.processor, frames, self.device)
+
+
+def latent(vae: AutoencoderKL, frame: torch.Tensor) -> torch.Tensor:
+    """Scaled latents [1, 4, h, w] of a frame, uint8 [3, H, W]."""
+    return encoded(vae, frame[None].float() / 127.5 - 1)
 
 
 def ring(batch: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -12,8 +12,9 @@ from typing import Any
 from stages.media.options import WRITE_OPTIONS
 from stages.models.shared.index import read_index
 from stages.models.shared.noise import SEED
+from stages.models.shared.training.options import STAGE, shared
 from stages.runtime.errors import UsageError
-from stages.runtime.options import DTYPES, Family, Option
+from stages.runtime.options import DTYPES, Family, Option, Training
 
 CONTROLS = ("hed", "canny", "depth")
 FEWEST = 3  # keyframes of a batch: two that are known from before, and a new one
@@ -50,6 +51,35 @@ def disk(values: Mapping[str, Any]) -> float:
     return TEXTS + 896 * 512 * (100 * 3 + 20 * 14)
 
 
+VAE_TRAINING = Training(
+    "stages.models.fresco.train_vae:PictureVAETask",
+    (
+        *shared(num_frames=1),
+        Option("latent_noise", float, 0.05, "Noise on the latents, that makes the decoder robust", STAGE, minimum=0),
+        Option("kl_weight", float, 1e-4, "Weight of the latents' square, that keeps them small", STAGE, minimum=0),
+        Option("foreground_weight", float, 4.0, "Further weight of what differs from the ground", STAGE, minimum=0),
+        Option("crop_size", int, 64, "Side of what a step looks at", STAGE, "pixels", minimum=16),
+        Option(
+            "crop_share", float, 0.5, "Part of the steps that look at squares, not at the whole shrunk", STAGE, maximum=1
+        ),
+    ),
+    "Train the VAE of Stable Diffusion and DynamiCrafter (AutoencoderKL) on the frames of clips.",
+)
+
+TRAINING = Training(
+    "stages.models.fresco.train:EdgesTask",
+    (
+        *shared(without=("num_workers",), num_frames=1, frame_size=128),  # encoded once, by the VAE in this process
+        Option("vae", str, "", "Folder with vae/, of train sd-vae; empty: that of start_from", STAGE),
+        Option("freeze_unet", bool, False, "Train the ControlNet alone, for the U-Net of start_from", STAGE),
+        Option("text_dropout", float, 0.1, "Part of the captions left out, for guidance", STAGE, maximum=1),
+        Option("control_dropout", float, 0.2, "Part of the frames of which no edges are shown", STAGE, maximum=1),
+        Option("sample_steps", int, 20, "DDIM steps of the sample strips", STAGE, minimum=1),
+        Option("sample_guidance", float, 2.0, "Their guidance", STAGE, minimum=0),
+    ),
+    "Train Stable Diffusion and a ControlNet for hard edges (canny) on frames of clips with captions.",
+)
+
 GENERATE = ("generate",)
 
 FAMILY = Family(
@@ -57,6 +87,7 @@ FAMILY = Family(
     version=1,
     options=(
         Option("prompt", str, "", "The prompt", ("encode",), by_recipe=True),
+        Option("prompt_suffix", str, "", "Put behind every prompt, such as ', a photo'", ("encode",)),
         Option("negative_prompt", str, "", "What the film should not show", ("encode",)),
         Option(
             "controlnet_type",
@@ -115,4 +146,5 @@ FAMILY = Family(
         "generate": ((("unet", ""), ("controlnet_hed", "")),),
         "decode": ((("vae", "float32"),),),
     },
+    trainings={"fresco": TRAINING, "sd-vae": VAE_TRAINING},
 )

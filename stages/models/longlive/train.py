@@ -24,9 +24,10 @@ from stages.models.longlive.forcing import Forcing
 from stages.models.longlive.options import LONGEST
 from stages.models.longlive.sampler import Schedule, denoise, prefill
 from stages.models.shared.training.data import ShapesDataset, datasets
+from stages.models.shared.training.encoded import Encoded
 from stages.models.shared.training.loop import in_dtype
 from stages.models.shared.wan.repository import write_index
-from stages.models.shared.wan.training import Encoded, LatentTask
+from stages.models.shared.wan.training import LatentTask
 from stages.runtime.errors import UsageError
 
 SHOWN = 3  # clips of a sample strip
@@ -54,7 +55,7 @@ class CausalTask(LatentTask):
             self.transformer = WanTransformer3DModel(**size, **architecture["transformer"])
         self.forcing = Forcing(self.transformer, frames, options["local_attn_size"], options["sink_size"], block)
         clips = datasets(options, partial(TurningShapes, block=block))
-        self.data = tuple(Encoded(Switched(part), self.vae, False, options["batch_size"]) for part in clips)
+        self.data = tuple(Encoded(Switched(part), self.encode, options["batch_size"]) for part in clips)
 
     # ------------------------------------------------------------------------------------------------------------ loss
 

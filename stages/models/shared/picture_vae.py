@@ -17,6 +17,12 @@ def load_vae(model: Model, device: str) -> AutoencoderKL:
 
 
 @torch.no_grad()
+def encoded(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
+    """Scaled latents [N, 4, h, w] of pictures [N, 3, H, W] in -1..1: the posterior's mode, so that nothing is random."""
+    return vae.encode(pictures.to(vae.device)).latent_dist.mode() * vae.config.scaling_factor
+
+
+@torch.no_grad()
 def decoded(vae: AutoencoderKL, latents: torch.Tensor) -> Iterator[torch.Tensor]:
     """The pictures of latents [1, 4, T, h, w], one by one, [1, 3, H, W] around -1..1."""
     for z in latents.to(vae.device).unbind(2):

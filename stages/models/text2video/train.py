@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerFast
 
 from stages.media.shapes.world import WORDS
 from stages.models.shared.clip import to_uint8
 from stages.models.shared.text import embed
 from stages.models.shared.training.data import ShapesDataset, datasets, read_caption
 from stages.models.shared.training.loop import Task, in_dtype
-from stages.models.shared.words import word_tokenizer, words_of
+from stages.models.shared.training.text import new_text_encoder
+from stages.models.shared.words import words_of
 from stages.models.text2video.options import NOISE_SCHEDULES
 from stages.models.text2video.sampler import denoise
 from stages.models.text2video.unet import UNet3D, inflate
 from stages.runtime.errors import UsageError
 from stages.runtime.log import log
 
-START, END, UNKNOWN = SPECIAL = ("<|startoftext|>", "<|endoftext|>", "<unk>")
 WEIGHT_LIMIT = 4.0  # of the clip's error at little noise, where it is predicted itself
 
 
@@ -135,21 +135,6 @@ class Text2VideoTask(Task):
             "scheduler": ["diffusers", "DDPMScheduler"],
         }
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def new_text_encoder(config: Mapping[str, Any], words: list[str]) -> tuple[PreTrainedTokenizerFast, CLIPTextModel]:
-    """A CLIP text model of random weights that knows `words`."""
-    raw = word_tokenizer(words, SPECIAL, UNKNOWN, START, END)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        bos_token=START,
-        eos_token=END,
-        pad_token=END,
-        unk_token=UNKNOWN,
-        model_max_length=config["max_position_embeddings"],
-    )
-    ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    return tokenizer, CLIPTextModel(CLIPTextConfig(**ids, **config))
 
 
 def published_text_encoder(name: str) -> tuple[PreTrainedTokenizerFast, CLIPTextModel]:

@@ -18,9 +18,10 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from torch import nn
 
 from stages.models.shared.training.data import datasets
+from stages.models.shared.training.encoded import Encoded
 from stages.models.shared.training.loop import in_dtype
 from stages.models.shared.wan.repository import write_index
-from stages.models.shared.wan.training import Encoded, LatentTask
+from stages.models.shared.wan.training import LatentTask
 from stages.models.wan.sampler import Condition, State, concatenated, denoise, imposed, make_scheduler, replaced, switch_step
 from stages.runtime.errors import UsageError
 
@@ -42,7 +43,7 @@ class DenoiserTask(LatentTask):
             self.experts = nn.ModuleList(self._experts_from(Path(options["start_from"])))
         else:
             self.experts = nn.ModuleList(self._new_expert(architecture["transformer"]) for _ in self._expert_names())
-        self.data = tuple(Encoded(clips, self.vae, self.two_experts, options["batch_size"]) for clips in datasets(options))
+        self.data = tuple(Encoded(clips, self.encode, options["batch_size"]) for clips in datasets(options))
 
     def _expert_names(self) -> tuple[str, ...]:
         return ("transformer", "transformer_2") if self.two_experts else ("transformer",)
@@ -78,6 +79,16 @@ class DenoiserTask(LatentTask):
             new.load_state_dict({**weights, "patch_embedding.weight": wide})
             experts.append(new)
         return experts
+
+    def encode(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The latents of videos; for the 14b also what it is told, `image` [B, C, T, h, w] and `known` [B, 4, T, h, w]."""
+        found = super().encode(video)
+        if self.two_experts:
+            grey = torch.cat([video[:, :, :1], torch.zeros_like(video[:, :, 1:])], dim=2)
+            found["image"] = super().encode(grey)["latents"]
+            found["known"] = torch.zeros(len(video), 4, *found["latents"].shape[2:])
+            found["known"][:, :, 0] = 1
+        return found
 
     # ------------------------------------------------------------------------------------------------------------ loss
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from stages.models.shared.training.data import datasets
 from stages.models.shared.training.loop import Task, in_dtype
+from stages.models.shared.training.pictures import crop, foreground
 from stages.models.shared.wan.training import check_size
 from stages.models.shared.wan.vae import decoded, pixels, unclamped
 from stages.runtime.errors import UsageError
@@ -98,24 +99,6 @@ class VAETask(Task):
         means = torch.cat([self.vae.encode(clip[None].to(device)).latent_dist.mode() for clip in chosen])
         mean, spread = means.mean((0, 2, 3, 4)), means.var((0, 2, 3, 4)).mean().sqrt().item()
         return {"latents_mean": mean.tolist(), "latents_std": [spread] * len(mean)}
-
-
-def foreground(video: torch.Tensor) -> torch.Tensor:
-    """1 where a pixel differs from its clip's most common tone, else 0: float [B, 1, T, H, W]."""
-    ground = video.flatten(2).median(dim=2).values[:, :, None, None, None]
-    return ((video - ground).abs().amax(dim=1, keepdim=True) > 0.1).to(video)
-
-
-def crop(clip: torch.Tensor, size: int, place: float) -> torch.Tensor:
-    """A square of `size` pixels of a clip [3, T, H, W] around a pixel that stands out, from the first (0) to the last (1).
-
-    It may cut what it is about, so that outlines are also learned at the border of a picture.
-    """
-    height, width = clip.shape[2:]
-    shown = foreground(clip[None])[0, 0].amax(dim=0).nonzero().tolist()  # y and x
-    y, x = shown[min(int(place * len(shown)), len(shown) - 1)] if shown else (height / 2, width / 2)
-    top, left = (int(min(max(at - size / 2, 0), side - size)) for at, side in ((y, height), (x, width)))
-    return clip[:, :, top : top + size, left : left + size]
 
 
 def widened(vae: AutoencoderKLWan, channels: int) -> AutoencoderKLWan:

@@ -52,6 +52,15 @@ def test_every_keyframe_is_made_once(size):
 # -------------------------------------------------------------------------------------------------------------- encode
 
 
+def test_a_suffix_is_a_part_of_the_prompt(tiny_sd, keys, encoded, tmp_path):
+    suffixed = encoded(1, *CANNY, "--prompt-suffix", ", a photo")
+    whole = tmp_path / "whole.safetensors"
+    stage("encode", keys(1), "-o", whole, "-m", tiny_sd, "--prompt", "a blue bird, a photo", "--dtype", "float32", *CANNY)
+    assert read(suffixed).fields["prompt"] == "a blue bird, a photo"
+    assert torch.equal(load_file(suffixed)["prompt_embeds"], load_file(whole)["prompt_embeds"])
+    assert not torch.equal(load_file(suffixed)["prompt_embeds"], load_file(encoded(1, *CANNY))["prompt_embeds"])
+
+
 def test_hard_edges_are_those_of_opencv(encoded, keys):
     made = load_file(encoded(2, *CANNY))
     frames = [keys(2).parent / f"keys/{number * INTERVAL:06d}.png" for number in range(2)]

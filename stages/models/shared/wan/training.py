@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from stages.media.shapes.world import WORDS
+from stages.models.shared.training.encoded import vae_folder
 from stages.models.shared.training.loop import Task, in_dtype
 from stages.models.shared.wan.vae import decoded, denormalised, encoded, pixels
 from stages.models.shared.words import word_tokenizer
@@ -28,10 +28,8 @@ class LatentTask(Task):
     def __init__(self, options: Mapping[str, Any], architecture: Mapping[str, Any]):
         super().__init__()
         self.options = options
-        vae = options["vae"] or options["start_from"]
-        if not (Path(vae) / "vae").is_dir():
-            raise UsageError(f"{vae or 'no folder'} has no vae/", "give --vae, a folder that train wan-vae wrote")
-        self.vae = AutoencoderKLWan.from_pretrained(vae, subfolder="vae", dtype=torch.float32)
+        self.source = vae_folder(options, "wan-vae")
+        self.vae = AutoencoderKLWan.from_pretrained(self.source, subfolder="vae", dtype=torch.float32)
         self.vae.requires_grad_(False).eval()
         check_size(options, self.vae, patch=2)
         if start := options["start_from"]:
@@ -53,53 +51,19 @@ class LatentTask(Task):
         states = self.text(tokens.input_ids, tokens.attention_mask).last_hidden_state
         return states * tokens.attention_mask[..., None]
 
+    def encode(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Normalised latents [B, C, T, h, w] of videos [B, 3, F, H, W]."""
+        return {"latents": encoded(self.vae, video.to(self.text.device))}
+
     def pixels(self, latents: torch.Tensor) -> np.ndarray:
         """A clip, uint8 [T, H, W, 3], of normalised latents [1, C, T, h, w]."""
         return np.stack([pixels(frame) for frame in decoded(self.vae, denormalised(self.vae, latents))])
 
     def save_around(self, folder: Path, dtype: torch.dtype) -> None:
         """Write what a repository has beside the transformers; the VAE is copied as it is."""
-        source = Path(self.options["vae"] or self.options["start_from"])
-        shutil.copytree(source / "vae", folder / "vae")
+        shutil.copytree(self.source / "vae", folder / "vae")
         in_dtype(self.text, dtype).save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
-
-
-class Encoded(Dataset):
-    """Clips as normalised latents, each encoded once, at its first use; so of an augmented clip there is one variation.
-
-    An item has `latents` [C, T, h, w] in the place of `video`; for the 14b also what it is told, `image` [C, T, h, w] and
-    `known` [4, T, h, w]. `together` neighbours are encoded at once, which is faster: always the same ones, or rounding would
-    make a resumed training another one.
-    """
-
-    def __init__(self, clips, vae: AutoencoderKLWan, with_image: bool, together: int):
-        self.clips, self.vae, self.with_image = clips, [vae], with_image  # in a list: not a part of this
-        self.together, self.known = together, {}
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, key) -> dict[str, Any]:
-        index = key[1] if isinstance(key, tuple) else key
-        if index not in self.known:
-            first = index - index % self.together
-            items = [self.clips[i] for i in range(first, min(first + self.together, len(self)))]
-            self.known |= dict(enumerate(self._encoded(items), first))
-        return self.known[index]
-
-    @torch.no_grad()
-    def _encoded(self, items: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        video = torch.stack([item["video"] for item in items]).to(self.vae[0].device)
-        found = {"latents": encoded(self.vae[0], video).cpu()}
-        if self.with_image:
-            grey = torch.cat([video[:, :, :1], torch.zeros_like(video[:, :, 1:])], dim=2)
-            found["image"] = encoded(self.vae[0], grey).cpu()
-            found["known"] = torch.zeros(len(items), 4, *found["latents"].shape[2:])
-            found["known"][:, :, 0] = 1
-        for i, item in enumerate(items):
-            told = {name: value for name, value in item.items() if name != "video"}
-            yield {name: tensor[i] for name, tensor in found.items()} | told
 
 
 def new_text_encoder(config: Mapping[str, Any]) -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:

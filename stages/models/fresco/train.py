@@ -1,0 +1,145 @@
+"""Training of a Stable Diffusion 1.5 and a ControlNet for hard edges, together, on the frames of clips with captions.
+
+Denoising diffusion (Ho et al. 2020, arXiv:2006.11239) on the latents of a VAE that stays as it is. The ControlNet
+(arXiv:2302.05543) sees the hard edges of the frame itself; in a part of the frames it says nothing, since FRESCO also looks
+at its source by the U-Net alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from transformers import AutoTokenizer, CLIPTextModel
+
+from stages.media.shapes.filmed import LOOKS
+from stages.media.shapes.world import WORDS
+from stages.models.fresco.control import canny
+from stages.models.fresco.looks import TwoLooks
+from stages.models.shared.clip import to_uint8
+from stages.models.shared.picture_vae import decoded, encoded
+from stages.models.shared.text import embed
+from stages.models.shared.training.data import datasets
+from stages.models.shared.training.encoded import Encoded, vae_folder
+from stages.models.shared.training.loop import Task, in_dtype
+from stages.models.shared.training.text import new_text_encoder
+from stages.runtime.errors import UsageError
+
+SHOWN = 8  # frames of a sample strip
+CONTROLNET = "controlnet_canny"
+
+
+class EdgesTask(Task):
+    """The squared error of the noise, at a timestep drawn evenly."""
+
+    def __init__(self, options: Mapping[str, Any], architecture: Mapping[str, Any]):
+        super().__init__()
+        self.options = options
+        if options["num_frames"] != 1:
+            raise UsageError(f"num_frames is {options['num_frames']} and this model makes pictures", "give --num-frames 1")
+        whole = {"dtype": torch.float32, "use_safetensors": True}
+        vae = AutoencoderKL.from_pretrained(vae_folder(options, "sd-vae"), subfolder="vae", **whole)
+        self.vae = vae.requires_grad_(False).eval()
+        if options["start_from"]:
+            folder = Path(options["start_from"])
+            self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+            self.text = CLIPTextModel.from_pretrained(folder / "text_encoder", **whole)
+            self.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **whole)
+            self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        else:
+            folder = None
+            self.tokenizer, self.text = new_text_encoder(architecture["text_encoder"], [*WORDS, *LOOKS, ".", ","])
+            self.unet = UNet2DConditionModel(
+                cross_attention_dim=self.text.config.hidden_size,
+                sample_size=options["frame_size"] // 8,
+                **architecture["unet"],
+            )
+            self.scheduler = DDPMScheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+            )
+        if folder and (folder / CONTROLNET).is_dir():
+            self.controlnet = ControlNetModel.from_pretrained(folder, subfolder=CONTROLNET, **whole)
+        else:
+            self.controlnet = ControlNetModel.from_unet(self.unet, **architecture.get("controlnet", {}))
+        for network in (self.text, self.unet):
+            network.requires_grad_(not options["freeze_unet"])
+        self.data = tuple(Encoded(clips, self.encode, options["batch_size"]) for clips in datasets(options, TwoLooks))
+
+    def encode(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`latents` [B, 4, h, w] of single frames [B, 3, 1, H, W], and `control`, their edges, uint8 [B, H, W]."""
+        edges = canny([to_uint8(clip)[0] for clip in video])
+        return {"latents": encoded(self.vae, video[:, :, 0]), "control": torch.from_numpy(edges)}
+
+    # ------------------------------------------------------------------------------------------------------------ loss
+
+    def forward(self, batch: Mapping[str, Any], step: int, generator: torch.Generator) -> torch.Tensor:
+        latents = batch["latents"]
+        count = len(latents)
+        timestep = torch.randint(self.scheduler.config.num_train_timesteps, (count,), generator=generator)
+        no_text, blind = (
+            torch.rand(count, generator=generator) < self.options[name] for name in ("text_dropout", "control_dropout")
+        )
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        timestep = timestep.to(latents.device)
+        noisy = self.scheduler.add_noise(latents, noise, timestep)
+        texts = ["" if drop else text for drop, text in zip(no_text.tolist(), batch["text"], strict=True)]
+        scale = (~blind).to(latents).view(-1, 1, 1, 1)
+        return ((self._predict(noisy, timestep, self._text(texts), batch["control"], scale) - noise) ** 2).mean()
+
+    def _predict(self, noisy, timestep, text, control, scale) -> torch.Tensor:
+        """The noise [B, 4, h, w]; `scale`, of what the ControlNet says, is a number or [B, 1, 1, 1]."""
+        shown = (control[:, None].to(noisy) / 255).expand(-1, 3, -1, -1)
+        down, middle = self.controlnet(noisy, timestep, text, controlnet_cond=shown, return_dict=False)
+        return self.unet(
+            noisy,
+            timestep,
+            text,
+            down_block_additional_residuals=[scale * part for part in down],
+            mid_block_additional_residual=scale * middle,
+            return_dict=False,
+        )[0]
+
+    def _text(self, texts: list[str]) -> torch.Tensor:
+        return embed(self.tokenizer, self.text, texts)
+
+    # ---------------------------------------------------------------------------------------------------------- sample
+
+    @torch.no_grad()
+    def sample(self, batch: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
+        """Per caption the true frame, its edges, and what is made of the two."""
+        true, control, texts = batch["latents"][:SHOWN], batch["control"][:SHOWN], batch["text"][:SHOWN]
+        text, without = self._text(texts), self._text([""] * len(texts))
+        scheduler = DDIMScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(self.options["sample_steps"])
+        x = torch.randn(true.shape, generator=torch.Generator().manual_seed(0)).to(true)
+        for t in scheduler.timesteps:
+            told, untold = (self._predict(x, t, words, control, 1.0) for words in (text, without))
+            x = scheduler.step(untold + self.options["sample_guidance"] * (told - untold), t, x).prev_sample
+        rows = []
+        for caption, *latents, edges in zip(texts, true, x, control, strict=True):
+            before, made = (to_uint8(next(decoded(self.vae, z[None, :, None])).transpose(0, 1)) for z in latents)
+            drawn = edges.cpu().numpy()[..., None].repeat(3, axis=-1)
+            rows.append((caption, np.stack([before[0], drawn, made[0]])))
+        return rows
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write a whole repository in diffusers' layout, with the ControlNet beside the U-Net."""
+        parts = {"vae": self.vae, "unet": self.unet, CONTROLNET: self.controlnet, "text_encoder": self.text}
+        for name, network in parts.items():
+            in_dtype(network, dtype).save_pretrained(folder / name)
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        self.scheduler.save_pretrained(folder / "scheduler")
+        index = {
+            "_class_name": "StableDiffusionPipeline",
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", type(self.tokenizer).__name__],
+            "scheduler": ["diffusers", "DDPMScheduler"],
+        }
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

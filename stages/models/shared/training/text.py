@@ -1,0 +1,27 @@
+"""A text encoder to begin with: CLIP's classes, random weights, the words of the captions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from stages.models.shared.words import word_tokenizer
+
+START, END, UNKNOWN = SPECIAL = ("<|startoftext|>", "<|endoftext|>", "<unk>")
+
+
+def new_text_encoder(config: Mapping[str, Any], words: list[str]) -> tuple[PreTrainedTokenizerFast, CLIPTextModel]:
+    """A CLIP text model of random weights that knows `words`."""
+    raw = word_tokenizer(words, SPECIAL, UNKNOWN, START, END)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
+        unk_token=UNKNOWN,
+        model_max_length=config["max_position_embeddings"],
+    )
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    return tokenizer, CLIPTextModel(CLIPTextConfig(**ids, **config))

@@ -1,0 +1,195 @@
+"""DynamiCrafter trained from nothing: what its U-Net is told and asked, and what the stages make of it."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from stages.media.read import frames
+from stages.media.shapes import world
+from stages.models.dynamicrafter.options import TRAINING, detect
+from stages.models.dynamicrafter.train import DynamiCrafterTask
+from stages.models.shared.training.data import ShapesDataset, collate
+from stages.runtime.options import resolve
+from tests.commands import stage, train
+
+SHAPES = {
+    **{"data": "shapes", "max_samples": 4, "num_frames": 4, "frame_size": 64, "batch_size": 2, "learning_rate": 1e-3},
+    **{"warmup_steps": 0, "max_steps": 3, "validate_every": 3, "save_every": 3, "validation_samples": 3, "sample_steps": 2},
+}
+ARCHITECTURE = {
+    "text_encoder": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "projection_dim": 16,
+        "max_position_embeddings": 16,
+    },
+    "image_encoder": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "projection_dim": 16,
+    },
+    "image_projector": {"dim": 16, "depth": 1, "dim_head": 8, "heads": 2, "ff_mult": 1},
+    "unet": {
+        "model_channels": 32,
+        "channel_mult": [1, 1],
+        "num_res_blocks": 1,
+        "attention_resolutions": [2],
+        "num_head_channels": 8,
+    },
+}
+PROMPT = "a red ring moving left slowly on a black background"
+
+
+@pytest.fixture(scope="module")
+def vae(repositories):
+    """The folder of a repository; only its VAE is looked at."""
+    return repositories["256"]
+
+
+def trained(folder, config, *arguments, fails=0):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    said = train("dynamicrafter", "--config", folder / "config.yaml", "--output", folder / "t", *arguments, fails=fails)
+    return said if fails else folder / "t" / "model"
+
+
+@pytest.fixture(scope="module", params=["256", "1024"])
+def model(request, vae, tmp_path_factory):
+    config = {**SHAPES, "variant": request.param, "vae": str(vae), "architecture": ARCHITECTURE}
+    return request.param, trained(tmp_path_factory.mktemp("dynamicrafter"), config)
+
+
+def task(vae, **options):
+    return DynamiCrafterTask(resolve(TRAINING.options, {**SHAPES, "vae": str(vae), **options}), ARCHITECTURE)
+
+
+def test_the_stages_run_what_was_trained(model, tmp_path):
+    variant, folder = model
+    assert detect(folder) == variant
+    config = {"models": {"mine": {"family": "dynamicrafter", "variant": variant, "path": str(folder), "sizes": ["64*64"]}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    scene = world.sample(np.random.default_rng(0))
+    Image.fromarray(world.render(scene, 1)[0]).save(tmp_path / "a.png")
+    named, fast = ("--config", tmp_path / "config.yaml"), ("--num-inference-steps", 2, "--dtype", "float32")
+    stage(
+        *("encode", tmp_path / "a.png", "-m", "mine", *named, "-o", tmp_path / "e.safetensors", "--prompt", PROMPT),
+        *("--size", "64*64", "--video-length", 4),
+    )
+    stage("generate", tmp_path / "e.safetensors", *named, "-o", tmp_path / "l.safetensors", *fast)
+    stage("decode", tmp_path / "l.safetensors", *named, "-o", tmp_path / "clip.json")
+    assert [frame.rgb.shape for frame in frames(tmp_path / "clip.mp4")] == [(64, 64, 3)] * 4
+
+
+def test_what_is_encoded_is_what_the_stage_encodes(model, vae, tmp_path):
+    """The first frame's latents and CLIP's picture of it, from the training's clips and from a file by encode."""
+    variant, folder = model
+    training = task("", variant=variant, start_from=str(folder))
+    clip = ShapesDataset(4, 4, 64, seed=1)[2]
+    item = training.data[0][2]
+    Image.fromarray(np.rint((clip["video"][:, 0].numpy() + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)).save(
+        tmp_path / "first.png"
+    )
+    declared = {"family": "dynamicrafter", "variant": variant, "path": str(folder), "sizes": ["64*64"]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"models": {"mine": declared}}))
+    stage(
+        *("encode", tmp_path / "first.png", "-m", "mine", "--config", tmp_path / "config.yaml"),
+        *("-o", tmp_path / "e.safetensors", "--prompt", item["text"], "--size", "64*64", "--video-length", 4),
+    )
+    made = load_file(tmp_path / "e.safetensors")
+    with torch.no_grad():
+        tokens, text = training._tokens(item["picture"][None]), training._text([item["text"]])
+    torch.testing.assert_close(made["image_latents"][0, :, 0], item["latents"][:, 0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(made["image_embeds"], tokens, rtol=0, atol=1e-4)
+    torch.testing.assert_close(made["prompt_embeds"], text, rtol=0, atol=1e-5)
+
+
+class Knowing(nn.Module):
+    """A network that knows the clip, and answers by the formulas what the noisy one is asked: noise, or velocity."""
+
+    def __init__(self, clip, predicts, alphas, scales):
+        super().__init__()
+        self.clip, self.predicts, self.alphas, self.scales = clip, predicts, alphas, scales
+
+    def forward(self, x, timesteps, text, image, fs):
+        self.shown, self.text, self.image = x, text, image
+        alpha = self.alphas[timesteps].view(-1, 1, 1, 1, 1)
+        clip = self.scales[timesteps].view(-1, 1, 1, 1, 1) * self.clip
+        noise = (x[:, :4] - alpha.sqrt() * clip) / (1 - alpha).sqrt()
+        return noise if self.predicts == "noise" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clip
+
+
+@pytest.mark.parametrize(
+    ("variant", "predicts", "lowest"), [("256", "noise", 1.0), ("512", "velocity", 0.7), ("1024", "velocity", 0.3)]
+)
+def test_what_is_asked_is_what_the_variant_predicts(vae, variant, predicts, lowest):
+    """Formulas of the facts: scaled-linear betas, moved to end in pure noise but for 256; a scale that falls till 400."""
+    alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+    if variant != "256":
+        root = alphas.sqrt()
+        alphas = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    scales = torch.cat([torch.linspace(1, lowest, 400), torch.full((600,), lowest)])
+    training = task(vae, variant=variant)
+    batch = collate([training.data[0][i] for i in range(2)])
+    training.unet = Knowing(batch["latents"], predicts, alphas.float(), scales)
+    assert training(batch, 0, torch.Generator().manual_seed(0)).item() < 1e-5
+    picture = batch["latents"][:, :, :1]
+    assert torch.equal(training.unet.shown[:, 4:], picture.expand(-1, -1, 4, -1, -1))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_captions_and_pictures_are_left_out_for_guidance(vae, share):
+    training = task(vae, dropout=share)
+    batch = collate([training.data[0][i] for i in range(2)])
+    alphas = torch.full((1000,), 0.5)
+    training.unet = Knowing(batch["latents"], "noise", alphas, torch.ones(1000))
+    training(batch, 0, torch.Generator().manual_seed(0))
+    assert torch.equal(training.unet.text[0], training.unet.text[1]) == (share == 1)
+    assert torch.equal(training.unet.image[0], training.unet.image[1]) == (share == 1)
+
+
+def test_noise_is_preferred_where_that_is_asked(vae):
+    training, seen = task(vae, noisy_share=3.0), []
+    batch = collate([training.data[0][i] for i in range(2)])
+
+    class Watching(nn.Module):
+        def forward(self, x, timesteps, *others):
+            seen.extend(timesteps.tolist())
+            return x[:, :4]
+
+    training.unet = Watching()
+    for step in range(200):
+        training(batch, step, torch.Generator().manual_seed(step))
+    assert np.mean(seen) == pytest.approx(750, abs=30)  # of u ** (1 / 3), u even in 0..1, the mean is 3 / 4
+
+
+def test_encoders_stay_as_they_are_unless_asked(model, tmp_path):
+    variant, folder = model
+    config = {**SHAPES, "variant": variant, "start_from": str(folder)}
+    for frozen in (True, False):
+        again = trained(tmp_path / str(frozen), {**config, "freeze_encoders": frozen})
+        for name in ("text_encoder", "image_encoder"):
+            same = (again / name / "model.safetensors").read_bytes() == (folder / name / "model.safetensors").read_bytes()
+            assert same == frozen, name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frame_size": 96}, "frame_size is 96: it must be a multiple of 64"),
+        ({"vae": "nowhere"}, "nowhere has no vae/: give --vae, a folder that train sd-vae wrote"),
+        ({"vae": ""}, "no folder has no vae/: give --vae, a folder that train sd-vae wrote"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence(vae, change, message, tmp_path):
+    config = {**SHAPES, "vae": str(vae), "architecture": ARCHITECTURE, **change}
+    assert f"error: {message}" in trained(tmp_path, config, fails=2)
