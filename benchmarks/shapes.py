@@ -20,11 +20,13 @@ from benchmarks.harness import ROOT, finish, parse_arguments, print_table, snake
 from stages import plan
 from stages.media.shapes import dataset
 from stages.media.shapes.dataset import Source
-from stages.media.shapes.world import DIRECTIONS
+from stages.media.shapes.world import DIRECTIONS, render
+from stages.media.write import write_png
 from stages.score import score_run
 
 CLIPS, QUICK_CLIPS = 200, 24
 HELD_OUT, IN_CHAINS = 0.3, 0.2  # of that number: clips of combinations never trained on, and clips that become chains
+TRANSLATED = 0.1  # and, of either kind, those that are translated, which takes longest
 SEED = 1000  # far from those of the trainings
 SIZE, FRAMES, FPS = 128, 17, 8
 OPTIONS = {"lossless": True, "seed": 42}  # all else as the models are declared
@@ -63,11 +65,16 @@ BARS = {
     "longlive": TURNING,
     "longlive-recached": TURNING,
     "text2video-unet": {"color": 0.95, "shape": 0.95, "direction": 0.6, "speed": None, "color_shape_direction": None},
+    "dynamicrafter": {"color": 0.95, "shape": None, "direction": 0.85, "speed": None, "color_shape_direction": None},
+    "fresco": {
+        **{"look": 0.95, "color": 0.95, "shape": 0.90, "direction": 0.95},
+        **{"nearness_of_look": None, "flicker_levels": None},
+    },
 }
 
 
 def make_sources(folder: Path, clips: int) -> dict[str, Source]:
-    """Two data sets, once; their clips by the path of the video."""
+    """Two data sets, once, with the first frame of each clip; the clips by the path of the video."""
     sources = {}
     for name, count, held_out in (("seen", clips, False), ("held-out", round(clips * HELD_OUT), True)):
         scenes = folder / name / dataset.SCENES
@@ -75,6 +82,10 @@ def make_sources(folder: Path, clips: int) -> dict[str, Source]:
             shutil.rmtree(folder / name, ignore_errors=True)
             list(dataset.write(folder / name, dataset.draw(count, SIZE, FRAMES, SEED + held_out, held_out), FPS))
         sources |= {f"{name}/videos/{stem}.mp4": source for stem, source in dataset.read(scenes).items()}
+    for video, source in sources.items():
+        picture = folder / picture_of(video)
+        picture.parent.mkdir(exist_ok=True)
+        write_png(picture, render(source.scene, 1, SIZE, SIZE)[0])
     return sources
 
 
@@ -95,6 +106,8 @@ def config(clips: int, sources: dict[str, Source]) -> dict:
     as_links = {**OPTIONS, "links": LINKS}
     turning = [{**row, "prompt1": row["prompt"], "prompt2": turned(row["prompt"], i)} for i, row in enumerate(told)]
     turning = [{name: text for name, text in row.items() if name != "prompt"} for row in turning]
+    pictures = [{**row, "image": picture_of(named[row["id"]])} for row in prompts]
+    translated = [row for row in told if int(row["id"].rpartition("-")[2]) < clips * TRANSLATED]
     captioner = {"captioner": "shapes-internvl", "options": OPTIONS}
     runs = {
         "told-5b": {"recipe": "v2v", "model": "shapes-wan-5b", "clips": told, "options": OPTIONS},
@@ -109,9 +122,16 @@ def config(clips: int, sources: dict[str, Source]) -> dict:
         },
         "text2video-5b": {"recipe": "text2video", "model": "shapes-wan-5b", "clips": prompts, "options": OPTIONS},
         "text2video-unet": {"recipe": "text2video", "model": "shapes-text2video", "clips": on_black, "options": OPTIONS},
+        "dynamicrafter": {"recipe": "dynamicrafter", "model": "shapes-dynamicrafter", "clips": pictures, "options": OPTIONS},
+        "fresco": {"recipe": "fresco", "model": "shapes-fresco", "clips": translated, "options": {"seed": 42}},
     }
     models = declared_models()
     return {"models": models, "runs": {name: run for name, run in runs.items() if run["model"] in models}}
+
+
+def picture_of(video: str) -> str:
+    """Where the first frame of a clip is."""
+    return video.replace("/videos/", "/pictures/").replace(".mp4", ".png")
 
 
 def turned(prompt: str, number: int) -> str:
@@ -124,11 +144,13 @@ def turned(prompt: str, number: int) -> str:
 def make_clips(folder: Path, runs: dict) -> None:
     """The clips of all runs, by snakemake; one that fails does not stop the others, and is scored as failed.
 
-    Their films, which nobody looks at, are not made.
+    Films are not made, for what is scored are the frames before they are encoded.
     """
     (folder / "config.yaml").write_text(json.dumps(runs))
     with chdir(folder):
-        clips = [output for job in plan.load(runs, 2).jobs if job.stage.name == "decode" for output in job.outputs]
+        clips = [
+            output for job in plan.load(runs, 2).jobs if job.stage.name in ("decode", "propagate") for output in job.outputs
+        ]
         subprocess.run(snakemake(2, "--keep-going", "--rerun-incomplete", *clips), stdout=sys.stderr)
 
 

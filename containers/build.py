@@ -1,4 +1,5 @@
-"""Build the image of every stage: containers/STAGE.sif. Stages that need the same share one file under several names.
+"""Build the image of every stage: containers/STAGE.sif. Stages that need the same share one file under several names, and an
+image whose extra names another one is built on that one's: torch is installed once.
 
 What is already built of the same code, versions and base is kept, so an interrupted build goes on where it was.
 """
@@ -7,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,6 +29,16 @@ EXTRAS = {name: stage.extra for name, stage in STAGES.items()} | {"train": "trai
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # the wheels are those of the Python that fetches them
 QUICKLY = "-comp gzip -Xcompression-level 1"  # a third of the time, a little larger, and every kernel reads it
 DEBIAN = {"3.11": "bookworm", "3.13": "trixie"}
+
+
+def parents() -> dict[str, str]:
+    """The extra that each extra of pyproject.toml begins with, where it does."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    firsts = {extra: re.fullmatch(r"kinemake\[(\w+)\]", names[0]) for extra, names in extras.items()}
+    return {extra: first[1] for extra, first in firsts.items() if first}
+
+
+PARENTS = parents()
 
 
 @click.command(help=__doc__)
@@ -55,8 +68,10 @@ def built(extra: str, base: str, torch_index: str) -> Path:
     if not image.is_file():
         for old in WORK.glob(f"{extra}-*.sif"):
             old.unlink()
+        below = PARENTS.get(extra)
+        start = ("localimage", str(built(below, base, torch_index))) if below else bootstrap(base)
         half = image.with_suffix(".half")
-        build(half, extra, bootstrap(base), wheels(extra, torch_index))
+        build(half, extra, start, wheels(extra, torch_index))
         half.rename(image)
     return image
 
@@ -71,14 +86,15 @@ def build(image: Path, extra: str, base: tuple[str, str], folder: Path) -> None:
 
 
 def wheels(extra: str, torch_index: str) -> Path:
-    """A folder with the wheels of an extra, fetched by this machine's own pip, by the versions of envs/constraints.txt."""
-    folder = WORK / "wheels" / hashlib.sha256(torch_index.encode()).hexdigest()[:8] / extra
+    """A folder with the wheels of an extra, among others, and the constraints by which this machine's pip fetched them."""
+    folder = WORK / "wheels" / hashlib.sha256(torch_index.encode()).hexdigest()[:8]
     for old in folder.glob("kinemake-*.whl"):
         old.unlink()
     index = ["--extra-index-url", torch_index] if torch_index else []
     constraints = ["--constraint", str(ROOT / "envs/constraints.txt")]
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--find-links", str(folder), *index, *constraints]
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "envs/constraints.txt", folder)
     run([*command, "--wheel-dir", str(folder), f"{ROOT}[{extra}]"], WORK / f"{extra}.log")
     return folder
 

@@ -61,21 +61,23 @@ def read_clips(source: Any, where: str) -> tuple[list[dict[str, Any]], list[str]
 
 def _folder_rows(source: Mapping[str, Any], warnings: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """A folder of videos or pictures, and their prompts: a folder of texts with the same stems (for pictures their own
-    folder, unless another is named), or a text file with a line for each in the order of their names."""
+    folder, unless another is named), or a text file with a line for each in the order of their names. Videos of masks have
+    the same stems too."""
     kind, called, endings = (
         ("video", "videos", VIDEO_ENDINGS) if "videos" in source else ("image", "pictures", PICTURE_ENDINGS)
     )
     folder = Path(source[f"{kind}s"])
-    if not folder.is_dir():
-        raise UsageError(f"the folder of {called} {folder} does not exist", "mend the path")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings)
-    if not found:
-        raise UsageError(f"the folder {folder} has no {called}", f"put {', '.join(endings)} files there")
+    found = _files(folder, endings, called)
     told = source.get("prompts", folder if kind == "image" else None)
     prompts = _prompts_beside(found, Path(told), called) if told else {}
     missing = source.get("missing_prompt", "caption")
+    masks = {path.stem: path for path in _files(Path(source["masks"]), VIDEO_ENDINGS, "masks")} if "masks" in source else {}
     for path in found:
         row: dict[str, Any] = {kind: str(path)}
+        if path.stem in masks:
+            row["masks"] = str(masks[path.stem])
+        elif "masks" in source:
+            warnings.append(f"{path.name} has no masks in {source['masks']}")
         if prompts.get(path):
             row["prompt"] = prompts[path]
         elif told:
@@ -85,6 +87,16 @@ def _folder_rows(source: Mapping[str, Any], warnings: list[str]) -> Iterator[tup
             if missing == "skip":
                 continue
         yield str(path), row
+
+
+def _files(folder: Path, endings: Sequence[str], called: str) -> list[Path]:
+    """The files of a folder that have one of these endings, by name. Raises UsageError where there is none."""
+    if not folder.is_dir():
+        raise UsageError(f"the folder of {called} {folder} does not exist", "mend the path")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings)
+    if not found:
+        raise UsageError(f"the folder {folder} has no {called}", f"put {', '.join(endings)} files there")
+    return found
 
 
 def _prompts_beside(found: Sequence[Path], told: Path, called: str) -> dict[Path, str]:

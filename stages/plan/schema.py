@@ -106,6 +106,7 @@ def config_schema() -> dict[str, Any]:
                 "description": "Folder of prompts, a .txt of the same stem per video or picture; or a .txt file with a line "
                 "for each, in the order of their names. Default for pictures: their own folder.",
             },
+            "masks": {**TEXT, "description": "Folder of videos of masks, of the same stems, for recipe fresco."},
             "missing_prompt": {
                 "enum": ["caption", "skip"],
                 "description": "What becomes of one without a prompt. Default: caption.",

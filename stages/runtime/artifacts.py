@@ -115,6 +115,7 @@ KINDS = {
                 ),
                 TensorSpec("pixels", ("K", 3, "H", "W"), ("U8",), "keyframes of the source", False),
                 TensorSpec("control", ("K", "H", "W"), ("U8",), "what a ControlNet is shown of them", False),
+                TensorSpec("masks", ("K", "H", "W"), ("U8",), "255 where something is in front in them", False),
                 TensorSpec("flow_forward", ("M", 2, "H", "W"), ("F16",), "flow of pairs of keyframes, in pixels", False),
                 TensorSpec("flow_backward", ("M", 2, "H", "W"), ("F16",), "the same from the second to the first", False),
                 TensorSpec("occluded_forward", ("M", "H", "W"), ("U8",), "1 where that flow cannot be trusted", False),

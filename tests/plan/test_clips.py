@@ -8,6 +8,18 @@ from stages.plan.clips import ID, read_clips, slug
 from stages.runtime.errors import UsageError
 
 
+def test_a_folder_of_masks(tmp_path):
+    for name in ("videos/a.mp4", "videos/b.mp4", "masks/a.mkv", "masks/c.mkv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    source = {"videos": str(tmp_path / "videos"), "masks": str(tmp_path / "masks")}
+    rows, warnings = read_clips(source, "run x")
+    assert [row.get("masks") for row in rows] == [str(tmp_path / "masks/a.mkv"), None]
+    assert warnings == [f"b.mp4 has no masks in {tmp_path / 'masks'}"]
+    with pytest.raises(UsageError, match="the folder of masks .* does not exist: mend the path"):
+        read_clips({**source, "masks": str(tmp_path / "none")}, "run x")
+
+
 def test_a_folder_of_videos_and_a_folder_of_prompts(tmp_path):
     (tmp_path / "p").mkdir()
     for name in ("b.MP4", "a.mkv", "c.avi", "d.mov", "notes.txt"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,7 +12,9 @@ from diffusers import AutoencoderKL
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModel, DPTForDepthEstimation
 
 from stages.media.flow import consistent, correspondence, grid, sample
+from stages.media.probe import probe
 from stages.media.read import read_picture
+from stages.media.select import pick, whole
 from stages.models.fresco.control import HED, canny, depth, soft_edges
 from stages.models.fresco.options import batches
 from stages.models.shared.loading import DTYPES, loading
@@ -94,6 +97,8 @@ class Encode(Worker):
             "control": torch.from_numpy(self._control(frames, options["controlnet_type"])),
             **flows(frames, pairs),
         }
+        if options["masks"]:
+            tensors["masks"] = masks_of(Path(options["masks"]), keys)
         write_tensors(work.output, "encoded", fields, tensors)
 
     def _control(self, frames: Sequence[np.ndarray], control: str) -> np.ndarray:
@@ -107,6 +112,17 @@ class Encode(Worker):
 def latent(vae: AutoencoderKL, frame: torch.Tensor) -> torch.Tensor:
     """Scaled latents [1, 4, h, w] of a frame, uint8 [3, H, W]."""
     return encoded(vae, frame[None].float() / 127.5 - 1)
+
+
+def masks_of(video: Path, keys: Artifact) -> torch.Tensor:
+    """The masks of keyframes, uint8 [K, H, W], out of a video with one of each frame. Raises ItemError for too few."""
+    places = [frame["index"] for frame in keys.fields["frames"]]
+    masks = pick(whole(probe(video), False), places)
+    if masks[-1].index < places[-1]:
+        raise ItemError(f"{video} has {masks[-1].index + 1} masks, and the clip more frames", "give a mask of each frame")
+    size = keys.fields["width"], keys.fields["height"]
+    seen = [cv2.resize(mask.rgb[..., 0], size, interpolation=cv2.INTER_AREA) for mask in masks]
+    return torch.from_numpy(np.stack(seen))
 
 
 def ring(batch: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -1,20 +1,24 @@
 """Generate for FRESCO: keyframes of a source become keyframes in the look that the prompt tells."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from tqdm import tqdm
 
 from stages.models.fresco.attention import Guidance, install
 from stages.models.fresco.sampler import ANCHORS, Batch, Models, Settings, motion_of, translate
+from stages.models.fresco.smoothing import Background, behind
 from stages.models.shared.loading import DTYPES, loading
 from stages.models.shared.origin import check_origin, model_fields
+from stages.models.shared.picture_vae import load_vae
 from stages.runtime.artifacts import Artifact, write_tensors
 from stages.runtime.errors import ItemError
 from stages.runtime.worker import Work, Worker
 
+SMOOTHED, OF_STEPS = (16, 17), 20  # the steps at which a background is smoothed
 FREEU = {"s1": 1.0, "s2": 1.0, "b1": 1.2, "b2": 1.5}
 
 
@@ -46,6 +50,11 @@ class Generate(Worker):
         install(unet, guidance)
         self.models = Models(unet, control, scheduler, guidance)
 
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        """For clips with masks alone."""
+        return load_vae(self.model, self.device)
+
     @torch.no_grad()
     def run(self, work: Work, phase: str) -> None:
         encoded, options = work.inputs["encoded"], work.options
@@ -67,11 +76,15 @@ class Generate(Worker):
 
     def _batch(self, batch: list[int], encoded: Artifact, tensors: Mapping[str, torch.Tensor]) -> Batch:
         control = tensors["control"][batch].to(self.device).float() / 255
+        motion, background = motion_of(batch, encoded.fields["pairs"], tensors, self.device), None
+        if "masks" in tensors:
+            background = Background(behind(tensors["masks"][batch].to(self.device).float() / 255), motion, self.vae)
         return Batch(
             latents=tensors["image_latents"][0].transpose(0, 1)[batch].to(self.device),
             control=control[:, None].expand(-1, 3, -1, -1),
             images=tensors["pixels"][batch].to(self.device).float() / 127.5 - 1,
-            motion=motion_of(batch, encoded.fields["pairs"], tensors, self.device),
+            motion=motion,
+            background=background,
         )
 
 
@@ -86,5 +99,6 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
         iterations=options["feature_iterations"],
         rate=options["feature_rate"],
         gram_weight=options["gram_weight"],
+        smoothed_steps=[round(step * options["num_inference_steps"] / OF_STEPS) for step in SMOOTHED],
         seed=options["seed"],
     )

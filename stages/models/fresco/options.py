@@ -98,6 +98,14 @@ FAMILY = Family(
             choices=CONTROLS,
             reloads=True,
         ),
+        Option(
+            "masks",
+            str,
+            "",
+            "Video of masks, one of each frame, white where something is in front: what is behind stays the same then",
+            ("encode",),
+            is_file=True,
+        ),
         Option("batch_size", int, 8, "Keyframes that look at each other", ("encode",), "keyframes", minimum=FEWEST),
         Option("num_inference_steps", int, 20, "Steps of the noise schedule", GENERATE, minimum=1),
         Option(
@@ -135,7 +143,7 @@ FAMILY = Family(
     },
     weights={
         "encode": ("model_index.json", "tokenizer/*", "text_encoder/*", "vae/*", "hed/*", "depth/*"),
-        "generate": ("unet/*", "controlnet_*/*", "scheduler/*"),
+        "generate": ("unet/*", "controlnet_*/*", "scheduler/*", "vae/*"),
         "decode": ("vae/*",),
     },
     detect=detect,
@@ -143,7 +151,7 @@ FAMILY = Family(
     disk=disk,
     resident={
         "encode": ((("text_encoder", ""), ("vae", "float32"), ("hed", "float32"), ("depth", "float32")),),
-        "generate": ((("unet", ""), ("controlnet_hed", "")),),
+        "generate": ((("unet", ""), ("controlnet_hed", ""), ("vae", "float32")),),
         "decode": ((("vae", "float32"),),),
     },
     trainings={"fresco": TRAINING, "sd-vae": VAE_TRAINING},

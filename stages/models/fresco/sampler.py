@@ -12,6 +12,7 @@ from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from stages.models.fresco.attention import Guidance
 from stages.models.fresco.correspondence import MASK_SCALES, TRAJECTORY_SCALES, token_masks, trajectories
 from stages.models.fresco.features import Motion, directions, optimised
+from stages.models.fresco.smoothing import Background
 
 ANCHORS = 2  # the first frames of a later batch, which are known
 
@@ -19,12 +20,13 @@ ANCHORS = 2  # the first frames of a later batch, which are known
 @dataclass(frozen=True)
 class Batch:
     """What is known of N keyframes: latents float32 [N, 4, h, w] of the source, control maps float32 [N, 3, H, W] in 0..1,
-    images float32 [N, 3, H, W] in -1..1, and how they move."""
+    images float32 [N, 3, H, W] in -1..1, how they move, and, where there are masks, their background."""
 
     latents: torch.Tensor
     control: torch.Tensor
     images: torch.Tensor
     motion: Motion
+    background: Background | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Settings:
     iterations: int
     rate: float
     gram_weight: float
+    smoothed_steps: Sequence[int]
     seed: int
 
 
@@ -100,15 +103,27 @@ def translate(
                 known.append(x[[0, -1]])
             taps.change = None
             if first + step < settings.optimised_steps and settings.iterations:
-                taps.change = lambda features, level: optimised(
-                    features, references[level], batch.motion, settings.iterations, settings.rate, settings.gram_weight
-                )
+                taps.change = lambda features, level: led(features, references[level], batch, settings)
             residuals = controlled(models, x, t, text, batch.control, settings.cond_scale)
             without, with_prompt = models.predicted(x, t, text, residuals).chunk(2)
             predicted = without + settings.guidance_scale * (with_prompt - without)
+            if batch.background and first + step in settings.smoothed_steps:
+                predicted = smoothed(batch.background, x, predicted, models.scheduler.alphas_cumprod[t])
             x = models.scheduler.step(predicted, t, x, generator=generator, return_dict=False)[0]
             after_step()
     return x
+
+
+def led(features: torch.Tensor, reference: torch.Tensor, batch: Batch, settings: Settings) -> torch.Tensor:
+    """Features [2 N, C, h, w] that follow the flow, in the background to the point."""
+    features = optimised(features, reference, batch.motion, settings.iterations, settings.rate, settings.gram_weight)
+    return batch.background.of_features(features) if batch.background else features
+
+
+def smoothed(background: Background, x: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """The noise in x [N, 4, h, w] when the pictures behind it have one background; `alpha` is their part in x, squared."""
+    latents = background.of_latents((x - (1 - alpha).sqrt() * noise) / alpha.sqrt())
+    return (x - alpha.sqrt() * latents) / (1 - alpha).sqrt()
 
 
 def guide(guidance: Guidance, batch: Batch) -> None:
