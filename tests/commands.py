@@ -30,7 +30,7 @@ def convert(name: str, *arguments, fails: int = 0) -> str:
     return stage("convert", name, *arguments, fails=fails)
 
 
-def wait_for(true, problem: str, seconds: float = 30) -> None:
+def wait_for(true, problem: str, seconds: float = 120) -> None:
     """Wait until `true()` is. Raises TimeoutError that names the problem."""
     end = time.monotonic() + seconds
     while not true():

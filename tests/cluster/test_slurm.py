@@ -73,11 +73,11 @@ def test_a_job_that_is_killed_for_memory_is_tried_again_with_more(slurm, profile
 def test_a_run_that_is_cancelled_leaves_no_job_and_goes_on_later(slurm, profile, project):
     project.use(profile, "a", SMALL, steps=1000)
     running = project.start(*project.arguments)
-    wait_for(project.generates, "no clip is being generated", 240)
+    wait_for(project.generates, "no clip is being generated", 600)
     running.send_signal(signal.SIGINT)
     running.communicate()
     assert running.returncode == 1
-    wait_for(lambda: slurm.ask("squeue", "-h") == "", "jobs are left in the queue")
+    wait_for(lambda: slurm.ask("squeue", "-h") == "", "jobs are left in the queue", 300)
     assert not project.path("results/film/a.mp4").exists()
     project.run(*project.arguments)
     assert project.lengths() == [5]

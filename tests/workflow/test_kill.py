@@ -45,7 +45,7 @@ def killed(project):
     options = {**TINY, "steps": 60}
     project.configure(night={"recipe": "v2v", "clips": rows, "model": "one-expert", "options": options})
     process = project.start(*ONE_WORKER, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(finished(project)) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     kill_session(process.pid)

@@ -35,7 +35,7 @@ def test_the_second_is_told_who_is_there_and_disturbs_nothing(two):
     first, second = two
     running = first.start(*ONE_WORKER)
     generating = first.path("results/film/steps/logs/film.generate.000.log")
-    wait_for(lambda: generating.is_file() and '"load"' in generating.read_text(), "no clip is being generated", 120)
+    wait_for(lambda: generating.is_file() and '"load"' in generating.read_text(), "no clip is being generated", 600)
     before = settled(first)
     said = second.run(*ONE_WORKER, fails=1)
     sentence = f"error: {first.path('results')} is in use by process {running.pid} on "
@@ -51,7 +51,7 @@ def test_the_second_is_told_who_is_there_and_disturbs_nothing(two):
 def test_it_is_free_when_the_first_has_been_killed(two):
     first, second = two
     running = first.start("--cores", 2)
-    wait_for(first.path("results/.lock").exists, "the run did not begin", 120)
+    wait_for(first.path("results/.lock").exists, "the run did not begin", 600)
     running.kill()
     running.communicate()
     second.run(*ONE_WORKER, "--config", "options={steps: 2}")

@@ -16,7 +16,6 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import AutoTokenizer, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from stages.media.shapes.world import WORDS
 from stages.models.dynamicrafter.condition import clip_pixels
 from stages.models.dynamicrafter.convert import write_index
 from stages.models.dynamicrafter.decode import decoded
@@ -29,7 +28,7 @@ from stages.models.shared.text import embed
 from stages.models.shared.training.data import datasets
 from stages.models.shared.training.encoded import Encoded, vae_folder
 from stages.models.shared.training.loop import Task, in_dtype
-from stages.models.shared.training.text import new_text_encoder
+from stages.models.shared.training.text import new_text_encoder, words_in
 from stages.runtime.errors import UsageError
 
 SHOWN = 3  # clips of a sample strip
@@ -46,10 +45,11 @@ class DynamiCrafterTask(Task):
             raise UsageError(f"frame_size is {options['frame_size']}", f"it must be a multiple of {MULTIPLE}")
         vae = AutoencoderKL.from_pretrained(vae_folder(options, "sd-vae"), subfolder="vae", dtype=torch.float32)
         self.vae = vae.requires_grad_(False).eval()
+        clips = datasets(options)
         if options["start_from"]:
             self._load(Path(options["start_from"]))
         else:
-            self._begin(architecture)
+            self._begin(architecture, words_in(clips))
         frozen = bool(options["start_from"] and options["freeze_encoders"])
         for network in (self.text_encoder, self.image_encoder):
             network.requires_grad_(not frozen)
@@ -57,7 +57,7 @@ class DynamiCrafterTask(Task):
         scales = torch.tensor([clip_scale(t, self.parameterisation.base_scale) for t in range(TRAINED)])
         self.register_buffer("alphas", alphas.float(), persistent=False)
         self.register_buffer("scales", scales.float(), persistent=False)
-        self.data = tuple(Encoded(clips, self.encode, options["batch_size"]) for clips in datasets(options))
+        self.data = tuple(Encoded(part, self.encode, options["batch_size"]) for part in clips)
 
     def _load(self, folder: Path) -> None:
         whole = {"dtype": torch.float32, "use_safetensors": True}
@@ -67,8 +67,8 @@ class DynamiCrafterTask(Task):
         self.image_projector = Resampler.from_pretrained(folder / "image_projector", **whole)
         self.unet = UNet.from_pretrained(folder, subfolder="unet", **whole)
 
-    def _begin(self, architecture: Mapping[str, Any]) -> None:
-        self.tokenizer, self.text_encoder = new_text_encoder(architecture["text_encoder"], [*WORDS, ".", ","])
+    def _begin(self, architecture: Mapping[str, Any], words: list[str]) -> None:
+        self.tokenizer, self.text_encoder = new_text_encoder(architecture["text_encoder"], words)
         self.image_encoder = CLIPVisionModel(CLIPVisionConfig(**architecture["image_encoder"]))
         width = self.text_encoder.config.hidden_size
         sizes = {"embedding_dim": self.image_encoder.config.hidden_size, "output_dim": width}

@@ -62,6 +62,9 @@ VAE_TRAINING = Training(
         Option(
             "crop_share", float, 0.5, "Part of the steps that look at squares, not at the whole shrunk", STAGE, maximum=1
         ),
+        Option(
+            "freeze_encoder", bool, False, "Train the decoder alone: the latents of start_from stay what they are", STAGE
+        ),
     ),
     "Train the VAE of Stable Diffusion and DynamiCrafter (AutoencoderKL) on the frames of clips.",
 )

@@ -18,7 +18,6 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, DDPMSchedul
 from transformers import AutoTokenizer, CLIPTextModel
 
 from stages.media.shapes.filmed import LOOKS
-from stages.media.shapes.world import WORDS
 from stages.models.fresco.control import canny
 from stages.models.fresco.looks import TwoLooks
 from stages.models.shared.clip import to_uint8
@@ -27,7 +26,7 @@ from stages.models.shared.text import embed
 from stages.models.shared.training.data import datasets
 from stages.models.shared.training.encoded import Encoded, vae_folder
 from stages.models.shared.training.loop import Task, in_dtype
-from stages.models.shared.training.text import new_text_encoder
+from stages.models.shared.training.text import new_text_encoder, words_in
 from stages.runtime.errors import UsageError
 
 SHOWN = 8  # frames of a sample strip
@@ -42,6 +41,7 @@ class EdgesTask(Task):
         self.options = options
         if options["num_frames"] != 1:
             raise UsageError(f"num_frames is {options['num_frames']} and this model makes pictures", "give --num-frames 1")
+        clips = datasets(options, TwoLooks)
         whole = {"dtype": torch.float32, "use_safetensors": True}
         vae = AutoencoderKL.from_pretrained(vae_folder(options, "sd-vae"), subfolder="vae", **whole)
         self.vae = vae.requires_grad_(False).eval()
@@ -53,7 +53,7 @@ class EdgesTask(Task):
             self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         else:
             folder = None
-            self.tokenizer, self.text = new_text_encoder(architecture["text_encoder"], [*WORDS, *LOOKS, ".", ","])
+            self.tokenizer, self.text = new_text_encoder(architecture["text_encoder"], words_in(clips, LOOKS))
             self.unet = UNet2DConditionModel(
                 cross_attention_dim=self.text.config.hidden_size,
                 sample_size=options["frame_size"] // 8,
@@ -68,7 +68,7 @@ class EdgesTask(Task):
             self.controlnet = ControlNetModel.from_unet(self.unet, **architecture.get("controlnet", {}))
         for network in (self.text, self.unet):
             network.requires_grad_(not options["freeze_unet"])
-        self.data = tuple(Encoded(clips, self.encode, options["batch_size"]) for clips in datasets(options, TwoLooks))
+        self.data = tuple(Encoded(part, self.encode, options["batch_size"]) for part in clips)
 
     def encode(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
         """`latents` [B, 4, h, w] of single frames [B, 3, 1, H, W], and `control`, their edges, uint8 [B, H, W]."""

@@ -35,6 +35,11 @@ class PictureVAETask(Task):
             self.vae = AutoencoderKL.from_pretrained(options["start_from"], subfolder="vae", dtype=torch.float32)
         else:
             self.vae = AutoencoderKL(**architecture)
+        if options["freeze_encoder"]:
+            if not options["start_from"]:
+                raise UsageError("freeze_encoder is on and there is no encoder yet", "give --start-from, a trained VAE")
+            for part in (self.vae.encoder, self.vae.quant_conv):
+                part.requires_grad_(False)
         stride = 2 ** (len(self.vae.config.block_out_channels) - 1)
         for name in ("frame_size", "crop_size"):
             if options[name] % stride:
@@ -71,7 +76,8 @@ class PictureVAETask(Task):
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write `vae/`; by its scaling factor latents have a spread of 1."""
-        self.vae.register_to_config(scaling_factor=self._scaling())
+        if not self.options["freeze_encoder"]:  # else a denoiser may already know it
+            self.vae.register_to_config(scaling_factor=self._scaling())
         in_dtype(self.vae, dtype).save_pretrained(folder / "vae")
 
     @torch.no_grad()

@@ -12,13 +12,11 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerFast
 
-from stages.media.shapes.world import WORDS
 from stages.models.shared.clip import to_uint8
 from stages.models.shared.text import embed
-from stages.models.shared.training.data import ShapesDataset, datasets, read_caption
+from stages.models.shared.training.data import datasets
 from stages.models.shared.training.loop import Task, in_dtype
-from stages.models.shared.training.text import new_text_encoder
-from stages.models.shared.words import words_of
+from stages.models.shared.training.text import new_text_encoder, words_in
 from stages.models.text2video.options import NOISE_SCHEDULES
 from stages.models.text2video.sampler import denoise
 from stages.models.text2video.unet import UNet3D, inflate
@@ -48,7 +46,7 @@ class Text2VideoTask(Task):
             self.tokenizer = AutoTokenizer.from_pretrained(start / "tokenizer")
             self.text = CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
         elif "text_encoder" in architecture:
-            self.tokenizer, self.text = new_text_encoder(architecture["text_encoder"], self._words())
+            self.tokenizer, self.text = new_text_encoder(architecture["text_encoder"], words_in(self.data))
         else:
             self.tokenizer, self.text = published_text_encoder(options["text_encoder"])
         self.text.requires_grad_("text_encoder" in architecture or bool(start and options["train_text_encoder"]))
@@ -70,13 +68,6 @@ class Text2VideoTask(Task):
             prediction_type=options["prediction_type"],
             clip_sample=True,
         )
-
-    def _words(self) -> list[str]:
-        """The vocabulary of a new text encoder: the words of the captions."""
-        if isinstance(self.data[0], ShapesDataset):
-            return [*WORDS, ".", ","]
-        texts = [read_caption(caption) for clips in self.data for _, caption in clips.pairs]
-        return sorted({word for text in texts for word in words_of(text.lower())})
 
     def _check_size(self) -> None:
         frames, side = self.unet.multiple

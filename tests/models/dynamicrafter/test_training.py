@@ -15,6 +15,7 @@ from stages.models.dynamicrafter.train import DynamiCrafterTask
 from stages.models.shared.training.data import ShapesDataset, collate
 from stages.runtime.options import resolve
 from tests.commands import stage, train
+from tests.models.shared.training.test_data import COLORS, film
 
 SHAPES = {
     **{"data": "shapes", "max_samples": 4, "num_frames": 4, "frame_size": 64, "batch_size": 2, "learning_rate": 1e-3},
@@ -180,6 +181,16 @@ def test_encoders_stay_as_they_are_unless_asked(model, tmp_path):
         for name in ("text_encoder", "image_encoder"):
             same = (again / name / "model.safetensors").read_bytes() == (folder / name / "model.safetensors").read_bytes()
             assert same == frozen, name
+
+
+def test_a_folder_of_clips_is_gone_on_with(model, tmp_path):
+    variant, folder = model
+    for number in range(3):
+        film(tmp_path / "data", str(number), COLORS, "a ring", size=(64, 64))
+    config = {**SHAPES, "variant": variant, "start_from": str(folder), "data": str(tmp_path / "data")}
+    again = trained(tmp_path / "again", config)
+    before, after = (load_file(path / "unet/diffusion_pytorch_model.safetensors") for path in (folder, again))
+    assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize(

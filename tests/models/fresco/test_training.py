@@ -7,6 +7,7 @@ import yaml
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 from torch import nn
+from transformers import AutoTokenizer
 
 from stages.media.read import read_picture
 from stages.media.shapes.oracle import read as look_at
@@ -18,6 +19,7 @@ from stages.models.shared.training.data import collate
 from stages.runtime import artifacts
 from stages.runtime.options import resolve
 from tests.commands import stage, train
+from tests.models.shared.training.test_data import COLORS, film
 
 RHYTHM = {"warmup_steps": 0, "max_steps": 3, "validate_every": 3, "save_every": 3, "validation_samples": 3}
 SHAPES = {"data": "shapes", "max_samples": 4, "frame_size": 64, "batch_size": 2, "learning_rate": 1e-3, **RHYTHM}
@@ -111,6 +113,18 @@ def test_a_training_makes_the_vae_better(vae, tmp_path):
     assert errors[1] < 0.5 * errors[0]
 
 
+def test_the_decoder_alone_leaves_the_latents_as_they_were(vae, tmp_path):
+    config = {**SHAPES, "crop_size": 32, "start_from": str(vae), "freeze_encoder": True, "learning_rate": 1e-2}
+    again, before = (
+        AutoencoderKL.from_pretrained(folder, subfolder="vae") for folder in (trained("sd-vae", tmp_path, config), vae)
+    )
+    picture = TwoLooks(1, 1, 64, seed=1)[0]["video"][:, 0][None]
+    with torch.no_grad():
+        assert torch.equal(again.encode(picture).latent_dist.mode(), before.encode(picture).latent_dist.mode())
+        assert not torch.equal(again.decode(torch.ones(1, 4, 4, 4)).sample, before.decode(torch.ones(1, 4, 4, 4)).sample)
+    assert again.config.scaling_factor == before.config.scaling_factor
+
+
 # --------------------------------------------------------------------------------------------------------------- denoiser
 
 
@@ -160,6 +174,14 @@ def test_the_controlnet_alone_leaves_the_unet_as_it_was(model, tmp_path):
     unet, control = ("unet/diffusion_pytorch_model.safetensors", "controlnet_canny/diffusion_pytorch_model.safetensors")
     assert (again / unet).read_bytes() == (model / unet).read_bytes()
     assert (again / control).read_bytes() != (model / control).read_bytes()
+
+
+def test_a_folder_of_clips_teaches_its_own_words(vae, tmp_path):
+    for number, word in enumerate(("Kugel", "Würfel", "Kegel")):
+        film(tmp_path / "data", str(number), COLORS, f"eine rote {word}", size=(64, 64))
+    config = {**SHAPES, "data": str(tmp_path / "data"), "architecture": MODEL}
+    tokenizer = AutoTokenizer.from_pretrained(trained("fresco", tmp_path, config, "--vae", vae) / "tokenizer")
+    assert {"eine", "rote", "kugel", "würfel", "kegel"} <= set(tokenizer.get_vocab())
 
 
 @pytest.mark.parametrize(

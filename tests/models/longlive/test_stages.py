@@ -204,11 +204,11 @@ def test_a_film_is_shown_while_it_is_made(latents, tmp_path):
         work = SimpleNamespace(partial=tmp_path / "store.safetensors", item=SimpleNamespace(output=str(made)))
         whole = artifacts.read(latents, ("latents",))
         Progress(work, whole.fields).keep(whole.tensors()["latents"][:, :, :6])
-        wait_for(lambda: len(watched(film)) >= 20 or decoding.poll() is not None, "no frames are shown", 120)
+        wait_for(lambda: len(watched(film)) >= 20 or decoding.poll() is not None, "no frames are shown", 600)
         assert decoding.poll() is None, decoding.stderr.read()
         Progress(work, whole.fields).end()
         shutil.copy(latents, made)
-        _, said = decoding.communicate(timeout=120)
+        _, said = decoding.communicate(timeout=600)
     finally:
         decoding.kill()
     assert decoding.returncode == 0, said

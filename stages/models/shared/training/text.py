@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch.utils.data import Dataset
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from stages.models.shared.words import word_tokenizer
+from stages.media.shapes.world import WORDS
+from stages.models.shared.training.data import ShapesDataset, read_caption
+from stages.models.shared.words import word_tokenizer, words_of
 
 START, END, UNKNOWN = SPECIAL = ("<|startoftext|>", "<|endoftext|>", "<unk>")
 
@@ -25,3 +28,11 @@ def new_text_encoder(config: Mapping[str, Any], words: list[str]) -> tuple[PreTr
     )
     ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     return tokenizer, CLIPTextModel(CLIPTextConfig(**ids, **config))
+
+
+def words_in(data: Sequence[Dataset], further: Sequence[str] = ()) -> list[str]:
+    """The words of the captions of clips; of shapes world all that there are, and `further` ones."""
+    if isinstance(data[0], ShapesDataset):
+        return [*WORDS, *further, ".", ","]
+    texts = [read_caption(caption) for clips in data for _, caption in clips.pairs]
+    return sorted({word for text in texts for word in words_of(text.lower())})
