@@ -6,6 +6,7 @@ What is already built of the same code, versions and base is kept, so an interru
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -55,11 +56,14 @@ def main(names: Sequence[str], base: str, torch_index: str) -> None:
     wanted = defaultdict(list)
     for name in names or EXTRAS:
         wanted[EXTRAS[name]].append(name)
-    for extra, stages in wanted.items():
-        image = built(extra, base, torch_index)
-        for stage in stages:
-            place(image, HERE / f"{stage}.sif")
-        click.echo(f"{image.stat().st_size / 1e6:6.0f} MB  {', '.join(stages)}")
+    WORK.mkdir(exist_ok=True)
+    with open(WORK / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another build is waited for, and what it made is kept
+        for extra, stages in wanted.items():
+            image = built(extra, base, torch_index)
+            for stage in stages:
+                place(image, HERE / f"{stage}.sif")
+            click.echo(f"{image.stat().st_size / 1e6:6.0f} MB  {', '.join(stages)}")
 
 
 def built(extra: str, base: str, torch_index: str) -> Path:
@@ -117,6 +121,7 @@ def debian() -> Path:
         shutil.rmtree(half, ignore_errors=True)
         packages = "--include=python3,python3-venv,ca-certificates"
         run(["mmdebstrap", "--quiet", "--variant=minbase", packages, DEBIAN[PYTHON], str(half)], WORK / "debian.log")
+        run(["chown", "-R", "0:0", str(half)], WORK / "debian.log")  # Apptainer unpacks an image to build on as one user
         half.rename(folder)
     return folder
 

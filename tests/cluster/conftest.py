@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.cluster import images as built
 from tests.cluster import slurm as toy
 from tests.workflow.conftest import ROOT, models  # noqa: F401
 
@@ -20,6 +21,14 @@ def slurm():
         Path(folder).chmod(0o755)
         with toy.running(Path(folder) / "toy"):
             yield toy
+
+
+@pytest.fixture(scope="session")
+def images():
+    """The images are there; the tests that ask for them are skipped where none can be built."""
+    if reason := built.obstacle():
+        pytest.skip(reason)
+    built.build()
 
 
 @pytest.fixture(scope="session")

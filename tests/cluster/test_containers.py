@@ -1,38 +1,16 @@
-"""Every stage in its image: built of Debian's packages, and the films that come out of them."""
+"""An image for every stage, built of Debian's packages: what is in it, and who may run it."""
 
-import json
 import os
 import shutil
 import stat
 import subprocess
-import sys
 
 import pytest
 
 from containers.build import EXTRAS
-from stages.runtime.stages import STAGES
-from tests.cluster import recipes
-from tests.workflow.conftest import ONE_WORKER, ROOT, Project
+from tests.cluster.images import IMAGES, build
 
-IMAGES = ROOT / "containers"
 NOBODY = 65534
-
-
-@pytest.fixture(scope="session")
-def images():
-    for program in ("apptainer", "mmdebstrap"):
-        if not shutil.which(program):
-            pytest.skip(f"{program} is not installed")
-    if os.geteuid():
-        pytest.skip("only root can make a base of Debian's packages")
-    return build()
-
-
-def build(*stages):
-    command = [sys.executable, "-m", "containers.build", "--base", "debian", *stages]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def inside(stage, *command):
@@ -81,28 +59,3 @@ def test_a_person_who_is_not_root_runs_an_image_by_its_name(images, tmp_path):
         text=True,
     )
     assert done.stdout.startswith("Usage: extract_frames "), done.stderr
-
-
-@pytest.fixture(scope="session")
-def films(images, tmp_path_factory):
-    """Two folders with the films of all recipes: made without containers, and in them."""
-    models, folders = recipes.models(tmp_path_factory.mktemp("models")), []
-    for where in ([], ["--sdm", "apptainer"]):
-        project = Project(tmp_path_factory.mktemp("films"), models)
-        project.configure(**recipes.RUNS)
-        project.run(*ONE_WORKER, *where)
-        folders.append(project)
-    return folders
-
-
-def test_films_from_containers_are_the_same_to_the_bit(films):
-    without, within = films
-    for film in recipes.FILMS:
-        assert within.path(f"results/{film}.mp4").read_bytes() == without.path(f"results/{film}.mp4").read_bytes()
-
-
-def test_a_film_tells_in_which_images_it_was_made(films):
-    _, within = films
-    steps = json.dumps([within.read("v2v/0000.json"), within.read("look/0000.json")])
-    for stage in STAGES:
-        assert f'"image": "{stage}.sif"' in steps

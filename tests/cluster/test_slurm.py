@@ -6,11 +6,11 @@ import pytest
 
 from stages.runtime.stages import STAGES
 from tests import zoo
-from tests.cluster import recipes
 from tests.commands import wait_for
 from tests.workflow.conftest import TINY, Project, frame_count
 from tests.workflow.test_profiles import EXPECTED, settings
 
+pytestmark = pytest.mark.xdist_group("slurm")  # one of them at a time on a machine
 SMALL = dict.fromkeys(STAGES, {"mem_mb": 2000, "runtime": 20})  # what tiny models need, so that four jobs fit this machine
 
 
@@ -51,14 +51,6 @@ def test_each_clip_is_made_on_a_device_of_its_own(slurm, profile, project):
     assert len(devices) == 4 and all(len(device) == 1 for device in devices) and len(set(map(tuple, devices))) == 4
     assert {shard["model_loads"] for name, shard in project.shards("film").items() if "generate" in name} == {1}
     assert slurm.ask("squeue", "-h") == ""
-
-
-def test_the_recipes_go_through(slurm, profile, tmp_path):
-    project = Project(tmp_path / "demo", recipes.models(tmp_path))
-    project.configure(resources=dict.fromkeys(STAGES, {"mem_mb": 3000, "runtime": 20}), **recipes.RUNS)
-    project.run("--profile", profile, "--resources", "gpu=4")
-    made = {film: frame_count(project.path(f"results/{film}.mp4"), size) for film, (_, size) in recipes.FILMS.items()}
-    assert made == {film: count for film, (count, _) in recipes.FILMS.items()}
 
 
 def test_a_job_that_is_killed_for_memory_is_tried_again_with_more(slurm, profile, project):

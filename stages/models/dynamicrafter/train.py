@@ -100,7 +100,9 @@ class DynamiCrafterTask(Task):
         made = self._predict(noisy, timestep, latents[:, :, :1], self._text(texts), self._tokens(picture))
         if self.parameterisation.predicts == "v":
             return ((made - (alpha.sqrt() * noise - (1 - alpha).sqrt() * clip)) ** 2).mean()
-        return ((made - noise) ** 2).mean()
+        # an error of the noise is one of the clip, this much larger; small models learn motion by the latter
+        weight = ((1 - alpha) / alpha).clamp(1, self.options["weight_limit"])
+        return (weight * (made - noise) ** 2).mean() / weight.mean()
 
     def _predict(self, noisy, timestep, picture, text, image) -> torch.Tensor:
         told = torch.cat([noisy, picture.expand_as(noisy)], dim=1)

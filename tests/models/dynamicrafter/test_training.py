@@ -173,6 +173,29 @@ def test_noise_is_preferred_where_that_is_asked(vae):
     assert np.mean(seen) == pytest.approx(750, abs=30)  # of u ** (1 / 3), u even in 0..1, the mean is 3 / 4
 
 
+class Faulty(Knowing):
+    """One that is wrong about one clip of the batch."""
+
+    fault = 0
+
+    def forward(self, *given):
+        made = super().forward(*given)
+        made[self.fault] += 1.0
+        return made
+
+
+@pytest.mark.parametrize(("limit", "share"), [(1.0, 0.5), (9.0, 0.9)])
+def test_errors_where_a_clip_is_all_but_noise_count_more_where_that_is_asked(vae, limit, share):
+    training, losses = task(vae, weight_limit=limit), []
+    batch = collate([training.data[0][i] for i in range(2)])
+    first, second = (1000 * torch.rand(2, generator=torch.Generator().manual_seed(0))).long().tolist()  # their timesteps
+    training.alphas[first], training.alphas[second] = 0.01, 0.5  # an error of the noise is 99 and 1 of the clip
+    training.unet = Faulty(batch["latents"], "noise", training.alphas, training.scales)
+    for training.unet.fault in (0, 1):
+        losses.append(training(batch, 0, torch.Generator().manual_seed(0)).item())
+    assert losses[0] / sum(losses) == pytest.approx(share, abs=1e-3)
+
+
 def test_encoders_stay_as_they_are_unless_asked(model, tmp_path):
     variant, folder = model
     config = {**SHAPES, "variant": variant, "start_from": str(folder)}
