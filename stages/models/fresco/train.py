@@ -31,6 +31,7 @@ from stages.runtime.errors import UsageError
 
 SHOWN = 8  # frames of a sample strip
 CONTROLNET = "controlnet_canny"
+WHOLE = {"dtype": torch.float32, "use_safetensors": True}
 
 
 class EdgesTask(Task):
@@ -42,33 +43,38 @@ class EdgesTask(Task):
         if options["num_frames"] != 1:
             raise UsageError(f"num_frames is {options['num_frames']} and this model makes pictures", "give --num-frames 1")
         clips = datasets(options, TwoLooks)
-        whole = {"dtype": torch.float32, "use_safetensors": True}
-        vae = AutoencoderKL.from_pretrained(vae_folder(options, "sd-vae"), subfolder="vae", **whole)
+        vae = AutoencoderKL.from_pretrained(vae_folder(options, "sd-vae"), subfolder="vae", **WHOLE)
         self.vae = vae.requires_grad_(False).eval()
         if options["start_from"]:
-            folder = Path(options["start_from"])
-            self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-            self.text = CLIPTextModel.from_pretrained(folder / "text_encoder", **whole)
-            self.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **whole)
-            self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+            self._load(Path(options["start_from"]))
         else:
-            folder = None
-            self.tokenizer, self.text = new_text_encoder(architecture["text_encoder"], words_in(clips, LOOKS))
-            self.unet = UNet2DConditionModel(
-                cross_attention_dim=self.text.config.hidden_size,
-                sample_size=options["frame_size"] // 8,
-                **architecture["unet"],
-            )
-            self.scheduler = DDPMScheduler(
-                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
-            )
-        if folder and (folder / CONTROLNET).is_dir():
-            self.controlnet = ControlNetModel.from_pretrained(folder, subfolder=CONTROLNET, **whole)
-        else:
-            self.controlnet = ControlNetModel.from_unet(self.unet, **architecture.get("controlnet", {}))
+            self._begin(architecture, words_in(clips, LOOKS))
+        self.controlnet = self._controlnet(architecture.get("controlnet", {}))
         for network in (self.text, self.unet):
             network.requires_grad_(not options["freeze_unet"])
         self.data = tuple(Encoded(part, self.encode, options["batch_size"]) for part in clips)
+
+    def _load(self, folder: Path) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        self.text = CLIPTextModel.from_pretrained(folder / "text_encoder", **WHOLE)
+        self.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **WHOLE)
+        self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+
+    def _begin(self, architecture: Mapping[str, Any], words: list[str]) -> None:
+        """Everything new, on the noise schedule of Stable Diffusion 1.5."""
+        self.tokenizer, self.text = new_text_encoder(architecture["text_encoder"], words)
+        sizes = {"cross_attention_dim": self.text.config.hidden_size, "sample_size": self.options["frame_size"] // 8}
+        self.unet = UNet2DConditionModel(**sizes, **architecture["unet"])
+        self.scheduler = DDPMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        )
+
+    def _controlnet(self, config: Mapping[str, Any]) -> ControlNetModel:
+        """That of `start_from`, where it has one; else one that begins as the U-Net's way down and says nothing."""
+        start = self.options["start_from"]
+        if start and (Path(start) / CONTROLNET).is_dir():
+            return ControlNetModel.from_pretrained(start, subfolder=CONTROLNET, **WHOLE)
+        return ControlNetModel.from_unet(self.unet, **config)
 
     def encode(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
         """`latents` [B, 4, h, w] of single frames [B, 3, 1, H, W], and `control`, their edges, uint8 [B, H, W]."""
