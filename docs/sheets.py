@@ -61,8 +61,17 @@ def imagined(run: str) -> Rows:
     return [(clip["prompts"][0], pixels(RESULTS / run / f"{clip['id']}.mp4")) for clip in planned(run)]
 
 
+def translated() -> Rows:
+    """Each source, and the film of it in the other look."""
+    rows = []
+    for clip in planned("look"):
+        rows.append(("drawn", pixels(ROOT / clip["video"])))
+        rows.append(("made to look filmed", pixels(RESULTS / "look" / f"{clip['id']}.mp4")))
+    return rows
+
+
 if __name__ == "__main__":
-    sheets = {"v2v": continuations(), "chain": links(), "longlive": turned()}
+    sheets = {"v2v": continuations(), "chain": links(), "longlive": turned(), "look": translated()}
     sheets |= {run: imagined(run) for run in ("text2video", "unet")}
     for name, rows in sheets.items():
         titles, clips = zip(*rows)

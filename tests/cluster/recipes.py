@@ -1,7 +1,7 @@
-"""A film or two of every recipe, by the shipped models and by tiny ones of the families that have none."""
+"""A film or two of every recipe, by the shipped models and by a tiny one of the family that has none."""
 
 from benchmarks.shapes import declared_models
-from tests.tiny import dynamicrafter, sd
+from tests.tiny import dynamicrafter
 from tests.workflow.conftest import ROOT
 
 CLIP, PICTURE = str(ROOT / "examples/shapes/videos/0000.mp4"), str(ROOT / "examples/shapes/pictures/0000.png")
@@ -32,9 +32,9 @@ RUNS = {
     },
     "look": {
         "recipe": "fresco",
-        "clips": [{"video": CLIP, "prompt": "a ring"}],
-        "model": "painter",
-        "options": {"size": "128*128", "num_inference_steps": 3, "num_warmup_steps": 1, "seed": 1, "parts": 2},
+        "clips": [{"video": CLIP, "prompt": "an orange ring"}],
+        "model": "shapes-fresco",
+        "options": {"num_inference_steps": 3, "num_warmup_steps": 1, "seed": 1, "parts": 2},
     },
 }
 FILMS = {  # frames and size
@@ -49,7 +49,6 @@ FILMS = {  # frames and size
 
 
 def models(folder):
-    """Declarations of the models, of which the tiny ones come to `folder`."""
+    """Declarations of the models, of which the tiny one comes to `folder`."""
     tiny = {"family": "dynamicrafter", "variant": "256", "sizes": ["64*64"], "path": str(dynamicrafter.make(folder / "256"))}
-    painter = {"family": "fresco", "path": str(sd.make(folder / "sd"))}
-    return declared_models() | {"crafter": tiny, "painter": painter}
+    return declared_models() | {"crafter": tiny}

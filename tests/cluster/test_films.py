@@ -9,7 +9,8 @@ from tests.cluster import images, recipes, slurm
 from tests.workflow.conftest import ONE_WORKER, Project, frame_count
 
 pytestmark = pytest.mark.xdist_group("slurm")  # one of them at a time on a machine
-OBSTACLES = {"slurm": slurm.obstacle, "images": images.obstacle}
+KNOWN = {"slurm": slurm.obstacle(), "images": images.obstacle()}
+THERE = " and ".join(name for name, obstacle in KNOWN.items() if not obstacle)
 SMALL = dict.fromkeys(STAGES, {"mem_mb": 3000, "runtime": 20})
 
 
@@ -33,9 +34,8 @@ def test_every_recipe_makes_its_film(plain):
 
 @pytest.mark.parametrize("where", ["slurm and images", "slurm", "images"])
 def test_elsewhere_the_films_are_the_same_to_the_bit(where, plain, models, tmp_path, request):
-    there = " and ".join(name for name, obstacle in OBSTACLES.items() if not obstacle())
-    if where != there:
-        pytest.skip(f"what can be had here: {there or 'neither slurm nor images'}")
+    if where != THERE:
+        pytest.skip(f"what can be had here: {THERE or 'neither slurm nor images'}")
     arguments = [*ONE_WORKER]
     if "slurm" in where:
         request.getfixturevalue("slurm")

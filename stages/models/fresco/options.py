@@ -87,7 +87,7 @@ GENERATE = ("generate",)
 
 FAMILY = Family(
     name="fresco",
-    version=1,
+    version=2,
     options=(
         Option("prompt", str, "", "The prompt", ("encode",), by_recipe=True),
         Option("prompt_suffix", str, "", "Put behind every prompt, such as ', a photo'", ("encode",)),

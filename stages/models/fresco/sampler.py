@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from diffusers.utils.torch_utils import randn_tensor
 
 from stages.models.fresco.attention import Guidance
 from stages.models.fresco.correspondence import MASK_SCALES, TRAJECTORY_SCALES, token_masks, trajectories
@@ -79,14 +80,14 @@ def translate(
     """Latents float32 [N, 4, h, w] of a batch in the new look; `text` [2, L, D].
 
     `known` holds the anchors' latents [2, 4, h, w] before each step: those of the batch before lead this one, and are
-    replaced by this one's first and last. The noise comes from a generator of its own, begun anew for each batch: first what
-    all frames start from, then that of each step.
+    replaced by this one's first and last. Noise is that of the seed, begun anew for each batch, and the same for all frames:
+    what they start from, and that of each step, which the published program draws for each frame, so that its films flicker.
     """
     frames, device = len(batch.latents), batch.latents.device
     models.scheduler.set_timesteps(settings.steps)
     timesteps = models.scheduler.timesteps
-    generator = torch.Generator("cpu").manual_seed(settings.seed)
-    noise = torch.randn(1, *batch.latents.shape[1:], generator=generator).to(device).expand_as(batch.latents)
+    generators = [torch.Generator("cpu").manual_seed(settings.seed) for _ in batch.latents]
+    noise = randn_tensor(batch.latents.shape, generators, device)
     first = max(settings.warmup, 0)
     x = noise if settings.warmup < 0 else models.scheduler.add_noise(batch.latents, noise, timesteps[first].expand(frames))
     text = text.repeat_interleave(frames, dim=0)
@@ -109,7 +110,7 @@ def translate(
             predicted = without + settings.guidance_scale * (with_prompt - without)
             if batch.background and first + step in settings.smoothed_steps:
                 predicted = smoothed(batch.background, x, predicted, models.scheduler.alphas_cumprod[t])
-            x = models.scheduler.step(predicted, t, x, generator=generator, return_dict=False)[0]
+            x = models.scheduler.step(predicted, t, x, generator=generators, return_dict=False)[0]
             after_step()
     return x
 

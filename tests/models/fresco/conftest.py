@@ -21,16 +21,16 @@ def picture(width, height):
 
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory):
-    """Makes `count` keyframes of a picture that moves left, as extract_frames would write them."""
+    """Makes `count` keyframes of a picture that moves left, or by so many pixels, as extract_frames would write them."""
     wide = picture(SIZE[0] + STEP * 16, SIZE[1])
 
-    def make(count):
+    def make(count, step=STEP):
         path = tmp_path_factory.mktemp("keys") / "keys.json"
         (path.parent / "keys").mkdir()
         listed = []
         for number in range(count):
             suffix = f"/{number * INTERVAL:06d}.png"
-            Image.fromarray(wide[:, number * STEP : number * STEP + SIZE[0]]).save(f"{path.parent}/keys{suffix}")
+            Image.fromarray(wide[:, number * step : number * step + SIZE[0]]).save(f"{path.parent}/keys{suffix}")
             listed.append({"index": number * INTERVAL, "time": number / 2, "suffix": suffix})
         fields = {"width": SIZE[0], "height": SIZE[1], "select": "keyframes", "frames": listed, "source": {}}
         write_index(path, "frames", fields, [frame["suffix"] for frame in listed])

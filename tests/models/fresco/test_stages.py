@@ -240,3 +240,12 @@ def test_keyframes_are_pictures_named_by_their_place(encoded, tiny_sd, tmp_path)
     for number, suffix in enumerate(pictures):
         ours = torch.from_numpy(read_picture(read(tmp_path / "keys.json").member(suffix))).float()
         assert (ours - expected[number]).abs().max() <= 1
+
+
+def test_what_stands_still_is_made_alike_in_every_frame(tiny_sd, keys, tmp_path):
+    """All frames have one noise, that of the steps too."""
+    given = ("-m", tiny_sd, "--prompt", "a blue bird", "--dtype", "float32", *CANNY)
+    stage("encode", keys(3, step=0), "-o", tmp_path / "e.safetensors", *given)
+    generate(tmp_path / "e.safetensors", tmp_path / "l.safetensors", "--feature-iterations", 0)
+    latents = load_file(tmp_path / "l.safetensors")["latents"][0].transpose(0, 1)
+    assert (latents[1:] - latents[:1]).abs().max() <= 1e-4 * latents.abs().max()
