@@ -35,7 +35,7 @@ test: install
 # Images and a real Slurm of one node: tests/cluster/install brings what they need, but for Apptainer on an old Debian; what cannot be
 # built or started here is skipped with the reason.
 test-cluster: .venv/slurm
-	$(RUNS) pytest --quiet --numprocesses $(CORES) --dist loadgroup tests/cluster
+	$(RUNS) pytest --quiet --numprocesses $(CORES) --dist loadfile tests/cluster
 
 .venv/slurm: .venv/installed
 	$(RUNS) pip install --disable-pip-version-check --quiet --constraint envs/constraints.txt --editable '.[dev,slurm]'

@@ -1,16 +1,23 @@
-"""The pipeline through a real Slurm, by the profile that is shipped."""
+"""The pipeline through a real Slurm, by the profile that is shipped, and films made there and in containers.
 
+All in one file, since a machine has one Slurm at a time.
+"""
+
+import json
 import signal
 
 import pytest
 
 from stages.runtime.stages import STAGES
 from tests import zoo
+from tests.cluster import images, recipes
+from tests.cluster import slurm as toy
 from tests.commands import wait_for
-from tests.workflow.conftest import TINY, Project, frame_count
+from tests.workflow.conftest import ONE_WORKER, TINY, Project, frame_count
 from tests.workflow.test_profiles import EXPECTED, settings
 
-pytestmark = pytest.mark.xdist_group("slurm")  # one of them at a time on a machine
+KNOWN = {"slurm": toy.obstacle(), "images": images.obstacle()}
+THERE = " and ".join(name for name, obstacle in KNOWN.items() if not obstacle)
 SMALL = dict.fromkeys(STAGES, {"mem_mb": 2000, "runtime": 20})  # what tiny models need, so that four jobs fit this machine
 
 
@@ -74,3 +81,45 @@ def test_a_run_that_is_cancelled_leaves_no_job_and_goes_on_later(slurm, profile,
     project.run(*project.arguments)
     assert project.lengths() == [5]
     assert [shard["made"] for shard in project.shards("film").values()][-1] == 1
+
+
+# -------------------------------------------------------------------------------------------------------------- films
+
+
+@pytest.fixture(scope="module")
+def every_model(tmp_path_factory):
+    return recipes.models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def plain(every_model, tmp_path_factory):
+    project = Project(tmp_path_factory.mktemp("plain"), every_model)
+    project.configure(**recipes.RUNS)
+    project.run(*ONE_WORKER)
+    return project
+
+
+def test_every_recipe_makes_its_film(plain):
+    made = {film: frame_count(plain.path(f"results/{film}.mp4"), size) for film, (_, size) in recipes.FILMS.items()}
+    assert made == {film: count for film, (count, _) in recipes.FILMS.items()}
+
+
+@pytest.mark.parametrize("where", ["slurm and images", "slurm", "images"])
+def test_elsewhere_the_films_are_the_same_to_the_bit(where, plain, every_model, tmp_path, request):
+    if where != THERE:
+        pytest.skip(f"what can be had here: {THERE or 'neither slurm nor images'}")
+    arguments = [*ONE_WORKER]
+    if "slurm" in where:
+        request.getfixturevalue("slurm")
+        arguments = ["--profile", request.getfixturevalue("profile"), "--resources", "gpu=4"]
+    if "images" in where:
+        request.getfixturevalue("images")
+        arguments += ["--sdm", "apptainer"]
+    project = Project(tmp_path / "project", every_model)
+    project.configure(resources=dict.fromkeys(STAGES, {"mem_mb": 3000, "runtime": 20}), **recipes.RUNS)
+    project.run(*arguments)
+    for film in recipes.FILMS:
+        assert project.path(f"results/{film}.mp4").read_bytes() == plain.path(f"results/{film}.mp4").read_bytes(), film
+    if "images" in where:
+        steps = json.dumps([project.read("v2v/0000.json"), project.read("look/0000.json")])
+        assert [stage for stage in STAGES if f'"image": "{stage}.sif"' not in steps] == []
