@@ -2,7 +2,9 @@
 
 import importlib
 import time
+from pathlib import Path
 
+import yaml
 from click.testing import CliRunner
 
 
@@ -23,6 +25,14 @@ def train(name: str, *arguments, fails: int = 0) -> str:
     result = CliRunner().invoke(command, [str(argument) for argument in arguments])
     assert result.exit_code == fails, result.stderr or result.exception
     return result.stderr
+
+
+def trained(name: str, folder: Path, config: dict, *arguments, fails: int = 0):
+    """The model of a training whose options are written to a file in `folder`; where it is to fail, its standard error."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    said = train(name, "--config", folder / "config.yaml", "--output", folder / "training", *arguments, fails=fails)
+    return said if fails else folder / "training" / "model"
 
 
 def convert(name: str, *arguments, fails: int = 0) -> str:

@@ -2,6 +2,14 @@
 
 import pytest
 
+TINY_CLIP_TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "projection_dim": 16,
+    "max_position_embeddings": 16,
+}
 TINY_TEXT2VIDEO = {
     "training": "text2video",
     "data": "shapes",
@@ -17,14 +25,7 @@ TINY_TEXT2VIDEO = {
     "save_every": 2,
     "sample_steps": 2,
     "architecture": {
-        "text_encoder": {
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "projection_dim": 16,
-            "max_position_embeddings": 16,
-        },
+        "text_encoder": TINY_CLIP_TEXT,
         "unet": {
             "model_channels": 8,
             "channel_mult": [1, 2],

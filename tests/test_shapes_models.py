@@ -218,7 +218,9 @@ def translated(folder, keyframes, prompts, config):
         for i, (keys, prompt) in enumerate(zip(keyframes, prompts, strict=True))
     ]
     encoded = many("encode", folder, rows, "shapes-fresco", config)
-    rows = [{"encoded": str(path), "output": str(folder / f"{i}.l.safetensors")} for i, path in enumerate(encoded)]
+    rows = [
+        {"encoded": str(path), "output": str(folder / f"{i}.l.safetensors"), "seed": i} for i, path in enumerate(encoded)
+    ]
     latents = many("generate", folder, rows, "shapes-fresco", config)
     rows = [{"latents": str(path), "output": str(folder / f"{i}.json")} for i, path in enumerate(latents)]
     for path in many("decode", folder, rows, "shapes-fresco", config):

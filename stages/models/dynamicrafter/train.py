@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 from transformers import AutoTokenizer, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
@@ -26,9 +25,10 @@ from stages.models.dynamicrafter.unet import UNet
 from stages.models.shared.picture_vae import encoded
 from stages.models.shared.text import embed
 from stages.models.shared.training.data import datasets
-from stages.models.shared.training.encoded import Encoded, vae_folder
+from stages.models.shared.training.encoded import Encoded
 from stages.models.shared.training.loop import Task, in_dtype
-from stages.models.shared.training.text import new_text_encoder, words_in
+from stages.models.shared.training.pictures import frozen_vae
+from stages.models.shared.training.text import left_out, new_text_encoder, words_in
 from stages.runtime.errors import UsageError
 
 SHOWN = 3  # clips of a sample strip
@@ -43,8 +43,7 @@ class DynamiCrafterTask(Task):
         self.parameterisation = PARAMETERISATIONS[options["variant"]]
         if options["frame_size"] % MULTIPLE:
             raise UsageError(f"frame_size is {options['frame_size']}", f"it must be a multiple of {MULTIPLE}")
-        vae = AutoencoderKL.from_pretrained(vae_folder(options, "sd-vae"), subfolder="vae", dtype=torch.float32)
-        self.vae = vae.requires_grad_(False).eval()
+        self.vae = frozen_vae(options)
         clips = datasets(options)
         if options["start_from"]:
             self._load(Path(options["start_from"]))
@@ -92,7 +91,7 @@ class DynamiCrafterTask(Task):
         timestep = (TRAINED * even ** (1 / self.options["noisy_share"])).long().clamp(max=TRAINED - 1).to(latents.device)
         no_text, no_picture = torch.rand(2, count, generator=generator) < self.options["dropout"]
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        texts = ["" if drop else text for drop, text in zip(no_text.tolist(), batch["text"], strict=True)]
+        texts = left_out(batch["text"], no_text)
         picture = torch.where(no_picture.view(-1, 1, 1, 1).to(latents.device), self._grey(), batch["picture"])
         alpha, scale = (table[timestep].view(-1, 1, 1, 1, 1) for table in (self.alphas, self.scales))
         clip = scale * latents

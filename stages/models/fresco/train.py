@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import ControlNetModel, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from transformers import AutoTokenizer, CLIPTextModel
 
 from stages.media.shapes.filmed import LOOKS
@@ -24,9 +24,10 @@ from stages.models.shared.clip import to_uint8
 from stages.models.shared.picture_vae import decoded, encoded
 from stages.models.shared.text import embed
 from stages.models.shared.training.data import datasets
-from stages.models.shared.training.encoded import Encoded, vae_folder
+from stages.models.shared.training.encoded import Encoded
 from stages.models.shared.training.loop import Task, in_dtype
-from stages.models.shared.training.text import new_text_encoder, words_in
+from stages.models.shared.training.pictures import frozen_vae
+from stages.models.shared.training.text import left_out, new_text_encoder, words_in
 from stages.runtime.errors import UsageError
 
 SHOWN = 8  # frames of a sample strip
@@ -43,8 +44,7 @@ class EdgesTask(Task):
         if options["num_frames"] != 1:
             raise UsageError(f"num_frames is {options['num_frames']} and this model makes pictures", "give --num-frames 1")
         clips = datasets(options, TwoLooks)
-        vae = AutoencoderKL.from_pretrained(vae_folder(options, "sd-vae"), subfolder="vae", **WHOLE)
-        self.vae = vae.requires_grad_(False).eval()
+        self.vae = frozen_vae(options)
         if options["start_from"]:
             self._load(Path(options["start_from"]))
         else:
@@ -93,7 +93,7 @@ class EdgesTask(Task):
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         timestep = timestep.to(latents.device)
         noisy = self.scheduler.add_noise(latents, noise, timestep)
-        texts = ["" if drop else text for drop, text in zip(no_text.tolist(), batch["text"], strict=True)]
+        texts = left_out(batch["text"], no_text)
         scale = (~blind).to(latents).view(-1, 1, 1, 1)
         return ((self._predict(noisy, timestep, self._text(texts), batch["control"], scale) - noise) ** 2).mean()
 

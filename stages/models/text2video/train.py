@@ -16,7 +16,7 @@ from stages.models.shared.clip import to_uint8
 from stages.models.shared.text import embed
 from stages.models.shared.training.data import datasets
 from stages.models.shared.training.loop import Task, in_dtype
-from stages.models.shared.training.text import new_text_encoder, words_in
+from stages.models.shared.training.text import left_out, new_text_encoder, words_in
 from stages.models.text2video.options import NOISE_SCHEDULES
 from stages.models.text2video.sampler import denoise
 from stages.models.text2video.unet import UNet3D, inflate
@@ -79,9 +79,9 @@ class Text2VideoTask(Task):
         clip = batch["video"]  # [B, 3, T, H, W] in -1..1
         count = len(clip)
         timestep = torch.randint(self.options["num_timesteps"], (count,), generator=generator).to(clip.device)
-        dropped = (torch.rand(count, generator=generator) < self.options["text_dropout"]).tolist()
+        dropped = torch.rand(count, generator=generator) < self.options["text_dropout"]
         noise = torch.randn(clip.shape, generator=generator).to(clip)
-        texts = ["" if drop else text for drop, text in zip(dropped, batch["text"], strict=True)]
+        texts = left_out(batch["text"], dropped)
         noisy = self.scheduler.add_noise(clip, noise, timestep)
         asked = torch.ones_like(clip[:, :1])  # [B, 1, T, H, W], 0 where a first frame is given
         given = torch.rand(count, generator=generator) < self.options["first_frame_share"]

@@ -14,7 +14,8 @@ from stages.models.dynamicrafter.options import TRAINING, detect
 from stages.models.dynamicrafter.train import DynamiCrafterTask
 from stages.models.shared.training.data import ShapesDataset, collate
 from stages.runtime.options import resolve
-from tests.commands import stage, train
+from tests.commands import stage, trained
+from tests.conftest import TINY_CLIP_TEXT
 from tests.models.shared.training.test_data import COLORS, film
 
 SHAPES = {
@@ -22,14 +23,7 @@ SHAPES = {
     **{"warmup_steps": 0, "max_steps": 3, "validate_every": 3, "save_every": 3, "validation_samples": 3, "sample_steps": 2},
 }
 ARCHITECTURE = {
-    "text_encoder": {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "projection_dim": 16,
-        "max_position_embeddings": 16,
-    },
+    "text_encoder": TINY_CLIP_TEXT,
     "image_encoder": {
         "hidden_size": 16,
         "intermediate_size": 16,
@@ -57,17 +51,10 @@ def vae(repositories):
     return repositories["256"]
 
 
-def trained(folder, config, *arguments, fails=0):
-    folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    said = train("dynamicrafter", "--config", folder / "config.yaml", "--output", folder / "t", *arguments, fails=fails)
-    return said if fails else folder / "t" / "model"
-
-
 @pytest.fixture(scope="module", params=["256", "1024"])
 def model(request, vae, tmp_path_factory):
     config = {**SHAPES, "variant": request.param, "vae": str(vae), "architecture": ARCHITECTURE}
-    return request.param, trained(tmp_path_factory.mktemp("dynamicrafter"), config)
+    return request.param, trained("dynamicrafter", tmp_path_factory.mktemp("dynamicrafter"), config)
 
 
 def task(vae, **options):
@@ -200,7 +187,7 @@ def test_encoders_stay_as_they_are_unless_asked(model, tmp_path):
     variant, folder = model
     config = {**SHAPES, "variant": variant, "start_from": str(folder)}
     for frozen in (True, False):
-        again = trained(tmp_path / str(frozen), {**config, "freeze_encoders": frozen})
+        again = trained("dynamicrafter", tmp_path / str(frozen), {**config, "freeze_encoders": frozen})
         for name in ("text_encoder", "image_encoder"):
             same = (again / name / "model.safetensors").read_bytes() == (folder / name / "model.safetensors").read_bytes()
             assert same == frozen, name
@@ -211,7 +198,7 @@ def test_a_folder_of_clips_is_gone_on_with(model, tmp_path):
     for number in range(3):
         film(tmp_path / "data", str(number), COLORS, "a ring", size=(64, 64))
     config = {**SHAPES, "variant": variant, "start_from": str(folder), "data": str(tmp_path / "data")}
-    again = trained(tmp_path / "again", config)
+    again = trained("dynamicrafter", tmp_path / "again", config)
     before, after = (load_file(path / "unet/diffusion_pytorch_model.safetensors") for path in (folder, again))
     assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
 
@@ -226,4 +213,4 @@ def test_a_folder_of_clips_is_gone_on_with(model, tmp_path):
 )
 def test_what_cannot_be_trained_is_one_sentence(vae, change, message, tmp_path):
     config = {**SHAPES, "vae": str(vae), "architecture": ARCHITECTURE, **change}
-    assert f"error: {message}" in trained(tmp_path, config, fails=2)
+    assert f"error: {message}" in trained("dynamicrafter", tmp_path, config, fails=2)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import yaml
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 from torch import nn
@@ -18,7 +17,8 @@ from stages.models.fresco.train import EdgesTask
 from stages.models.shared.training.data import collate
 from stages.runtime import artifacts
 from stages.runtime.options import resolve
-from tests.commands import stage, train
+from tests.commands import stage, trained
+from tests.conftest import TINY_CLIP_TEXT
 from tests.models.shared.training.test_data import COLORS, film
 
 RHYTHM = {"warmup_steps": 0, "max_steps": 3, "validate_every": 3, "save_every": 3, "validation_samples": 3}
@@ -32,14 +32,7 @@ VAE = {
     "latent_channels": 4,
 }
 MODEL = {
-    "text_encoder": {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "projection_dim": 16,
-        "max_position_embeddings": 24,
-    },
+    "text_encoder": {**TINY_CLIP_TEXT, "max_position_embeddings": 24},
     "unet": {
         "block_out_channels": [16, 16, 16, 16],
         "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
@@ -51,13 +44,6 @@ MODEL = {
     "controlnet": {"conditioning_embedding_out_channels": [4, 4, 4, 4]},
 }
 PROMPT = "a red ring moving left slowly on a black background, filmed"
-
-
-def trained(name, folder, config, *arguments, fails=0):
-    folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    said = train(name, "--config", folder / "config.yaml", "--output", folder / "training", *arguments, fails=fails)
-    return said if fails else folder / "training" / "model"
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-import yaml
 from diffusers import (
     AutoencoderKLWan,
     UniPCMultistepScheduler,
@@ -22,7 +21,7 @@ from stages.models.wan.options import DENOISER_TRAINING
 from stages.models.wan.train_denoiser import DenoiserTask
 from stages.runtime import artifacts
 from stages.runtime.options import resolve
-from tests.commands import stage, train
+from tests.commands import stage, trained
 
 RHYTHM = {"warmup_steps": 0, "max_steps": 3, "validate_every": 3, "save_every": 3, "validation_samples": 3}
 CLIPS = {"data": "shapes", "num_frames": 5, "frame_size": 32, "batch_size": 2, "learning_rate": 1e-3, **RHYTHM}
@@ -53,13 +52,6 @@ DENOISER = {
 }
 SHORT = {"max_sequence_length": 24, "sample_steps": 2, "max_samples": 4}
 PROMPT, NEGATIVE = "a red ring moving left slowly on a black background", "a blue square"
-
-
-def trained(name, folder, config, *arguments, fails=0):
-    folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    said = train(name, "--config", folder / "config.yaml", "--output", folder / "training", *arguments, fails=fails)
-    return said if fails else folder / "training" / "model"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,18 @@
-"""What stands out in the pictures of a clip, where a training looks more closely."""
+"""What trainings on pictures share: the VAE that stays as it is, and what stands out, where they look more closely."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
+
+from stages.models.shared.training.encoded import vae_folder
+
+
+def frozen_vae(options: Mapping[str, Any]) -> AutoencoderKL:
+    """Stable Diffusion's VAE of `vae`, else of `start_from`, in float32. Raises UsageError where there is none."""
+    vae = AutoencoderKL.from_pretrained(vae_folder(options, "sd-vae"), subfolder="vae", dtype=torch.float32)
+    return vae.requires_grad_(False).eval()
 
 
 def foreground(video: torch.Tensor) -> torch.Tensor:

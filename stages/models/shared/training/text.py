@@ -1,10 +1,11 @@
-"""A text encoder to begin with: CLIP's classes, random weights, the words of the captions."""
+"""Captions in a training: a text encoder to begin with, of CLIP's classes, the words that it knows, and those left out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
@@ -36,3 +37,8 @@ def words_in(data: Sequence[Dataset], further: Sequence[str] = ()) -> list[str]:
         return [*WORDS, *further, ".", ","]
     texts = [read_caption(caption) for clips in data for _, caption in clips.pairs]
     return sorted({word for text in texts for word in words_of(text.lower())})
+
+
+def left_out(texts: Sequence[str], which: torch.Tensor) -> list[str]:
+    """Texts, empty where `which`, bool [B], says so: for guidance."""
+    return ["" if drop else text for drop, text in zip(which.tolist(), texts, strict=True)]
