@@ -29,15 +29,23 @@ def main() -> None:
 @click.option("--controlnet-depth", type=FOLDER, help="Such as lllyasviel/sd-controlnet-depth; needs --depth.")
 @click.option("--hed", type=FILE, help="ControlNetHED.pth of lllyasviel/Annotators.")
 @click.option("--depth", type=FOLDER, help="A DPT, such as Intel/dpt-hybrid-midas.")
+@click.option("--raft", type=FILE, help="raft_large_C_T_SKHT_V2.pth of torchvision, for the option flow.")
 @clean_errors
 def fresco(
-    base: Path, vae: Path | None, hed: Path | None, depth: Path | None, output: Path, debug: bool, **controlnets: Path | None
+    base: Path,
+    vae: Path | None,
+    hed: Path | None,
+    depth: Path | None,
+    raft: Path | None,
+    output: Path,
+    debug: bool,
+    **controlnets: Path | None,
 ) -> None:
     """Stable Diffusion, ControlNets and what makes their maps, as one repository."""
     from stages.models.fresco.convert import convert
 
     given = {name.removeprefix("controlnet_"): folder for name, folder in controlnets.items() if folder}
-    convert(base, given, vae, hed, depth, output)
+    convert(base, given, vae, hed, depth, raft, output)
 
 
 @main.command("longlive", no_args_is_help=True)

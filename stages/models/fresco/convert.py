@@ -7,11 +7,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from stages.models.fresco.control import HED
+from stages.models.fresco.raft import RAFT
 from stages.models.shared.convert import check, link, new_repository, read_pickle, renamed
 from stages.runtime.errors import UsageError
 
+COUNTER = "num_batches_tracked"
 PARTS = ("text_encoder", "tokenizer", "unet", "scheduler", "model_index.json")
 
 
@@ -21,10 +24,11 @@ def convert(
     vae: Path | None,
     hed: Path | None,
     depth: Path | None,
+    raft: Path | None,
     output: Path,
 ) -> None:
     """Write a repository to `output`: `base` with another VAE if one is given, `controlnets` by what they are shown, the
-    weights of the annotator `hed` and the folder of a DPT, `depth`.
+    weights of the annotator `hed` and those of `raft`, and the folder of a DPT, `depth`.
 
     Raises UsageError for files that are not what they should be; then there is nothing at `output`.
     """
@@ -41,9 +45,10 @@ def convert(
         for part, source in folders.items():
             check_part(part, source)
             link(source, folder / part)
-        if hed:
-            (folder / "hed").mkdir()
-            save_file(annotator(hed), folder / "hed/hed.safetensors")
+        for name, net, path in (("hed", HED, hed), ("raft", RAFT, raft)):
+            if path:
+                (folder / name).mkdir()
+                save_file(published(path, net), folder / name / f"{name}.safetensors")
 
 
 def check_part(part: str, source: Path) -> None:
@@ -54,10 +59,16 @@ def check_part(part: str, source: Path) -> None:
         raise UsageError(f"{source} has no .safetensors file", f"fetch {part} with its weights in that format")
 
 
-def annotator(path: Path) -> dict[str, torch.Tensor]:
-    """The weights of ControlNet's annotator for soft edges, as it was published or in safetensors."""
-    weights = load_file(path) if path.suffix == ".safetensors" else renamed(read_pickle(path), str, path)
+def published(path: Path, net: type[nn.Module]) -> dict[str, torch.Tensor]:
+    """The weights of a network in the file in which it was published, or in safetensors.
+
+    How often a batch norm was trained is left out, which says nothing to a network that is only run.
+    """
+    found = load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
+    if isinstance(found, Mapping):
+        found = {name: weight for name, weight in found.items() if not name.endswith(COUNTER)}
+    weights = renamed(found, str, path)
     with torch.device("meta"):
-        shapes = {name: weight.shape for name, weight in HED().state_dict().items()}
+        shapes = {name: weight.shape for name, weight in net().state_dict().items() if not name.endswith(COUNTER)}
     check(shapes, weights, path)
     return weights

@@ -1,6 +1,6 @@
 """Encode for FRESCO: a prompt and the keyframes of a video become embeddings, latents, control maps and their flow."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from stages.media.read import read_picture
 from stages.media.select import pick, whole
 from stages.models.fresco.control import HED, canny, depth, soft_edges
 from stages.models.fresco.options import batches
+from stages.models.fresco.raft import RAFT
 from stages.models.shared.loading import DTYPES, loading
 from stages.models.shared.origin import model_fields
 from stages.models.shared.picture_vae import encoded, load_vae
@@ -48,9 +49,11 @@ class Encode(Worker):
             raise ItemError(f"model {self.model.name} has no ControlNet for {control}", f"it has {', '.join(there)}")
         if control != "canny" and not (self.model.folder() / control).is_dir():
             raise ItemError(f"model {self.model.name} has no network for {control} maps", "put it in, or take canny")
+        if work.options["flow"] == "raft" and not (self.model.folder() / "raft").is_dir():
+            raise ItemError(f"model {self.model.name} has no raft/", "convert it with --raft, or take --flow dis")
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
-        """Load text model, VAE and what makes the control maps. Raises JobError."""
+        """Load text model, VAE and what makes the control maps and finds the flow. Raises JobError."""
         folder, control = self.model.folder(), options["controlnet_type"]
         with loading(self.model):
             self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -64,6 +67,8 @@ class Encode(Worker):
                     DPTForDepthEstimation.from_pretrained(folder / "depth", use_safetensors=True).to(self.device).eval()
                 )
                 self.processor = AutoImageProcessor.from_pretrained(folder / "depth", use_fast=False)
+            raft = options["flow"] == "raft"
+            self.correspondence = RAFT.load(folder / "raft").to(self.device).correspondence if raft else correspondence
         self.text.to(self.device).eval()
         self.vae = load_vae(self.model, self.device)
 
@@ -95,7 +100,7 @@ class Encode(Worker):
             "image_latents": torch.cat([latent(self.vae, frame) for frame in pixels]).transpose(0, 1)[None],
             "pixels": pixels,
             "control": torch.from_numpy(self._control(frames, options["controlnet_type"])),
-            **flows(frames, pairs),
+            **flows(frames, pairs, self.correspondence),
         }
         if options["masks"]:
             tensors["masks"] = masks_of(Path(options["masks"]), keys)
@@ -130,8 +135,15 @@ def ring(batch: Sequence[int]) -> Iterator[tuple[int, int]]:
     yield from pairwise([*batch, batch[0]])
 
 
-def flows(frames: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
-    """For each pair (a, b) of frames the flow from a to b and back, and where neither the way back nor the colour agrees."""
+def flows(
+    frames: Sequence[np.ndarray],
+    pairs: Sequence[tuple[int, int]],
+    correspondence: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> dict[str, torch.Tensor]:
+    """For each pair (a, b) of frames the flow from a to b and back, and where neither the way back nor the colour agrees.
+
+    `correspondence(a, b)` gives the map of a into b, as that of `stages.media.flow` does.
+    """
     ways: dict[str, list[np.ndarray]] = {}
     for a, b in pairs:
         there, back = correspondence(frames[a], frames[b]), correspondence(frames[b], frames[a])

@@ -17,6 +17,7 @@ from stages.runtime.errors import UsageError
 from stages.runtime.options import DTYPES, Family, Option, Training
 
 CONTROLS = ("hed", "canny", "depth")
+FLOWS = ("dis", "raft")
 FEWEST = 3  # keyframes of a batch: two that are known from before, and a new one
 TEXTS = 2 * 77 * 768 * 4  # bytes of two prompts, embedded
 
@@ -109,6 +110,15 @@ FAMILY = Family(
             ("encode",),
             is_file=True,
         ),
+        Option(
+            "flow",
+            str,
+            "dis",
+            "What finds the motion from keyframe to keyframe: OpenCV's DIS, or the network RAFT, which the model must have",
+            ("encode",),
+            choices=FLOWS,
+            reloads=True,
+        ),
         Option("batch_size", int, 8, "Keyframes that look at each other", ("encode",), "keyframes", minimum=FEWEST),
         Option("num_inference_steps", int, 20, "Steps of the noise schedule", GENERATE, minimum=1),
         Option(
@@ -145,7 +155,7 @@ FAMILY = Family(
         "decode": "stages.models.fresco.decode:Decode",
     },
     weights={
-        "encode": ("model_index.json", "tokenizer/*", "text_encoder/*", "vae/*", "hed/*", "depth/*"),
+        "encode": ("model_index.json", "tokenizer/*", "text_encoder/*", "vae/*", "hed/*", "depth/*", "raft/*"),
         "generate": ("unet/*", "controlnet_*/*", "scheduler/*", "vae/*"),
         "decode": ("vae/*",),
     },
@@ -153,7 +163,7 @@ FAMILY = Family(
     check=check,
     disk=disk,
     resident={
-        "encode": ((("text_encoder", ""), ("vae", "float32"), ("hed", "float32"), ("depth", "float32")),),
+        "encode": ((("text_encoder", ""), *((part, "float32") for part in ("vae", "hed", "depth", "raft"))),),
         "generate": ((("unet", ""), ("controlnet_hed", ""), ("vae", "float32")),),
         "decode": ((("vae", "float32"),),),
     },
