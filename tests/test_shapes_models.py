@@ -202,7 +202,7 @@ def test_a_film_turns_as_its_second_prompt_says_and_only_then(sources, config, t
 @pytest.fixture(scope="module")
 def keyframes(sources, tmp_path_factory):
     folder = tmp_path_factory.mktemp("keyframes")
-    size = {"size": "128*128", "fit": "short", "multiple": 64}
+    size = {"size": "128*128", "fit": "short", "multiple": 64, "canny": True}
     rows = [
         {"video": str(video), "select": "keyframes", **size, "output": str(folder / f"{i}.json")}
         for i, (video, _) in enumerate(sources[:TRANSLATED])

@@ -7,7 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stages.media import select
+from stages.media.edges import canny
 from stages.media.fit import FREE, fit_image, parse_size, target_size
 from stages.media.probe import Source, probe
 from stages.media.read import Frame
@@ -23,13 +26,20 @@ class ExtractFrames(Worker):
         size = parse_size(options["size"]) if options["size"] else source.size
         if options["size"]:
             size = target_size(source.size, size, options["fit"], options["multiple"] if options["fit"] in FREE else 1)
-        listed = []
+        listed, members = [], {}
         for frame in chosen(source, size, options):
-            suffix = f"/{frame.index:06d}.png"
-            path = member_path(work.output, suffix)
-            path.parent.mkdir(exist_ok=True)
-            write_png(path, fit_image(frame.rgb, size, options["fit"]))
-            listed.append({"index": frame.index, "time": round(frame.time, 6), "suffix": suffix})
+            fitted, name = fit_image(frame.rgb, size, options["fit"]), f"/{frame.index:06d}"
+            entry = {"index": frame.index, "time": round(frame.time, 6), "suffix": f"{name}.png"}
+            pictures = {entry["suffix"]: fitted}
+            if options["canny"]:
+                entry["canny"] = f"{name}.canny.png"
+                pictures[entry["canny"]] = np.stack([canny(fitted)] * 3, axis=-1)
+            for suffix, picture in pictures.items():
+                path = member_path(work.output, suffix)
+                path.parent.mkdir(exist_ok=True)
+                write_png(path, picture)
+            listed.append(entry)
+            members |= dict.fromkeys(pictures)
         fields = {
             "width": size[0],
             "height": size[1],
@@ -37,7 +47,7 @@ class ExtractFrames(Worker):
             "frames": listed,
             "source": facts(source),
         }
-        write_index(work.output, "frames", fields, dict.fromkeys(frame["suffix"] for frame in listed))
+        write_index(work.output, "frames", fields, members)
 
 
 def chosen(source: Source, size: tuple[int, int], options: Mapping[str, Any]) -> Iterator[Frame]:

@@ -55,6 +55,14 @@ FAMILY = Family(
             minimum=2,
             by_recipe=True,
         ),
+        Option(
+            "canny",
+            bool,
+            False,
+            "Also write the hard edges of each frame, for a ControlNet",
+            ("extract_frames",),
+            by_recipe=True,
+        ),
         Option("mininterv", int, 5, "From one keyframe to the next at least", ("extract_frames",), "frames", minimum=1),
         Option(
             "maxinterv",

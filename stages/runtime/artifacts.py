@@ -72,10 +72,13 @@ KINDS = {
                 "width": "pixels",
                 "height": "pixels",
                 "select": "which frames: last, tail, segments, first, keyframes or all",
-                "frames": "per frame: index in the video, time in seconds, suffix of its PNG",
+                "frames": "per frame: index in the video, time in seconds, suffix of its PNG, and canny, of its edges",
                 "source": "facts of the video: size, rate, duration, frames decoded and declared, codec",
             },
-            members={"/NNNNNN.png": "a frame, by its index in the video"},
+            members={
+                "/NNNNNN.png": "a frame, by its index in the video",
+                "/NNNNNN.canny.png": "its hard edges, where asked for",
+            },
         ),
         Kind(
             "caption",

@@ -1,5 +1,6 @@
 """`extract_frames` as a user runs it: which frames, how large, and what it says to files that are not whole."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -49,6 +50,13 @@ def test_keyframes_follow_the_motion(tmp_path):
     expected = keyframe_indices(motion_of(shown), 3, 8)
     assert [frame["index"] for frame in artifact.fields["frames"]] == expected
     assert all(np.array_equal(picture, shown[index]) for index, picture in zip(expected, pictures(artifact)))
+
+
+def test_hard_edges_come_with_the_frames(tmp_path):
+    artifact = extract(zoo.plain(tmp_path), tmp_path, "--select", "first", "--count", 2, "--canny")
+    edges = [read_picture(artifact.member(frame["canny"])) for frame in artifact.fields["frames"]]
+    for rgb, seen in zip(pictures(artifact), edges, strict=True):
+        assert seen.any() and np.array_equal(seen, np.repeat(cv2.Canny(rgb, 50, 100)[..., None], 3, axis=-1))
 
 
 def test_the_last_frame_has_the_colours_of_the_formula(tmp_path):

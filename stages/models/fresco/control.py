@@ -1,23 +1,15 @@
-"""What of the source a ControlNet is shown: soft edges, hard edges or depth; one map per frame, uint8 [H, W]."""
+"""What of the source a ControlNet is shown and a network finds: soft edges or depth; one map per frame, uint8 [H, W]."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
-
-CANNY = (50, 100)  # thresholds of the gradient
-
-
-def canny(frames: Sequence[np.ndarray]) -> np.ndarray:
-    """Hard edges of frames, uint8 [H, W, 3] each: 255 on an edge, else 0 (Canny, 1986)."""
-    return np.stack([cv2.Canny(rgb, *CANNY) for rgb in frames])
 
 
 class HED(nn.Module):

@@ -15,7 +15,7 @@ from stages.media.flow import consistent, correspondence, grid, sample
 from stages.media.probe import probe
 from stages.media.read import read_picture
 from stages.media.select import pick, whole
-from stages.models.fresco.control import HED, canny, depth, soft_edges
+from stages.models.fresco.control import HED, depth, soft_edges
 from stages.models.fresco.options import batches
 from stages.models.fresco.raft import RAFT
 from stages.models.shared.loading import DTYPES, loading
@@ -47,6 +47,8 @@ class Encode(Worker):
         if not (self.model.folder() / f"controlnet_{control}").is_dir():
             there = [path.name.removeprefix("controlnet_") for path in sorted(self.model.folder().glob("controlnet_*"))]
             raise ItemError(f"model {self.model.name} has no ControlNet for {control}", f"it has {', '.join(there)}")
+        if control == "canny" and not all("canny" in frame for frame in frames.fields["frames"]):
+            raise ItemError(f"{frames.path} has no hard edges", "extract its frames with --canny")
         if control != "canny" and not (self.model.folder() / control).is_dir():
             raise ItemError(f"model {self.model.name} has no network for {control} maps", "put it in, or take canny")
         if work.options["flow"] == "raft" and not (self.model.folder() / "raft").is_dir():
@@ -99,16 +101,16 @@ class Encode(Worker):
             "negative_prompt_embeds": embed(self.tokenizer, self.text, [negative]),
             "image_latents": torch.cat([latent(self.vae, frame) for frame in pixels]).transpose(0, 1)[None],
             "pixels": pixels,
-            "control": torch.from_numpy(self._control(frames, options["controlnet_type"])),
+            "control": torch.from_numpy(self._control(keys, frames, options["controlnet_type"])),
             **flows(frames, pairs, self.correspondence),
         }
         if options["masks"]:
             tensors["masks"] = masks_of(Path(options["masks"]), keys)
         write_tensors(work.output, "encoded", fields, tensors)
 
-    def _control(self, frames: Sequence[np.ndarray], control: str) -> np.ndarray:
+    def _control(self, keys: Artifact, frames: Sequence[np.ndarray], control: str) -> np.ndarray:
         if control == "canny":
-            return canny(frames)
+            return np.stack([read_picture(keys.member(frame["canny"]))[..., 0] for frame in keys.fields["frames"]])
         if control == "hed":
             return soft_edges(self.net, frames, self.device)
         return depth(self.net, self.processor, frames, self.device)

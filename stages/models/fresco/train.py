@@ -17,8 +17,8 @@ import torch
 from diffusers import ControlNetModel, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from transformers import AutoTokenizer, CLIPTextModel
 
+from stages.media.edges import canny
 from stages.media.shapes.filmed import LOOKS
-from stages.models.fresco.control import canny
 from stages.models.fresco.looks import TwoLooks
 from stages.models.shared.clip import to_uint8
 from stages.models.shared.picture_vae import decoded, encoded
@@ -78,7 +78,7 @@ class EdgesTask(Task):
 
     def encode(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
         """`latents` [B, 4, h, w] of single frames [B, 3, 1, H, W], and `control`, their edges, uint8 [B, H, W]."""
-        edges = canny([to_uint8(clip)[0] for clip in video])
+        edges = np.stack([canny(to_uint8(clip)[0]) for clip in video])
         return {"latents": encoded(self.vae, video[:, :, 0]), "control": torch.from_numpy(edges)}
 
     # ------------------------------------------------------------------------------------------------------------ loss

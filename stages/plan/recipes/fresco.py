@@ -27,13 +27,14 @@ def items(clip: Clip) -> dict[str, list[Item]]:
     frames, keys, caption = clip.step("frames.json"), clip.step("keys.json"), clip.step("caption.json")
     encoded, latents = clip.step("encoded.safetensors"), clip.step("latents.safetensors")
     looked_at = {"video": clip.video, "size": recipe["size"], "fit": "short", "multiple": MULTIPLE}
+    edges = values["controlnet_type"] == "canny"
     translated = clip.result(f"{clip.id}/keys.json")
     propagated = [clip.step(f"propagated{part:02d}.json") for part in range(clip.values["media"]["parts"])]
     film = clip.result(clip.run.film, seed=values["seed"])
     return {
         "extract_frames": [
             clip.item("extract_frames", frames, label="all", select="all", **looked_at),
-            clip.item("extract_frames", keys, label="keyframes", select="keyframes", **looked_at),
+            clip.item("extract_frames", keys, label="keyframes", select="keyframes", canny=edges, **looked_at),
         ],
         "caption_vlm": [caption_item(clip, clip.video, caption, clip.prompts[0] if clip.prompts else "")],
         "encode": [clip.item("encode", encoded, image=keys, caption=caption)],

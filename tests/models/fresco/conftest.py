@@ -1,5 +1,6 @@
 """A tiny Stable Diffusion with ControlNets, and keyframes of a picture that is moved."""
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,10 +31,12 @@ def keys(tmp_path_factory):
         listed = []
         for number in range(count):
             suffix = f"/{number * INTERVAL:06d}.png"
-            Image.fromarray(wide[:, number * step : number * step + SIZE[0]]).save(f"{path.parent}/keys{suffix}")
-            listed.append({"index": number * INTERVAL, "time": number / 2, "suffix": suffix})
+            edges, rgb = f"/{number * INTERVAL:06d}.canny.png", wide[:, number * step : number * step + SIZE[0]]
+            Image.fromarray(rgb).save(f"{path.parent}/keys{suffix}")
+            Image.fromarray(cv2.Canny(np.ascontiguousarray(rgb), 50, 100)).save(f"{path.parent}/keys{edges}")
+            listed.append({"index": number * INTERVAL, "time": number / 2, "suffix": suffix, "canny": edges})
         fields = {"width": SIZE[0], "height": SIZE[1], "select": "keyframes", "frames": listed, "source": {}}
-        write_index(path, "frames", fields, [frame["suffix"] for frame in listed])
+        write_index(path, "frames", fields, [frame[name] for frame in listed for name in ("suffix", "canny")])
         return path
 
     return make

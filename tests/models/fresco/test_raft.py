@@ -76,7 +76,7 @@ def test_encode_follows_the_keyframes_with_it(converted, net, keys, tmp_path):
     listed = keys(2)
     told = ("-m", converted, "--prompt", "a bird", "--dtype", "float32", *CANNY)
     stage("encode", listed, "-o", tmp_path / "e.safetensors", *told, "--flow", "raft")
-    first, second = (np.array(Image.open(path)) for path in sorted((listed.parent / "keys").glob("*.png")))
+    first, second = (np.array(Image.open(path)) for path in sorted((listed.parent / "keys").glob("??????.png")))
     made = load_file(tmp_path / "e.safetensors")
     for name, a, b in (("flow_forward", first, second), ("flow_backward", second, first)):
         expected = (net.correspondence(a, b) - grid(a.shape)).transpose(2, 0, 1)

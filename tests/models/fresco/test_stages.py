@@ -61,11 +61,15 @@ def test_a_suffix_is_a_part_of_the_prompt(tiny_sd, keys, encoded, tmp_path):
     assert not torch.equal(load_file(suffixed)["prompt_embeds"], load_file(encoded(1, *CANNY))["prompt_embeds"])
 
 
-def test_hard_edges_are_those_of_opencv(encoded, keys):
+def test_hard_edges_are_those_that_came_with_the_keyframes(encoded, keys, tiny_sd, tmp_path):
     made = load_file(encoded(2, *CANNY))
     frames = [keys(2).parent / f"keys/{number * INTERVAL:06d}.png" for number in range(2)]
     for path, edges in zip(frames, made["control"]):
         assert np.array_equal(edges, cv2.Canny(read_picture(path), 50, 100))
+    clip = "examples/shapes/videos/0000.mp4"
+    stage("extract_frames", clip, "--select", "first", "--count", 1, "-o", tmp_path / "f.json")
+    command = ("encode", tmp_path / "f.json", "-o", tmp_path / "e.safetensors", "-m", tiny_sd, "--prompt", "a bird", *CANNY)
+    assert "has no hard edges: extract its frames with --canny" in stage(*command, fails=1)
 
 
 def test_soft_edges_are_the_mean_of_five_maps(encoded, tiny_sd):

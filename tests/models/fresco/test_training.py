@@ -8,9 +8,9 @@ from PIL import Image
 from torch import nn
 from transformers import AutoTokenizer
 
+from stages.media.edges import THRESHOLDS
 from stages.media.read import read_picture
 from stages.media.shapes.oracle import read as look_at
-from stages.models.fresco.control import CANNY
 from stages.models.fresco.looks import TwoLooks
 from stages.models.fresco.options import TRAINING, detect
 from stages.models.fresco.train import EdgesTask
@@ -141,7 +141,7 @@ def test_the_controlnet_is_shown_the_edges_of_the_frame_itself(vae):
 
     item, clip = task(vae).data[0][1], TwoLooks(4, 1, 64, seed=1)[1]
     rgb = np.rint((clip["video"][:, 0].numpy() + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
-    assert np.array_equal(item["control"], cv2.Canny(rgb, *CANNY)) and item["control"].any()
+    assert np.array_equal(item["control"], cv2.Canny(rgb, *THRESHOLDS)) and item["control"].any()
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
