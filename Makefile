@@ -26,7 +26,7 @@ demo: install
 	$(BIN)/score $(DEMO:%=results/%)
 	@find results -maxdepth 2 -name '*.mp4' | sort
 
-demo-all: DEMO += unet look
+demo-all: DEMO += unet look picture
 demo-all: demo
 
 test: install

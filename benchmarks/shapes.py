@@ -26,7 +26,10 @@ from stages.score import score_run
 
 CLIPS, QUICK_CLIPS = 200, 24
 HELD_OUT, IN_CHAINS = 0.3, 0.2  # of that number: clips of combinations never trained on, and clips that become chains
-TRANSLATED = 0.1  # and, of either kind, those that are translated, which takes longest
+TRANSLATED, MOVED = (
+    0.1,
+    0.25,
+)  # and, of either kind, those that are translated, and pictures that come to move: which takes long
 SEED = 1000  # far from those of the trainings
 SIZE, FRAMES, FPS = 128, 17, 8
 OPTIONS = {"lossless": True, "seed": 42}  # all else as the models are declared
@@ -106,8 +109,8 @@ def config(clips: int, sources: dict[str, Source]) -> dict:
     as_links = {**OPTIONS, "links": LINKS}
     turning = [{**row, "prompt1": row["prompt"], "prompt2": turned(row["prompt"], i)} for i, row in enumerate(told)]
     turning = [{name: text for name, text in row.items() if name != "prompt"} for row in turning]
-    pictures = [{**row, "image": picture_of(named[row["id"]])} for row in prompts]
-    translated = [row for row in told if int(row["id"].rpartition("-")[2]) < clips * TRANSLATED]
+    pictures = [{**row, "image": picture_of(named[row["id"]])} for row in first_of(prompts, clips * MOVED)]
+    translated = first_of(told, clips * TRANSLATED)
     captioner = {"captioner": "shapes-internvl", "options": OPTIONS}
     runs = {
         "told-5b": {"recipe": "v2v", "model": "shapes-wan-5b", "clips": told, "options": OPTIONS},
@@ -127,6 +130,11 @@ def config(clips: int, sources: dict[str, Source]) -> dict:
     }
     models = declared_models()
     return {"models": models, "runs": {name: run for name, run in runs.items() if run["model"] in models}}
+
+
+def first_of(rows: list[dict], count: float) -> list[dict]:
+    """Those rows of the clips of either kind whose number is below `count`."""
+    return [row for row in rows if int(row["id"].rpartition("-")[2]) < count]
 
 
 def picture_of(video: str) -> str:

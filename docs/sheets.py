@@ -70,8 +70,17 @@ def translated() -> Rows:
     return rows
 
 
+def moved() -> Rows:
+    """Each picture, and the clip that is made of it."""
+    rows = []
+    for clip in planned("picture"):
+        text = (ROOT / clip["image"]).with_suffix(".txt").read_text().strip()
+        rows.append((text, pixels(RESULTS / "picture" / f"{clip['id']}.mp4")))
+    return rows
+
+
 if __name__ == "__main__":
-    sheets = {"v2v": continuations(), "chain": links(), "longlive": turned(), "look": translated()}
+    sheets = {"v2v": continuations(), "chain": links(), "longlive": turned(), "look": translated(), "picture": moved()}
     sheets |= {run: imagined(run) for run in ("text2video", "unet")}
     for name, rows in sheets.items():
         titles, clips = zip(*rows)

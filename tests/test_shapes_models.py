@@ -19,12 +19,13 @@ from stages.media.read import frames, read_picture
 from stages.media.shapes import dataset, filmed, score
 from stages.media.shapes.oracle import read
 from stages.media.shapes.world import render
+from stages.media.write import write_png
 from stages.runtime import artifacts
 from tests.commands import stage
 
 ROOT = Path(__file__).parents[1]
 COUNT, FRAMES, SIZE, SEED = 12, 17, 128, 77
-TRANSLATED = 3  # of them by FRESCO, which takes longest
+TRANSLATED, MOVED = 3, 8  # of them by FRESCO, which takes longest, and by DynamiCrafter
 MODEL = "shapes-wan-5b"
 BACK = {"left": "right", "right": "left", "up": "down", "down": "up"}
 OTHER_COLOR = {"red": "green", "green": "blue", "blue": "yellow", "yellow": "purple", "purple": "orange", "orange": "red"}
@@ -197,6 +198,19 @@ def test_a_film_turns_as_its_second_prompt_says_and_only_then(sources, config, t
         assert share(found[name], seconds, "color") >= 0.9, name
     assert share(found["on"], prompts["turned"], "direction") <= 0.1
     assert share(found["turned"], prompts["on"], "direction") <= 0.1
+
+
+def test_a_picture_comes_to_move_as_its_prompt_says(sources, config, tmp_path):
+    inputs = []
+    for i, (_, source) in enumerate(sources[:MOVED]):
+        write_png(tmp_path / f"{i}.png", render(source.scene, 1, SIZE, SIZE)[0])
+        prompt = source.caption if i % 2 else swapped(source.caption, BACK)
+        inputs.append({"image": str(tmp_path / f"{i}.png"), "prompt": prompt})
+    prompts = [row["prompt"] for row in inputs]
+    clips = made(tmp_path / "made", inputs, "shapes-dynamicrafter", config)
+    for slot in ("color", "shape", "direction"):
+        assert share(clips, prompts, slot) >= 0.7, slot
+    assert share(clips, [swapped(prompt, BACK) for prompt in prompts], "direction") <= 0.2
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
-"""A film or two of every recipe, by the shipped models and by a tiny one of the family that has none."""
+"""A film or two of every recipe, by the shipped models."""
 
-from benchmarks.shapes import declared_models
-from tests.tiny import dynamicrafter
 from tests.workflow.conftest import ROOT
 
 CLIP, PICTURE = str(ROOT / "examples/shapes/videos/0000.mp4"), str(ROOT / "examples/shapes/pictures/0000.png")
@@ -26,9 +24,9 @@ RUNS = {
     },
     "picture": {
         "recipe": "dynamicrafter",
-        "clips": [{"image": PICTURE, "prompt": "a ring"}],
-        "model": "crafter",
-        "options": {"size": "64*64", "num_inference_steps": 2},
+        "clips": [{"image": PICTURE, "prompt": "an orange ring"}],
+        "model": "shapes-dynamicrafter",
+        "options": {"num_inference_steps": 2},
     },
     "look": {
         "recipe": "fresco",
@@ -46,9 +44,3 @@ FILMS = {  # frames and size
     "picture/0000": (16, (64, 64)),
     "look/0000": (17, (128, 128)),
 }
-
-
-def models(folder):
-    """Declarations of the models, of which the tiny one comes to `folder`."""
-    tiny = {"family": "dynamicrafter", "variant": "256", "sizes": ["64*64"], "path": str(dynamicrafter.make(folder / "256"))}
-    return declared_models() | {"crafter": tiny}

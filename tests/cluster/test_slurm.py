@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from benchmarks.shapes import declared_models
 from stages.runtime.stages import STAGES
 from tests import zoo
 from tests.cluster import images, recipes
@@ -87,13 +88,8 @@ def test_a_run_that_is_cancelled_leaves_no_job_and_goes_on_later(slurm, profile,
 
 
 @pytest.fixture(scope="module")
-def every_model(tmp_path_factory):
-    return recipes.models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def plain(every_model, tmp_path_factory):
-    project = Project(tmp_path_factory.mktemp("plain"), every_model)
+def plain(tmp_path_factory):
+    project = Project(tmp_path_factory.mktemp("plain"), declared_models())
     project.configure(**recipes.RUNS)
     project.run(*ONE_WORKER)
     return project
@@ -105,7 +101,7 @@ def test_every_recipe_makes_its_film(plain):
 
 
 @pytest.mark.parametrize("where", ["slurm and images", "slurm", "images"])
-def test_elsewhere_the_films_are_the_same_to_the_bit(where, plain, every_model, tmp_path, request):
+def test_elsewhere_the_films_are_the_same_to_the_bit(where, plain, tmp_path, request):
     if where != THERE:
         pytest.skip(f"what can be had here: {THERE or 'neither slurm nor images'}")
     arguments = [*ONE_WORKER]
@@ -115,7 +111,7 @@ def test_elsewhere_the_films_are_the_same_to_the_bit(where, plain, every_model, 
     if "images" in where:
         request.getfixturevalue("images")
         arguments += ["--sdm", "apptainer"]
-    project = Project(tmp_path / "project", every_model)
+    project = Project(tmp_path / "project", declared_models())
     project.configure(resources=dict.fromkeys(STAGES, {"mem_mb": 3000, "runtime": 20}), **recipes.RUNS)
     project.run(*arguments)
     for film in recipes.FILMS:
