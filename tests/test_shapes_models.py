@@ -208,8 +208,8 @@ def test_a_picture_comes_to_move_as_its_prompt_says(sources, config, tmp_path):
         inputs.append({"image": str(tmp_path / f"{i}.png"), "prompt": prompt})
     prompts = [row["prompt"] for row in inputs]
     clips = made(tmp_path / "made", inputs, "shapes-dynamicrafter", config)
-    for slot in ("color", "shape", "direction"):
-        assert share(clips, prompts, slot) >= 0.7, slot
+    for slot, bar in {"color": 0.5, "shape": 0.7, "direction": 0.8}.items():
+        assert share(clips, prompts, slot) >= bar, slot
     assert share(clips, [swapped(prompt, BACK) for prompt in prompts], "direction") <= 0.2
 
 
