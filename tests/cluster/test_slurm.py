@@ -5,10 +5,15 @@ All in one file, since a machine has one Slurm at a time.
 
 import json
 import signal
+from itertools import islice
 
+import cv2
 import pytest
 
 from benchmarks.shapes import declared_models
+from stages.media.read import frames
+from stages.media.write import VideoWriter
+from stages.models.fresco.options import CONTROLS
 from stages.runtime.stages import STAGES
 from tests import zoo
 from tests.cluster import images, recipes
@@ -100,10 +105,17 @@ def test_every_recipe_makes_its_film(plain):
     assert made == {film: count for film, (count, _) in recipes.FILMS.items()}
 
 
-@pytest.mark.parametrize("where", ["slurm and images", "slurm", "images"])
-def test_elsewhere_the_films_are_the_same_to_the_bit(where, plain, tmp_path, request):
-    if where != THERE:
+@pytest.fixture(params=["slurm and images", "slurm", "images"])
+def where(request):
+    """All of them that can be had here, at once: a place has what its name says."""
+    if request.param != THERE:
         pytest.skip(f"what can be had here: {THERE or 'neither slurm nor images'}")
+    return request.param
+
+
+@pytest.fixture
+def elsewhere(where, tmp_path, request):
+    """Makes runs there."""
     arguments = [*ONE_WORKER]
     if "slurm" in where:
         request.getfixturevalue("slurm")
@@ -111,11 +123,34 @@ def test_elsewhere_the_films_are_the_same_to_the_bit(where, plain, tmp_path, req
     if "images" in where:
         request.getfixturevalue("images")
         arguments += ["--sdm", "apptainer"]
-    project = Project(tmp_path / "project", declared_models())
-    project.configure(resources=dict.fromkeys(STAGES, {"mem_mb": 3000, "runtime": 20}), **recipes.RUNS)
-    project.run(*arguments)
+
+    def make(models, runs):
+        project = Project(tmp_path / "project", models)
+        project.configure(resources=dict.fromkeys(STAGES, {"mem_mb": 3000, "runtime": 20}), **runs)
+        project.run(*arguments)
+        return project
+
+    return make
+
+
+def test_elsewhere_the_films_are_the_same_to_the_bit(where, plain, elsewhere):
+    project = elsewhere(declared_models(), recipes.RUNS)
     for film in recipes.FILMS:
         assert project.path(f"results/{film}.mp4").read_bytes() == plain.path(f"results/{film}.mp4").read_bytes(), film
     if "images" in where:
         steps = json.dumps([project.read("v2v/0000.json"), project.read("look/0000.json")])
         assert [stage for stage in STAGES if f'"image": "{stage}.sif"' not in steps] == []
+
+
+@pytest.mark.parametrize("where", ["slurm and images"], indirect=True)
+def test_elsewhere_a_real_clip_is_translated_by_every_control(where, elsewhere, tiny_sd, tmp_path):
+    with VideoWriter(tmp_path / "turn.mp4", 256, 256, 25) as video:
+        for frame in islice(frames(zoo.real_clip("car-turn.mp4")), 32):
+            video.write(cv2.resize(frame.rgb, (256, 256), interpolation=cv2.INTER_AREA))
+    clip = {"video": str(tmp_path / "turn.mp4"), "prompt": "a toy car turns in the snow"}
+    clips = [{**clip, "id": control, "controlnet_type": control} for control in CONTROLS]
+    few = {"seed": 1, "size": "256*256", "num_inference_steps": 3, "num_warmup_steps": 1}
+    sd = {"family": "fresco", "path": str(tiny_sd), "dtype": "float32"}
+    project = elsewhere({"sd": sd}, {"turn": {"recipe": "fresco", "clips": clips, "model": "sd", "options": few}})
+    made = {control: frame_count(project.path(f"results/turn/{control}.mp4"), (256, 256)) for control in CONTROLS}
+    assert made == dict.fromkeys(CONTROLS, 32)
