@@ -26,10 +26,8 @@ from stages.score import score_run
 
 CLIPS, QUICK_CLIPS = 200, 24
 HELD_OUT, IN_CHAINS = 0.3, 0.2  # of that number: clips of combinations never trained on, and clips that become chains
-TRANSLATED, MOVED = (
-    0.1,
-    0.25,
-)  # and, of either kind, those that are translated, and pictures that come to move: which takes long
+TRANSLATED = 0.1  # and, of either kind, those that are translated, which takes longest,
+MOVED = 0.25  # and those whose first frames come to move
 SEED = 1000  # far from those of the trainings
 SIZE, FRAMES, FPS = 128, 17, 8
 OPTIONS = {"lossless": True, "seed": 42}  # all else as the models are declared

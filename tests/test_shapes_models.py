@@ -25,7 +25,7 @@ from tests.commands import stage
 
 ROOT = Path(__file__).parents[1]
 COUNT, FRAMES, SIZE, SEED = 12, 17, 128, 77
-TRANSLATED, MOVED = 2, 6  # of them by FRESCO, which takes longest, and by DynamiCrafter
+TRANSLATED, MOVED = 3, 6  # of them by FRESCO, which takes longest, and by DynamiCrafter
 MODEL = "shapes-wan-5b"
 BACK = {"left": "right", "right": "left", "up": "down", "down": "up"}
 OTHER_COLOR = {"red": "green", "green": "blue", "blue": "yellow", "yellow": "purple", "purple": "orange", "orange": "red"}

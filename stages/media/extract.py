@@ -14,8 +14,8 @@ from stages.media.edges import canny
 from stages.media.fit import FREE, fit_image, parse_size, target_size
 from stages.media.probe import Source, probe
 from stages.media.read import Frame
-from stages.media.write import write_png
-from stages.runtime.artifacts import Artifact, member_path, write_index
+from stages.media.write import write_member
+from stages.runtime.artifacts import Artifact, write_index
 from stages.runtime.worker import Work, Worker
 
 
@@ -35,9 +35,7 @@ class ExtractFrames(Worker):
                 entry["canny"] = f"{name}.canny.png"
                 pictures[entry["canny"]] = np.stack([canny(fitted)] * 3, axis=-1)
             for suffix, picture in pictures.items():
-                path = member_path(work.output, suffix)
-                path.parent.mkdir(exist_ok=True)
-                write_png(path, picture)
+                write_member(work.output, suffix, picture)
             listed.append(entry)
             members |= dict.fromkeys(pictures)
         fields = {

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from stages.media.probe import SAFE_INPUT, local_url
+from stages.runtime.artifacts import member_path
 from stages.runtime.errors import ItemError, JobError, UsageError
 
 # Converted to BT.709 and tagged as such: a player that guesses by size would guess wrong for half of all sizes. Chroma
@@ -151,6 +152,13 @@ def write_png(path, rgb: np.ndarray) -> None:
         Image.fromarray(rgb).save(path, format="PNG", compress_level=4)
     except OSError as error:
         raise JobError(f"{path} could not be written ({error.strerror or error})", "check the folder and disk") from error
+
+
+def write_member(output: Path, suffix: str, rgb: np.ndarray) -> None:
+    """Write a picture, uint8 [H, W, 3], as the member `suffix` of an artifact that has a folder of them."""
+    path = member_path(output, suffix)
+    path.parent.mkdir(exist_ok=True)
+    write_png(path, rgb)
 
 
 def write_gif(path, frames: list[np.ndarray], fps: Fraction) -> None:

@@ -107,9 +107,9 @@ def test_every_recipe_makes_its_film(plain):
 
 @pytest.fixture(params=["slurm and images", "slurm", "images"])
 def where(request):
-    """All of them that can be had here, at once: a place has what its name says."""
+    """Through Slurm and in images, as far as these can be had here: the other places are skipped."""
     if request.param != THERE:
-        pytest.skip(f"what can be had here: {THERE or 'neither slurm nor images'}")
+        pytest.skip(f"{request.param}: what can be had here is {THERE or 'neither slurm nor images'}")
     return request.param
 
 
@@ -143,7 +143,7 @@ def test_elsewhere_the_films_are_the_same_to_the_bit(where, plain, elsewhere):
 
 
 @pytest.mark.parametrize("where", ["slurm and images"], indirect=True)
-def test_elsewhere_a_real_clip_is_translated_by_every_control(where, elsewhere, tiny_sd, tmp_path):
+def test_elsewhere_a_real_clip_is_translated_by_every_control(elsewhere, tiny_sd, tmp_path):
     with VideoWriter(tmp_path / "turn.mp4", 256, 256, 25) as video:
         for frame in islice(frames(zoo.real_clip("car-turn.mp4")), 32):
             video.write(cv2.resize(frame.rgb, (256, 256), interpolation=cv2.INTER_AREA))

@@ -14,8 +14,8 @@ from stages.media.propagate.blend import Blend
 from stages.media.propagate.engines import Engine
 from stages.media.propagate.patches import Pair, Search
 from stages.media.read import read_picture
-from stages.media.write import write_png
-from stages.runtime.artifacts import Artifact, member_path, write_index
+from stages.media.write import write_member
+from stages.runtime.artifacts import Artifact, write_index
 from stages.runtime.errors import ItemError
 from stages.runtime.worker import Work, Worker
 
@@ -55,9 +55,7 @@ class Propagate(Worker):
         for gap in gaps_of(sorted(set(indices(keys))), options["part"], options["parts"]):
             for index, picture in clip.pictures(gap):
                 suffix = f"/{index:06d}.png"
-                path = member_path(work.output, suffix)
-                path.parent.mkdir(exist_ok=True)
-                write_png(path, picture)
+                write_member(work.output, suffix, picture)
                 listed.append({**frames.fields["frames"][index], "suffix": suffix})
         fields = {
             "width": frames.fields["width"],

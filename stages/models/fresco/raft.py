@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from stages.media.flow import grid
+from stages.models.fresco.features import tokens
 
 SHRINK = 8  # sides of a picture are multiples of it
 LEVELS, RADIUS = 4, 4  # of the likeness: scales, and places looked at around one in each
 HIDDEN, CONTEXT, MOTION = 128, 128, 128  # channels
-UPDATES = 12  # times that the flow is mended: what the published weights were evaluated with
+UPDATES = 12  # times that the flow is mended, as torchvision does where it is not told otherwise
 WINDOW = (2 * RADIUS + 1) ** 2
 
 
@@ -54,7 +55,7 @@ class RAFT(nn.Module):
         likeness = pyramid(*features)
         hidden, context = self.context_encoder(a).split([HIDDEN, CONTEXT], dim=1)
         hidden, context = hidden.tanh(), context.relu()
-        here = places(features[0])
+        here = torch.from_numpy(grid(hidden.shape[2:])).permute(2, 0, 1).expand(len(a), -1, -1, -1).to(a.device)
         flow = torch.zeros_like(here)
         for _ in range(UPDATES):
             seen = look_up(likeness, here + flow)
@@ -63,18 +64,10 @@ class RAFT(nn.Module):
         return enlarged(flow, self.mask_predictor(hidden))
 
 
-def places(features: torch.Tensor) -> torch.Tensor:
-    """Where each place of features [B, C, h, w] is: (x, y), [B, 2, h, w]."""
-    batch, _, height, width = features.shape
-    rows, columns = (torch.arange(side, device=features.device, dtype=features.dtype) for side in (height, width))
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack([x, y]).expand(batch, -1, -1, -1)
-
-
 def pyramid(a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
     """How alike each place of `a` is to all of `b`, both [B, C, h, w], at each scale: [B h w, 1, h', w']."""
     batch, channels, height, width = a.shape
-    products = a.flatten(2).transpose(1, 2) @ b.flatten(2) / channels**0.5
+    products = tokens(a) @ b.flatten(2) / channels**0.5
     levels = [products.reshape(batch * height * width, 1, height, width)]
     for _ in range(LEVELS - 1):
         levels.append(F.avg_pool2d(levels[-1], 2))

@@ -13,7 +13,7 @@ import torch
 
 from stages.media.sheet import contact_sheet
 from stages.media.stats import ClipStatistics
-from stages.media.write import VideoWriter, write_gif, write_png
+from stages.media.write import VideoWriter, write_gif, write_member, write_png
 from stages.runtime.artifacts import member_path, write_index
 from stages.runtime.worker import Work
 
@@ -42,9 +42,7 @@ def write_clip(
                 video.write(rgb)
             if options["save_frames"]:
                 members.append(f"/{number:06d}.png")
-                picture = member_path(work.output, members[-1])
-                picture.parent.mkdir(exist_ok=True)
-                write_png(picture, rgb)
+                write_member(work.output, members[-1], rgb)
             if options["save_gif"] or options["visualize"]:
                 kept.append(rgb)
     write_png(member_path(work.output, ".last.png"), rgb)
