@@ -30,7 +30,7 @@ from stages.runtime.model import Model, cached_file_digest
 from stages.runtime.options import GPUS, Option, Resident
 from stages.runtime.provenance import record
 from stages.runtime.stages import Stage
-from stages.runtime.store import STEM, Store
+from stages.runtime.store import STEM, Store, publish
 from stages.runtime.weights import resident_bytes
 from stages.runtime.worker import Setting, Work, Worker, find_worker
 
@@ -157,11 +157,11 @@ class Loop:
         }
         inputs = {name: [digest(one) for one in flat({name: opened})] for name, opened in order.inputs.items()}
         order.key = hashlib.sha256(canonical([made_by, changing, inputs])).hexdigest()
-        if self.store.has(order.key):
-            self._publish(order, "reused")
+        if entry := self.store.find(order.key):
+            self._publish(order, entry, "reused")
 
-    def _publish(self, order: Order, status: str) -> None:
-        self.store.link(order.key, Path(order.item.output))
+    def _publish(self, order: Order, entry: Path, status: str) -> None:
+        publish(entry, Path(order.item.output))
         order.status = status
         self.report.made += status == "made"
         self.report.reused += status == "reused"
@@ -193,8 +193,8 @@ class Loop:
         return tuple(repr(order.options[option.name]) for option in self.plant.options if option.reloads)
 
     def _do(self, worker: Worker, order: Order, phase: str, last: bool) -> None:
-        if self.store.has(order.key):  # an equal item of this shard or another job was faster
-            return self._publish(order, "reused")
+        if entry := self.store.find(order.key):  # an equal item of this shard or another job was faster
+            return self._publish(order, entry, "reused")
         start = time.monotonic()
         wanted = (phase, self._loading(order))
         if order.weights and wanted != self._loaded:
@@ -210,9 +210,7 @@ class Loop:
             order.seconds += time.monotonic() - start
             if last:
                 artifacts.add_provenance(work.output, self._provenance(order))
-                self.store.put(order.key, folder)
-        if last:
-            self._publish(order, "made")
+                self._publish(order, self.store.put(order.key, folder), "made")
 
     def _check_room(self, order: Order, device: str) -> None:
         """See that the weights fit before they are loaded: weights that are too many for a GPU may do when offloaded."""
