@@ -1,5 +1,6 @@
 """Pictures and videos out: PNG by Pillow, video by the ffmpeg program, fed one frame at a time."""
 
+import errno
 import re
 import subprocess
 import tempfile
@@ -18,7 +19,7 @@ from PIL import Image
 from stages.media.probe import SAFE_INPUT, local_url
 from stages.media.sound import MOST_CHANNELS, Sound
 from stages.runtime.artifacts import member_path
-from stages.runtime.errors import ItemError, JobError, UsageError
+from stages.runtime.errors import ItemError, JobError, UsageError, job_fault, one_line
 
 # Converted to BT.709 and tagged as such: a player that guesses by size would guess wrong for half of all sizes. Chroma
 # lies on the left because that is where H.264 decoders take it from unless told otherwise.
@@ -30,6 +31,7 @@ BT709 = (
 GROWING = {"movflags": "+frag_every_frame+empty_moov+default_base_moof", "tune": "zerolatency", "flush_packets": 1}
 TICK = Fraction(1, 90_000)  # seconds: times of frames are multiples of it
 VARYING = {"enc_time_base": "demux", "video_track_timescale": TICK.denominator}
+FULL = {256 - errno.ENOSPC, 256 - errno.EDQUOT}  # exit codes of the ffmpeg program
 X264_THREADS = 4  # fixed, since the number of threads changes x264's bits
 
 
@@ -129,8 +131,11 @@ class VideoWriter:
         said = re.sub(r"\[\S+ @ 0x[0-9a-f]+\] ", "", self._complaints.read().decode("utf-8", "replace"))
         lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no reason given"]
         reason = f"ffmpeg could not write {self.path} (exit code {self._process.returncode}): {' / '.join(lines[-3:])}"
-        if "No space left on device" in said or "Disk quota exceeded" in said:
-            return JobError(reason, "free disk space and run again")
+        code = self._process.returncode
+        if code < 0:
+            return JobError(reason, "run again, with more memory if that is what it was ended for")
+        if code in FULL or "No space left on device" in said or "Disk quota exceeded" in said:
+            return JobError(f"the disk is full: {reason}", "free disk space and run again")
         if any(phrase in said for phrase in ("Permission denied", "No such file or directory", "Read-only file system")):
             return JobError(reason, "check that the folder exists and can be written")
         return ItemError(reason, "check the frames and the options of the video")
@@ -195,7 +200,7 @@ def write_png(path, rgb: np.ndarray) -> None:
     try:
         Image.fromarray(rgb).save(path, format="PNG", compress_level=4)
     except OSError as error:
-        raise JobError(f"{path} could not be written ({error.strerror or error})", "check the folder and disk") from error
+        raise _not_written(path, error) from error
 
 
 def write_member(output: Path, suffix: str, rgb: np.ndarray) -> None:
@@ -213,4 +218,9 @@ def write_gif(path, frames: list[np.ndarray], fps: Fraction) -> None:
     try:
         pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=shown, loop=0)
     except OSError as error:
-        raise JobError(f"{path} could not be written ({error.strerror or error})", "check the folder and disk") from error
+        raise _not_written(path, error) from error
+
+
+def _not_written(path, error: OSError) -> JobError:
+    fault = job_fault(error) or one_line(error)
+    return JobError(f"{path} could not be written: {fault}", "free disk space, or check the folder, and run again")

@@ -6,10 +6,8 @@ publish each whole. One item's fault marks that item and no other; a fault that 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +21,7 @@ from tqdm import tqdm
 from stages.runtime import artifacts, memory
 from stages.runtime.artifacts import KINDS, Artifact, Failure, canonical
 from stages.runtime.device import take_device
-from stages.runtime.errors import ItemError, JobError, KinemakeError, one_line
+from stages.runtime.errors import ItemError, JobError, KinemakeError, job_fault, one_line
 from stages.runtime.items import Item
 from stages.runtime.log import log
 from stages.runtime.model import Model, cached_file_digest
@@ -334,18 +332,6 @@ def file_option(path: str) -> str:
 
 def digest(opened: Artifact | Path) -> str:
     return opened.digest if isinstance(opened, Artifact) else cached_file_digest(opened)
-
-
-def job_fault(error: Exception) -> str:
-    """What a fault that would hit the next item as well is called; empty for an item's own."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or re.search(r"\(os error (28|122)\)|No space left on device", str(error)):  # safetensors has errors of its own
-        return "the disk is full"
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
-        return f"{error.filename} cannot be written ({error.strerror})"
-    if type(error).__name__ == "AcceleratorError":
-        return f"the GPU failed ({one_line(error)})"
-    return ""
 
 
 def ran_out_of_memory(error: Exception) -> bool:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from stages.runtime import artifacts
-from stages.runtime.errors import JobError
+from stages.runtime.errors import JobError, job_fault
 from stages.runtime.items import Item
-from stages.runtime.loop import job_fault, ran_out_of_memory
+from stages.runtime.loop import ran_out_of_memory
 from tests.runtime import toys
 
 ROOT = Path(__file__).parents[2]

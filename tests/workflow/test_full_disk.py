@@ -2,12 +2,14 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 
 from stages.runtime.stages import STAGES
 from tests import zoo
 from tests.commands import stage
+from tests.workflow.conftest import ROOT
 
 ROOM = 24 * 2**20  # bytes of the disk: more than the films of tiny models take
 
@@ -60,3 +62,18 @@ def test_every_stage_on_a_full_disk(disk, tiny_wan, tiny_vlm, monkeypatch, own_c
         assert set(os.listdir(disk)) - before <= {"store"}, name
         stage(name, *arguments, *store)
     assert os.path.getsize("film.mp4") > 0
+
+
+@pytest.mark.parametrize("room", [0, 2**17])
+def test_a_log_on_the_full_disk_has_the_last_words(disk, monkeypatch, room):
+    """As of a job of Snakemake, whose log lies beside its results."""
+    zoo.plain(disk, "a.mp4", frames=5, size=(640, 480))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "stages.extract_frames", "a.mp4", "--select", "all", "-o", "f.json", "--store", "store"]
+    with open(disk / "log", "wb") as log:
+        fill(disk)
+        os.truncate(disk / "filler", os.path.getsize(disk / "filler") - 2**17 - room)
+        done = subprocess.run(command, stderr=log, cwd=disk, env=environment)
+    assert done.returncode == 1
+    last = (disk / "log").read_text().splitlines()[-1]
+    assert last.startswith("error: ") and "the disk is full" in last
