@@ -28,7 +28,8 @@ from stages.runtime.model import Model, cached_file_digest
 from stages.runtime.options import GPUS, Option, Resident
 from stages.runtime.provenance import record
 from stages.runtime.stages import Stage
-from stages.runtime.store import STEM, Store, publish
+from stages.runtime.store import STEM, Store, StoreRemoved, publish
+from stages.runtime.unchanged import States, artifact_files, changed_file, file_states
 from stages.runtime.weights import resident_bytes
 from stages.runtime.worker import Setting, Work, Worker, find_worker
 
@@ -86,6 +87,8 @@ class Order:
     status: str = "waiting"
     memory_saving: bool = False
     seconds: float = 0.0
+    states: States = field(default_factory=dict)  # of the files that the key was taken of
+    again: bool = False  # begun a second time, since something changed under the first
 
 
 STARTED = time.monotonic()  # the loop is among the first things that a stage imports
@@ -130,6 +133,8 @@ class Loop:
 
     def _open(self, order: Order) -> None:
         """Read and check the inputs, find the key of the result, and take the result from the store if it is there."""
+        options = [order.options[option.name] for option in self.plant.options if option.is_file]
+        order.states = file_states(Path(path) for path in (*order.item.files, *options) if path)
         order.inputs = {
             spec.name: open_input(order.item.inputs[spec.name], spec.kinds)
             for spec in self.plant.stage.inputs
@@ -138,13 +143,19 @@ class Loop:
         for opened in flat(order.inputs):
             if isinstance(opened, Artifact) and opened.failure:
                 raise PassedOn(opened.failure)
+            if isinstance(opened, Artifact):
+                order.states |= file_states(artifact_files(opened))
         if self.plant.model and self.plant.needs_model(self.plant.stage.name, order.options):
-            order.weights = self._weights_digest
+            order.weights, states = self._weights
+            order.states |= states
         self._set_key(order)
 
     @cached_property
-    def _weights_digest(self) -> str:
-        return self.plant.model.digest(self.plant.weights)
+    def _weights(self) -> tuple[str, States]:
+        """The digest of the model's files, and the states that they were in when it was taken."""
+        folder = self.plant.model.folder()
+        states = file_states(path for pattern in self.plant.weights for path in folder.glob(pattern) if path.is_file())
+        return self.plant.model.digest(self.plant.weights), states
 
     def _set_key(self, order: Order) -> None:
         made_by = [self.plant.stage.name, self.plant.stage.version, *self.plant.version, order.weights]
@@ -204,9 +215,16 @@ class Loop:
             start = time.monotonic()
         with self.store.staging() as folder:
             work = self._work_of(order, folder / f"{STEM}{Path(order.item.output).suffix}")
-            worker.run(work, phase)
+            try:
+                worker.run(work, phase)
+            except Exception as error:
+                if not folder.exists():
+                    raise StoreRemoved(folder) from error
+                raise
             order.seconds += time.monotonic() - start
             if last:
+                if path := changed_file(order.states):
+                    raise ItemError(f"{path} changed while it was read", "leave the files alone that a run reads")
                 artifacts.add_provenance(work.output, self._provenance(order))
                 self._publish(order, self.store.put(order.key, folder), "made")
 
@@ -252,7 +270,11 @@ class Loop:
             self.report.passed_on += 1
             return self._fail(order, passed.failure)
         except ItemError as error:
-            return self._fail(order, self._failure(order, error.reason, error.remedy))
+            undisturbed = not isinstance(error, StoreRemoved) and not changed_file(order.states)
+            if order.again or undisturbed:
+                return self._fail(order, self._failure(order, error.reason, error.remedy))
+            log("again", stage=self.plant.stage.name, item=order.item.id, reason=error.reason)
+            prepare = self._begin_again
         except KinemakeError:
             raise
         except Exception as error:
@@ -262,8 +284,9 @@ class Loop:
                 if self.running.debug:
                     raise
                 return self._fail(order, self._unexpected(order, error))
+            prepare = self._save_memory
         # Only here, where the error is gone and its traceback no longer holds on to the memory that ran out.
-        self._save_memory(order)
+        prepare(order)
         if order.status == "waiting":
             self._attempt(order, step)
 
@@ -274,6 +297,13 @@ class Loop:
         traceback.print_exc()
         reason = f"unexpected {type(error).__name__}: {one_line(error)}"
         return self._failure(order, reason, "this is a bug of Kinemake: please report the log")
+
+    def _begin_again(self, order: Order) -> None:
+        """Read everything anew: the inputs, and the model too."""
+        order.again = True
+        self.__dict__.pop("_weights", None)
+        self._loaded = None
+        self._attempt(order, self._open)
 
     def _save_memory(self, order: Order) -> None:
         """Switch to the memory-saving options. Where they change the result they change its key as well."""

@@ -22,14 +22,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stages.runtime.artifacts import file_digest, index_path, member_path
+from stages.runtime.errors import ItemError
+from stages.runtime.locks import try_lock
 from stages.runtime.log import log
 
 STEM = "artifact"
 SEAL = "seal.json"
 LINKED = (".mkv",)  # Snakemake refuses declared outputs that are read-only
+LONGEST_LOCK = 60  # seconds
 LEFT_BEHIND = 14 * 24 * 3600  # seconds; no item takes that long
 IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}
+
+
+class StoreRemoved(ItemError):
+    """The store, or an entry of it, was removed while an item needed it."""
+
+    def __init__(self, place: Path):
+        super().__init__(f"{place} was removed while it was in use", "leave the store where it is until the run has ended")
 
 
 class Store:
@@ -87,13 +97,14 @@ class Store:
         """Make `folder` the entry of `key`, and return where the item is now.
 
         That is the entry, also where another process was faster. It is `folder` itself where something else stands in the
-        entry's place and cannot be removed.
+        entry's place and cannot be removed. Raises StoreRemoved.
         """
-        write_seal(folder, key)
-        sync(folder)
-        self.entry(key).parent.mkdir(parents=True, exist_ok=True)
-        # What is in the way may be damaged: then `find` removes it.
-        place = self._move(folder, key) or self.find(key) or self._move(folder, key) or folder
+        with in_store(folder):
+            write_seal(folder, key)
+            sync(folder)
+            self.entry(key).parent.mkdir(parents=True, exist_ok=True)
+            # What is in the way may be damaged: then `find` removes it.
+            place = self._move(folder, key) or self.find(key) or self._move(folder, key) or folder
         with suppress(OSError):  # the state of another user
             self.partial(key).unlink(missing_ok=True)
         return place
@@ -154,17 +165,49 @@ def damage(entry: Path, key: str) -> str:
 
 
 def publish(entry: Path, output: Path) -> None:
-    """Put an entry's files to their places: members first, the declared one last.
+    """Put an entry's files to their places: members first, the declared one last. Raises StoreRemoved.
 
     Whatever becomes of the published files, the entry stays as it is. They keep the time at which the item was finished, so
-    times stay in the order of the work.
+    times stay in the order of the work. Of several processes that publish at one output the last one's files stand.
     """
     declared = f"{STEM}{output.suffix}"
     index = index_path(Path(declared)).name
     files = [path for path in sorted(entry.rglob("*")) if path.is_file() and path.name != SEAL]
     files.sort(key=lambda path: (path.name == declared, path.name == index))
-    for path in files:
-        place(path, member_path(output, path.relative_to(entry).as_posix().removeprefix(STEM)))
+    if not files:
+        raise StoreRemoved(entry)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with in_store(entry), locked(output.parent):
+        for path in files:
+            place(path, member_path(output, path.relative_to(entry).as_posix().removeprefix(STEM)))
+
+
+@contextmanager
+def in_store(folder: Path) -> Iterator[None]:
+    """Raises StoreRemoved in the place of what goes wrong because a folder of the store is no longer there."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if folder.exists():
+            raise
+        raise StoreRemoved(folder) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from publishing into a folder, for as long as any of them needs for it.
+
+    Where its file system has no locks, or somebody never gives it back, nobody is kept out.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            patience = time.monotonic() + LONGEST_LOCK
+            while not try_lock(descriptor) and time.monotonic() < patience:
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def place(source: Path, target: Path) -> None:

@@ -1,6 +1,7 @@
 """The store publishes whole items, is changed by nothing that becomes of them, and gives out only what was put."""
 
 import errno
+import multiprocessing
 import os
 import random
 import shutil
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from stages.runtime import store as stores
-from stages.runtime.store import Store, publish
+from stages.runtime.store import Store, StoreRemoved, publish
 
 
 def put(store: Store, key: str, text: str):
@@ -184,3 +185,31 @@ def test_what_killed_processes_left_is_swept_and_work_in_hand_is_not(store):
         os.utime(folder, (time.time() - age * 86400,) * 2)
     store.sweep()
     assert [path.name for path in (store.root / "staging").iterdir()] == ["new"]
+
+
+def test_an_entry_that_is_gone_is_not_published_as_nothing(store, tmp_path):
+    entry = store.find("abcd")
+    shutil.rmtree(entry)
+    with pytest.raises(StoreRemoved, match="was removed while it was in use"):
+        publish(entry, tmp_path / "clip.json")
+
+
+def publishes(entry, output, start):
+    start.wait()
+    for _ in range(20):
+        publish(entry, output)
+
+
+def test_two_processes_that_publish_at_one_output_do_not_mix_their_files(store, tmp_path):
+    put(store, "ef01", "two")
+    processes = multiprocessing.get_context("fork")
+    for _ in range(10):
+        start, output = processes.Event(), tmp_path / "clip.json"
+        running = [processes.Process(target=publishes, args=(store.entry(key), output, start)) for key in ("abcd", "ef01")]
+        for process in running:
+            process.start()
+        start.set()
+        for process in running:
+            process.join()
+        found = [path for path in (*tmp_path.glob("clip*.*"), *tmp_path.glob("clip/*"))]
+        assert len(found) == 4 and len({path.read_text() for path in found}) == 1

@@ -20,6 +20,7 @@ OPTIONS = (
     Option("offload", str, "none", "Weights in main memory", ("toy",), offloads=("block_level",)),
 )
 MADE: list[str] = []
+MEANWHILE: list = []  # functions: each is called in the middle of one run of a toy, in order
 
 
 class Toy(Worker):
@@ -38,6 +39,8 @@ class Toy(Worker):
         if text == "kill":
             os.kill(os.getpid(), 9)
         MADE.append(work.item.id)
+        if MEANWHILE:
+            MEANWHILE.pop(0)()
         write_index(work.output, "caption", fields("caption", prompt=text * work.options["factor"]))
 
 
