@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 TEXT_WIDTH = 32
 
 
@@ -103,3 +105,17 @@ def _scheduler(shift: float):
     from diffusers import UniPCMultistepScheduler
 
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+
+
+def set_schedule(pipe, shift: float, sigma_grid: str = "wan") -> None:
+    """Give a pipeline of diffusers the shift and the grid that our stages are given. "diffusers" is the plain library."""
+    from diffusers import UniPCMultistepScheduler
+
+    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, flow_shift=shift)
+    if sigma_grid == "wan":
+        set_timesteps = pipe.scheduler.set_timesteps
+
+        def on_published_grid(steps, device=None):
+            set_timesteps(device=device, sigmas=np.linspace(0.999, 0, steps + 1)[:-1])
+
+        pipe.scheduler.set_timesteps = on_published_grid

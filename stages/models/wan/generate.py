@@ -65,7 +65,7 @@ class Generate(Worker):
 
     def run(self, work: Work, phase: str) -> None:
         options, encoded = work.options, work.inputs["encoded"]
-        scheduler = make_scheduler(self.schedule, options["steps"], options["shift"], self.device)
+        scheduler = make_scheduler(self.schedule, options["steps"], options["shift"], self.device, options["sigma_grid"])
         switch = switch_step(scheduler, options["boundary_ratio"]) if phase else 0
         first, last = (0, switch) if phase == HIGH else (switch, options["steps"])
         condition = self._condition(encoded, options)

@@ -112,7 +112,7 @@ DENOISER_TRAINING = Training(
 
 FAMILY = Family(
     name="wan",
-    version=1,
+    version=2,
     variants=("14b", "5b"),
     options=(
         Option(
@@ -162,6 +162,15 @@ FAMILY = Family(
             ("generate",),
             minimum=0.01,
             default_text="5.0; 14b up to 832*480: 3.0",
+        ),
+        Option(
+            "sigma_grid",
+            str,
+            "wan",
+            "Noise levels of the steps, before the shift: wan, evenly from 0.999 to 0, as Wan's own program; diffusers, "
+            "evenly from 1 to 0.001, the library's default since 0.37",
+            ("generate",),
+            choices=("wan", "diffusers"),
         ),
         Option(
             "boundary_ratio",

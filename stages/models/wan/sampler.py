@@ -4,9 +4,11 @@
 run can stop after any step, wait in a file, go on in another process, and end in the same bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers import UniPCMultistepScheduler
 
@@ -41,12 +43,33 @@ def noise(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
 
 
-def make_scheduler(config: dict, steps: int, shift: float, device: torch.device) -> UniPCMultistepScheduler:
-    """UniPC over sigma' = shift * sigma / (1 + (shift - 1) * sigma), sigma falling evenly from 1 to 1 / 1000."""
-    scheduler = UniPCMultistepScheduler.from_config(config, flow_shift=shift)
-    scheduler.set_timesteps(steps, device=device)
+def make_scheduler(
+    config: Mapping[str, Any], steps: int, shift: float, device: torch.device, sigma_grid: str = "wan"
+) -> UniPCMultistepScheduler:
+    """UniPC for flow matching over sigma' = shift * sigma / (1 + (shift - 1) * sigma), sigma from a grid of `SIGMA_GRIDS`.
+
+    `config` is that of the repository's scheduler; its shift and its grid are not used.
+    """
+    scheduler = UniPCMultistepScheduler.from_config(
+        dict(config), flow_shift=shift, use_flow_sigmas=True, prediction_type="flow_prediction"
+    )
+    scheduler.set_timesteps(device=device, sigmas=SIGMA_GRIDS[sigma_grid](steps))
     scheduler.set_begin_index(0)  # it would look the first timestep up, and go wrong where two steps share it
     return scheduler
+
+
+def wan_grid(steps: int) -> np.ndarray:
+    """Sigmas, float64 [steps], falling evenly from 0.999 towards 0, as in Wan2.2's FlowUniPCMultistepScheduler and diffusers
+    before 0.37. (Wan2.2 rounds 0.999 to float32 first, which changes a sigma by 6e-8 at most.)"""
+    return np.linspace(0.999, 0, steps + 1)[:-1]
+
+
+def diffusers_grid(steps: int) -> np.ndarray:
+    """Sigmas, float64 [steps], falling evenly from 1 towards 1 / 1000: the default of diffusers since 0.37."""
+    return np.linspace(1, 1 / 1000, steps + 1)[:-1]
+
+
+SIGMA_GRIDS = {"wan": wan_grid, "diffusers": diffusers_grid}
 
 
 def switch_step(scheduler: UniPCMultistepScheduler, boundary_ratio: float) -> int:

@@ -149,8 +149,7 @@ class DenoiserTask(LatentTask):
     def generate(self, batch: Mapping[str, Any], i: int, first_frame: bool) -> torch.Tensor:
         """Latents [1, C, T, h, w] by the sampler that the stage uses, without guidance."""
         steps, device, true = self.options["sample_steps"], batch["latents"].device, batch["latents"][i : i + 1]
-        config = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-        scheduler = make_scheduler(config, steps, self.options["sample_shift"], device)
+        scheduler = make_scheduler({}, steps, self.options["sample_shift"], device)
         if self.two_experts:
             image, known, join = batch["image"][i : i + 1], batch["known"][i : i + 1], concatenated
         else:

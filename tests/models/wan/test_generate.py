@@ -127,22 +127,45 @@ def test_expert_without_steps_is_not_loaded(boundary, used, encoded, tmp_path, p
 
 def test_guidance_is_each_experts_own(encoded, tmp_path, passes):
     generate(encoded["14b"], tmp_path / "a" / "l.safetensors", "--guidance-scale", 4, "--guidance-scale-2", 1, "--shift", 3)
-    # 6 steps at shift 3: timesteps 999, 937, 857, 750, ..., so two of them are at 900 or above
+    # 6 steps at shift 3: timesteps 999, 937, 856, 749, ..., so two of them are at 900 or above
     assert passes == {"transformer": 2 * 2, "transformer_2": 4}
 
 
 # ------------------------------------------------------------------------------------------------------------ schedule
 
 
-def test_schedule_is_the_formula(tiny_wan):
+@pytest.mark.parametrize("shift", [3.0, 5.0, 12.0])
+@pytest.mark.parametrize("steps", [1, 4, 9, 40, 50])
+def test_schedule_is_the_published_programs(steps, shift, tiny_wan):
+    """In float64, as Wan2.2's wan/utils/fm_solvers_unipc.py has it: a thousand sigmas of which the first and the last, in
+    float32, are the ends of the grid; the shift; timesteps cut to integers."""
     config = UniPCMultistepScheduler.load_config(tiny_wan["14b"], subfolder="scheduler")
-    scheduler = make_scheduler(config, 40, 5.0, torch.device("cpu"))
-    sigma = np.linspace(1, 1 / 1000, 41)[:-1]
-    sigma = 5.0 * sigma / (1 + 4.0 * sigma)
-    sigma[0] -= 1e-6
+    scheduler = make_scheduler(config, steps, shift, torch.device("cpu"))
+    table = (1.0 - np.linspace(1, 1 / 1000, 1000)[::-1]).astype(np.float32).astype(np.float64)
+    sigma = table[0] + (table[-1] - table[0]) * np.arange(steps) / steps
+    sigma = shift * sigma / (1 + (shift - 1) * sigma)
     assert config["flow_shift"] == 3.0  # the repository's, which must not be used
-    assert scheduler.timesteps.tolist() == (sigma * 1000).astype(int).tolist()
-    assert switch_step(scheduler, 0.9) == 15  # of 40, as published for shift 5
+    assert scheduler.timesteps.tolist() == np.floor(sigma * 1000).astype(int).tolist()
+    assert np.abs(scheduler.sigmas[:-1].double().numpy() - sigma).max() < 1e-7
+    assert scheduler.sigmas[-1] == 0
+
+
+@pytest.mark.parametrize("sigma_grid, shift, high", [("wan", 3.0, 10), ("wan", 5.0, 15), ("diffusers", 3.0, 11)])
+def test_steps_of_the_high_noise_expert_are_the_published_programs(sigma_grid, shift, high, tiny_wan):
+    config = UniPCMultistepScheduler.load_config(tiny_wan["14b"], subfolder="scheduler")
+    assert switch_step(make_scheduler(config, 40, shift, torch.device("cpu"), sigma_grid), 0.9) == high
+
+
+def test_grid_of_diffusers_is_the_librarys_default(tiny_wan):
+    config = UniPCMultistepScheduler.load_config(tiny_wan["5b"], subfolder="scheduler")
+    ours, library = make_scheduler(config, 40, 5.0, "cpu", "diffusers"), UniPCMultistepScheduler.from_config(config)
+    library.set_timesteps(40)
+    assert torch.equal(ours.sigmas, library.sigmas) and torch.equal(ours.timesteps, library.timesteps)
+
+
+def test_a_grid_that_is_not_known_is_refused(encoded, tmp_path):
+    said = generate(encoded["5b"], tmp_path / "a" / "l.safetensors", "--sigma-grid", "karras", fails=2)
+    assert "sigma" in said and "wan" in said and "diffusers" in said
 
 
 def test_two_steps_at_one_timestep_are_two_steps(encoded, tmp_path, passes):

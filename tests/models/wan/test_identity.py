@@ -3,24 +3,25 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline
+from diffusers import WanImageToVideoPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
 from stages.media.read import frames
 from tests.commands import stage
 from tests.models.wan.conftest import NEGATIVE, PROMPT, encode
+from tests.tiny.wan import set_schedule
 
 STEPS, SEED, SHIFT = 6, 7, 4.0
 GUIDANCE = {"14b": (4.0, 3.0), "5b": (4.0, None)}
 
 
-def pipeline_frames(model, picture, dtype, guidance, guidance_2):
+def pipeline_frames(model, picture, dtype, guidance, guidance_2, sigma_grid="wan"):
     """uint8 [N, H, W, 3] by `WanImageToVideoPipeline.__call__`, the VAE in float32, its pixels rounded to the nearest."""
     dtypes = {"transformer": dtype, "transformer_2": dtype, "text_encoder": dtype, "default": torch.float32}
     pipe = WanImageToVideoPipeline.from_pretrained(model, dtype=dtypes)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, flow_shift=SHIFT)
+    set_schedule(pipe, SHIFT, sigma_grid)
     video = pipe(
         image=Image.open(picture),
         prompt=PROMPT,
@@ -38,17 +39,23 @@ def pipeline_frames(model, picture, dtype, guidance, guidance_2):
     return (video * 255).round().astype(np.uint8)
 
 
+def stages_frames(encoded, folder, *arguments):
+    """uint8 [N, H, W, 3] by generate and decode."""
+    arguments = ("--steps", STEPS, "--seed", SEED, "--shift", SHIFT, *arguments)
+    stage("generate", encoded, "-o", folder / "l.safetensors", *arguments)
+    stage("decode", folder / "l.safetensors", "-o", folder / "clip.json", "--lossless")
+    return np.stack([frame.rgb for frame in frames(folder / "clip.mkv")])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", ["14b", "5b"])
 def test_stages_give_the_pipelines_frames(variant, dtype, tiny_wan, picture, tmp_path):
     model, (guidance, guidance_2) = tiny_wan[variant], GUIDANCE[variant]
     encode(picture, tmp_path / "e.safetensors", model, dtype)
-    arguments = ["--steps", STEPS, "--seed", SEED, "--shift", SHIFT, "--guidance-scale", guidance, "--dtype", dtype]
+    arguments = ["--guidance-scale", guidance, "--dtype", dtype]
     if guidance_2:
         arguments += ["--guidance-scale-2", guidance_2]
-    stage("generate", tmp_path / "e.safetensors", "-o", tmp_path / "l.safetensors", *arguments)
-    stage("decode", tmp_path / "l.safetensors", "-o", tmp_path / "clip.json", "--lossless")
-    ours = np.stack([frame.rgb for frame in frames(tmp_path / "clip.mkv")])
+    ours = stages_frames(tmp_path / "e.safetensors", tmp_path, *arguments)
     theirs = pipeline_frames(model, picture, getattr(torch, dtype), guidance, guidance_2)
     assert theirs.std() > 20  # not a grey film, in which equality would say little
     assert np.array_equal(ours, theirs)
@@ -57,11 +64,16 @@ def test_stages_give_the_pipelines_frames(variant, dtype, tiny_wan, picture, tmp
 
 @pytest.mark.parametrize("variant", ["14b", "5b"])
 def test_guidance_of_one_is_the_pipeline_without_guidance(variant, tiny_wan, encoded, picture, tmp_path):
-    arguments = ["--steps", STEPS, "--seed", SEED, "--shift", SHIFT, "--guidance-scale", 1, "--dtype", "float32"]
-    stage("generate", encoded[variant], "-o", tmp_path / "l.safetensors", *arguments)
-    stage("decode", tmp_path / "l.safetensors", "-o", tmp_path / "clip.json", "--lossless")
-    ours = np.stack([frame.rgb for frame in frames(tmp_path / "clip.mkv")])
+    ours = stages_frames(encoded[variant], tmp_path, "--guidance-scale", 1, "--dtype", "float32")
     assert np.array_equal(ours, pipeline_frames(tiny_wan[variant], picture, torch.float32, 1.0, None))
+
+
+@pytest.mark.parametrize("variant", ["14b", "5b"])
+def test_grid_of_diffusers_is_the_plain_pipeline(variant, tiny_wan, encoded, picture, tmp_path):
+    arguments = ("--guidance-scale", 4, "--dtype", "float32", "--sigma-grid")
+    ours, on_own_grid = (stages_frames(encoded[variant], tmp_path, *arguments, grid) for grid in ("diffusers", "wan"))
+    assert np.array_equal(ours, pipeline_frames(tiny_wan[variant], picture, torch.float32, 4.0, None, "diffusers"))
+    assert not np.array_equal(ours, on_own_grid)
 
 
 def test_seed_is_all_that_is_random(encoded, tmp_path):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKLWan,
-    UniPCMultistepScheduler,
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
@@ -22,6 +21,7 @@ from stages.models.wan.train_denoiser import DenoiserTask
 from stages.runtime import artifacts
 from stages.runtime.options import resolve
 from tests.commands import stage, trained
+from tests.tiny.wan import set_schedule
 
 RHYTHM = {"warmup_steps": 0, "max_steps": 3, "validate_every": 3, "save_every": 3, "validation_samples": 3}
 CLIPS = {"data": "shapes", "num_frames": 5, "frame_size": 32, "batch_size": 2, "learning_rate": 1e-3, **RHYTHM}
@@ -215,7 +215,7 @@ def test_text_to_video_is_the_pipelines_bit_for_bit(model, dtype, small, tiny_wa
     dtypes = {"transformer": half, "text_encoder": half, "default": torch.float32}
     pipe = WanPipeline.from_pretrained(folder, dtype=dtypes)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, flow_shift=shift)
+    set_schedule(pipe, shift)
     theirs = pipe(
         prompt=PROMPT,
         negative_prompt=NEGATIVE,
