@@ -51,7 +51,13 @@ def fresco(
 @main.command("longlive", no_args_is_help=True)
 @click.option("--base", required=True, type=FILE, help="longlive_base.pt.")
 @click.option("--lora", type=FILE, help="lora.pt; it comes to OUTPUT/lora.safetensors.")
-@click.option("--ema/--no-ema", default=True, show_default=True, help="The averaged weights, or those of the last step.")
+@click.option(
+    "--ema/--no-ema",
+    default=False,
+    show_default=True,
+    help="The averaged weights (generator_ema), or those that all published configs use (generator): without --ema "
+    "these, and where one set alone is there, that.",
+)
 @click.option("--wan", required=True, type=FOLDER, help="A repository such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers: the rest.")
 @clean_errors
 def longlive(base: Path, lora: Path | None, ema: bool, wan: Path, output: Path, debug: bool) -> None:

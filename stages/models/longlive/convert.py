@@ -27,6 +27,7 @@ from stages.models.shared.loading import read_config
 from stages.models.shared.wan.names import diffusers_name
 from stages.models.shared.wan.transformer import empty_transformer
 from stages.runtime.errors import UsageError
+from stages.runtime.log import log
 
 PARTS = ("text_encoder", "tokenizer", "vae", "scheduler", "model_index.json")
 
@@ -39,10 +40,12 @@ def convert(base: Path, lora: Path | None, ema: bool, wan: Path, output: Path) -
     with new_repository(output) as folder:
         check_repository(wan)
         transformer = empty_transformer(read_config(wan / "transformer"), wan / "transformer")
-        fill(transformer, renamed(generator(base, ema), name_of, base), base)
+        entry, weights = generator(base, ema)
+        fill(transformer, renamed(weights, name_of, base), base)
         adapter = read_lora(lora, transformer) if lora else None
         for part in PARTS:
             link(wan / part, folder / part)
+        log("read", file=str(base), entry=entry)
         save(transformer, folder / "transformer")
         if adapter:
             save_file(adapter, folder / "lora.safetensors")
@@ -58,21 +61,22 @@ def check_repository(wan: Path) -> None:
         )
 
 
-def generator(base: Path, ema: bool) -> Any:
-    """The generator's weights in a checkpoint: the averaged ones, or those of the last step. Raises UsageError.
+def generator(base: Path, ema: bool) -> tuple[str, Any]:
+    """The generator's weights in a checkpoint, with the name of their entry.
 
-    Where there are neither, those under `model` are taken, as LongLive's own loader does.
+    That is `generator`, which all published configs use, else the one that is there: `generator_ema` or `model`, which
+    LongLive's own loader takes as well. With `ema` it is `generator_ema` and no other. Raises UsageError.
     """
     file = read_pickle(base)
     file = file if isinstance(file, Mapping) else {}
-    trained = "generator" in file or "generator_ema" in file
-    wanted = "model" if "model" in file and not trained else "generator_ema" if ema else "generator"
-    if wanted not in file:
+    entries = ("generator_ema",) if ema else ("generator", "generator_ema", "model")
+    entry = next((entry for entry in entries if entry in file), None)
+    if entry is None:
         raise UsageError(
-            f"{base} has no {wanted} (it has {', '.join(map(str, file)) or 'nothing by name'})",
-            f"give {'--no-ema' if ema else '--ema'}" if trained else "give longlive_base.pt",
+            f"{base} has no {entries[0]} (it has {', '.join(map(str, file)) or 'nothing by name'})",
+            "leave --ema out" if ema and file.keys() & {"generator", "model"} else "give longlive_base.pt",
         )
-    return file[wanted]
+    return entry, file[entry]
 
 
 def name_of(name: str) -> str:
@@ -88,6 +92,8 @@ def read_lora(path: Path, transformer: WanTransformer3DModel) -> Weights:
     file = read_pickle(path)
     file = file.get("generator_lora", file) if isinstance(file, Mapping) else file
     weights = renamed(file, lambda name: diffusers_name(name.removeprefix("base_model.model.")), path)
+    if strange := [name for name in weights if not name.endswith((".lora_A.weight", ".lora_B.weight"))]:
+        raise UsageError(f"{path} has {strange[0]}, which is neither lora_A nor lora_B", "give lora.pt, which has no others")
     of_transformer = dict(transformer.named_parameters())
     ranks = sorted({tensor.shape[0] for name, tensor in weights.items() if name.endswith(".lora_A.weight")})
     if len(ranks) != 1:

@@ -66,14 +66,28 @@ def test_symbolic_links_of_a_cache_become_files(run, wan_repository):
     blob.replace(config)
 
 
-@pytest.mark.parametrize("entry, flag", [("generator_ema", "--ema"), ("generator", "--no-ema")])
-def test_the_averaged_weights_or_those_of_the_last_step(run, entry, flag):
-    given = checkpoint()
-    given["generator"]["model.head.modulation"] += 1
-    _, output = run(given, flag)
+@pytest.mark.parametrize(
+    "entries, arguments, taken",
+    [
+        (("generator", "generator_ema"), (), "generator"),  # `use_ema: false` in all published configs
+        (("generator_ema", "generator"), ("--no-ema",), "generator"),
+        (("generator", "generator_ema"), ("--ema",), "generator_ema"),
+        (("generator",), (), "generator"),
+        (("generator_ema",), (), "generator_ema"),
+        (("generator_ema",), ("--ema",), "generator_ema"),
+        (("model",), (), "model"),
+        (("generator", "model"), (), "generator"),
+    ],
+)
+def test_the_weights_that_the_published_configs_use_or_the_averaged_ones(run, entries, arguments, taken):
+    given = {"step": 3}
+    for number, entry in enumerate(entries):
+        given[entry] = dict(checkpoint()["generator"])
+        given[entry]["model.head.modulation"] = given[entry]["model.head.modulation"] + number
+    said, output = run(given, *arguments)
     made = load_file(output / "transformer/diffusion_pytorch_model.safetensors")["scale_shift_table"]
-    (expected,) = [tensor for name, tensor in given[entry].items() if name.endswith("head.modulation")]
-    assert torch.equal(made, expected)
+    assert torch.equal(made, given[taken]["model.head.modulation"])
+    assert f'"entry": "{taken}"' in said
 
 
 def test_a_checkpoint_may_have_one_model_and_no_generator(run):
@@ -86,7 +100,7 @@ def test_weights_keep_their_precision_and_need_not_lie_in_order(run):
     key = "model._fsdp_wrapped_module.blocks.0.ffn.0.weight"
     weight = given["generator_ema"][key].bfloat16()
     given["generator_ema"][key] = weight.T.contiguous().T
-    _, output = run(given)
+    _, output = run(given, "--ema")
     made = load_file(output / "transformer/diffusion_pytorch_model.safetensors")["blocks.0.ffn.net.0.proj.weight"]
     assert made.dtype == torch.bfloat16 and torch.equal(made, weight)
 
@@ -100,28 +114,29 @@ def test_files_of_the_old_format_are_read_too(run, tmp_path):
 def test_an_absent_entry_is_named_with_those_that_are_there(run):
     given = checkpoint()
     del given["generator_ema"]
-    line = refused(run, given)
-    assert "no generator_ema" in line and "generator, step" in line and "--no-ema" in line
-    assert "no generator " in refused(run, {"critic": {}}, "--no-ema")
+    line = refused(run, given, "--ema")
+    assert "no generator_ema" in line and "generator, step" in line and "leave --ema out" in line
+    assert "no generator " in refused(run, {"critic": {}})
+    assert "give longlive_base.pt" in refused(run, {"critic": {}}, "--ema")
 
 
 def test_weights_that_are_missing_or_too_many_or_misshapen_are_counted_and_the_first_is_named(run):
     given = checkpoint()
     weight = given["generator_ema"].pop(FIRST)
     del given["generator_ema"]["model._fsdp_wrapped_module.patch_embedding.bias"]
-    assert "2 missing, the first: patch_embedding.weight" in refused(run, given)
+    assert "2 missing, the first: patch_embedding.weight" in refused(run, given, "--ema")
     given = checkpoint()
     given["generator_ema"]["model.img_emb.proj.0.weight"] = weight
-    assert "1 unexpected, the first: img_emb.proj.0.weight" in refused(run, given)
+    assert "1 unexpected, the first: img_emb.proj.0.weight" in refused(run, given, "--ema")
     given = checkpoint()
     given["generator_ema"][FIRST] = weight[:-1].clone()
-    assert "1 of another shape, the first: patch_embedding.weight is [47, 4, 1, 2, 2]" in refused(run, given)
+    assert "1 of another shape, the first: patch_embedding.weight is [47, 4, 1, 2, 2]" in refused(run, given, "--ema")
 
 
 def test_a_weight_is_not_silently_taken_from_two(run):
     given = checkpoint()
     given["generator_ema"]["model.patch_embedding.weight"] = given["generator_ema"][FIRST]
-    assert "patch_embedding.weight twice" in refused(run, given)
+    assert "patch_embedding.weight twice" in refused(run, given, "--ema")
 
 
 def test_entries_that_are_no_weights(run):
@@ -194,5 +209,7 @@ def test_a_lora_that_does_not_fit(run):
     assert "is [47, 8] and not [48, 8]" in changed(lambda w: w.update({key.format("B"): torch.zeros(47, 8)}))
     elsewhere = "base_model.model.blocks.4.self_attn.q.lora_A.weight"
     assert "blocks.4.attn1.to_q.lora_A.weight" in changed(lambda w: w.update({elsewhere: torch.zeros(8, 48)}))
-    assert "alpha" in changed(lambda w: w.update({"base_model.model.blocks.0.self_attn.q.alpha": torch.ones(1)}))
+    for kind in ("alpha", "diff_b", "lora_magnitude_vector"):
+        line = changed(lambda w: w.update({f"base_model.model.blocks.0.self_attn.q.{kind}": torch.ones(48)}))  # noqa: B023
+        assert f"blocks.0.attn1.to_q.{kind}, which is neither lora_A nor lora_B" in line
     assert "rank none" in refused(run, lora={})

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from stages.models.longlive.cache import Cache
 from stages.models.longlive.causal import CausalWan
-from stages.models.longlive.generate import read_lora
 from stages.models.longlive.sampler import Schedule, denoise, prefill
 from stages.models.shared.wan.lora import merge
 from tests.commands import convert
@@ -23,7 +22,7 @@ CONFIG = json.loads((GOLDEN / "config.json").read_text())
 def repository(wan_repository, tmp_path_factory):
     output = tmp_path_factory.mktemp("converted") / "longlive"
     files = ("--base", GOLDEN / "longlive_base.pt", "--lora", GOLDEN / "lora.pt")
-    convert("longlive", *files, "--wan", wan_repository, "--output", output)
+    convert("longlive", *files, "--ema", "--wan", wan_repository, "--output", output)
     return output
 
 
@@ -32,8 +31,7 @@ def repository(wan_repository, tmp_path_factory):
 def test_a_converted_checkpoint_makes_what_longlive_makes_of_it(repository, lora, expected):
     transformer = WanTransformer3DModel.from_pretrained(repository / "transformer", use_safetensors=True).eval()
     if lora:
-        path = repository / "lora.safetensors"
-        merge(transformer, read_lora(path), lambda rank: CONFIG["lora_alpha"] / rank, path)
+        merge(transformer, repository / "lora.safetensors", alpha=CONFIG["lora_alpha"])
     case = load_file(GOLDEN / "case.safetensors")
     video = {name: tensor.transpose(-4, -3) for name, tensor in case.items() if tensor.ndim > 3}
     schedule = Schedule.of([1000, 750, 500, 250], shift=5.0, warp=True, context_noise=0.0)
