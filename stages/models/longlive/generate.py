@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from stages.models.longlive.cache import Cache
@@ -19,10 +17,10 @@ from stages.models.longlive.progress import Progress
 from stages.models.longlive.sampler import Schedule, denoise, remember, switch
 from stages.models.shared.loading import DTYPES, loading, read_config
 from stages.models.shared.origin import check_origin, model_fields
-from stages.models.shared.wan.lora import ENDINGS, merge
+from stages.models.shared.wan.lora import merge
 from stages.models.shared.wan.transformer import place
 from stages.runtime.artifacts import write_tensors
-from stages.runtime.errors import ItemError, one_line
+from stages.runtime.errors import ItemError
 from stages.runtime.worker import Work, Worker
 
 SMALL_GPU = 40 * 2**30  # bytes: of less than that the transformer stays in main memory
@@ -46,8 +44,7 @@ class Generate(Worker):
                 self.model.folder(), subfolder="transformer", dtype=dtype, use_safetensors=True
             ).eval()
         if options["lora"]:
-            lora, alpha = Path(options["lora"]), options["lora_alpha"]
-            merge(transformer, read_lora(lora), lambda rank: alpha / rank, lora)
+            merge(transformer, Path(options["lora"]), alpha=options["lora_alpha"])
         self.causal = CausalWan(transformer, options["relative_positions"], dtype)
         offloaded = {"offload": "block_level", "offload_blocks": 1, "offload_stream": False}
         place(transformer, offloaded if wants_little(options, device) else {"offload": "none"}, device)
@@ -142,18 +139,6 @@ def noises(shape: tuple[int, ...], steps: int, seed: int) -> Iterator[torch.Tens
     generator = torch.Generator("cpu").manual_seed(seed)
     while True:
         yield torch.randn((steps, *shape), generator=generator, dtype=torch.float32)
-
-
-def read_lora(path: Path) -> dict[str, torch.Tensor]:
-    """The LoRA that convert wrote. Raises ItemError for a file that is none."""
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ItemError(f"{path} cannot be read ({one_line(error)})", "give the LoRA that convert wrote") from error
-    strange = [name for name in weights if not name.endswith(ENDINGS)]
-    if strange or not weights:
-        raise ItemError(f"{path} has {strange[0] if strange else 'no weights'}", "give the LoRA that convert wrote")
-    return weights
 
 
 def wants_little(options: Mapping[str, Any], device: torch.device) -> bool:

@@ -106,7 +106,7 @@ TRAINING = Training(
 
 FAMILY = Family(
     name="longlive",
-    version=1,
+    version=2,
     options=(
         Option("size", str, SIZES[0], "Size of the film, width*height", ("encode",)),
         Option("prompt1", str, "", "What the source shows, where no caption file is given", ("encode",), by_recipe=True),
@@ -202,12 +202,19 @@ FAMILY = Family(
             "lora",
             str,
             "",
-            "LoRA weights that convert wrote (a safetensors file)",
+            "LoRA weights, those that convert wrote or a trainer's (a safetensors file)",
             ("generate",),
             reloads=True,
             is_file=True,
         ),
-        Option("lora_alpha", float, 256.0, "Their alpha: they count alpha / rank times", ("generate",), reloads=True),
+        Option(
+            "lora_alpha",
+            float,
+            256.0,
+            "Alpha of the LoRA, which counts alpha / rank times, where its file states none",
+            ("generate",),
+            reloads=True,
+        ),
         Option(
             "low_memory",
             bool,

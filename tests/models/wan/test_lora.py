@@ -1,12 +1,19 @@
 """A LoRA is the sum that its paper says: W + scale * B A."""
 
+import json
+import re
 import shutil
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
+from diffusers.loaders import WanLoraLoaderMixin
 from safetensors.torch import load_file, save_file
 
+from stages.models.shared.wan.lora import merge
+from stages.runtime.errors import ItemError
 from tests.commands import stage
+from tests.tiny.wan_original import transformer_names
 
 RANK, WEIGHTS = 2, "diffusion_pytorch_model.safetensors"
 LAYERS = ("blocks.0.attn1.to_q", "blocks.1.attn2.to_v", "blocks.1.ffn.net.2")
@@ -70,36 +77,281 @@ def test_each_expert_has_its_own(lora, encoded, tmp_path):
     )
 
 
-def test_trainers_names_are_understood(factors, lora, encoded, tmp_path):
-    """The names of the original repository, as most trainers write them, with alpha equal to the rank."""
-    theirs = {"attn1.to_q": "self_attn.q", "attn2.to_v": "cross_attn.v", "ffn.net.2": "ffn.2"}
+# ------------------------------------------------------------------------------------------------------ kinds of files
+
+TRAINED = (*LAYERS, "blocks.0.attn2.to_out.0", "condition_embedder.time_proj", "condition_embedder.text_embedder.linear_1")
+WAN = {
+    ours.removesuffix(".weight"): theirs.removesuffix(".weight")
+    for ours, theirs in transformer_names(2).items()
+    if ours.endswith(".weight")
+}
+
+
+def flat(layer):
+    return "lora_unet_" + WAN[layer].replace(".", "_")
+
+
+FORMATS = {  # names of the two matrices of a layer
+    "diffusers": lambda layer: (f"transformer.{layer}.lora_A.weight", f"transformer.{layer}.lora_B.weight"),
+    "diffusers, bare": lambda layer: (f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"),
+    "old diffusers": lambda layer: (f"transformer.{layer}.lora.down.weight", f"transformer.{layer}.lora.up.weight"),
+    "ComfyUI": lambda layer: (f"diffusion_model.{WAN[layer]}.lora_A.weight", f"diffusion_model.{WAN[layer]}.lora_B.weight"),
+    "ComfyUI, down and up": lambda layer: (
+        f"diffusion_model.{WAN[layer]}.lora_down.weight",
+        f"diffusion_model.{WAN[layer]}.lora_up.weight",
+    ),
+    "Wan, bare": lambda layer: (f"{WAN[layer]}.lora_A.weight", f"{WAN[layer]}.lora_B.weight"),
+    "PEFT": lambda layer: (f"base_model.model.{WAN[layer]}.lora_A.weight", f"base_model.model.{WAN[layer]}.lora_B.weight"),
+    "PEFT on diffusers": lambda layer: (
+        f"base_model.model.{layer}.lora_A.weight",
+        f"base_model.model.{layer}.lora_B.weight",
+    ),
+    "DiffSynth": lambda layer: (f"{WAN[layer]}.lora_A.default.weight", f"{WAN[layer]}.lora_B.default.weight"),
+    "DiffSynth, pipe.dit": lambda layer: (
+        f"pipe.dit.{WAN[layer]}.lora_A.default.weight",
+        f"pipe.dit.{WAN[layer]}.lora_B.default.weight",
+    ),
+    "musubi": lambda layer: (f"{flat(layer)}.lora_down.weight", f"{flat(layer)}.lora_up.weight"),
+}
+
+
+def parameters(folder):
+    """A fresh transformer, and its parameters in float64 as they are now."""
+    transformer = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer")
+    return transformer, {name: parameter.double() for name, parameter in transformer.state_dict().items()}
+
+
+@pytest.fixture
+def matrices(tiny_wan):
+    """{layer: (A [r, in], B [out, r])} of random numbers, the rank another for each layer."""
+    _, weights = parameters(tiny_wan["14b"])
+    random = torch.Generator().manual_seed(1)
+    made = {}
+    for rank, layer in enumerate(TRAINED, start=2):
+        rows, columns = weights[f"{layer}.weight"].shape
+        made[layer] = torch.randn(rank, columns, generator=random), torch.randn(rows, rank, generator=random)
+    return made
+
+
+def write(path, tensors, **config):
+    """A file; `config` goes to its header as diffusers writes what PEFT was configured with."""
+    packed = {f"transformer.{name}": value for name, value in config.items()}
+    header = {"format": "pt", **({"lora_adapter_metadata": json.dumps(packed)} if config else {})}
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path, header)
+    return path
+
+
+def named(matrices, form, alphas={}):
+    """The tensors of a file in one of the formats, with an alpha beside the matrices of some layers."""
     tensors = {}
-    for layer, (b, a) in factors.items():
-        _, block, rest = layer.split(".", 2)
-        name = f"diffusion_model.blocks.{block}.{theirs[rest]}"
-        tensors |= {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b, f"{name}.alpha": torch.tensor(2.0)}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs.safetensors")
-    torch.testing.assert_close(
-        generate(encoded["5b"], tmp_path / "a.safetensors", "--lora", tmp_path / "theirs.safetensors"),
-        generate(encoded["5b"], tmp_path / "b.safetensors", "--lora", lora),
-    )
+    for layer, pair in matrices.items():
+        names = FORMATS[form](layer)
+        tensors |= dict(zip(names, pair))
+        if layer in alphas:
+            stem = re.sub(r"\.lora.*", "", names[0])
+            tensors[f"{stem}.alpha"] = torch.tensor(float(alphas[layer]))
+    return tensors
+
+
+def check_merged(folder, path, added, **options):
+    """Merging a file adds to each parameter what the formula says, in float64, and nothing else."""
+    transformer, before = parameters(folder)
+    merge(transformer, path, **options)
+    for name, parameter in transformer.state_dict().items():
+        torch.testing.assert_close(parameter.double(), before[name] + added.get(name, 0), atol=1e-5, rtol=1e-6, msg=name)
+    assert all((addition != 0).any() for addition in added.values())
+
+
+def products(matrices, factors={}):
+    """{parameter: factor * B A} in float64; the factor is 1 where none is given."""
+    return {f"{layer}.weight": factors.get(layer, 1.0) * (b.double() @ a.double()) for layer, (a, b) in matrices.items()}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_names_of_the_usual_trainers_are_understood(form, matrices, tiny_wan, tmp_path):
+    path = write(tmp_path / "l.safetensors", named(matrices, form))
+    check_merged(tiny_wan["14b"], path, products(matrices))
+
+
+@pytest.mark.parametrize("form", ["ComfyUI", "ComfyUI, down and up", "musubi", "PEFT", "DiffSynth"])
+def test_alpha_beside_the_matrices_counts(form, matrices, tiny_wan, tmp_path):
+    alphas = dict(zip(TRAINED, (1.0, 8.0, 2.5, 16.0)))  # of the first layers alone: of the others alpha is the rank
+    factors = {layer: alpha / len(matrices[layer][0]) for layer, alpha in alphas.items()}
+    path = write(tmp_path / "l.safetensors", named(matrices, form, alphas))
+    scaled = {layer: 0.7 * factors.get(layer, 1.0) for layer in matrices}
+    check_merged(tiny_wan["14b"], path, products(matrices, scaled), scale=0.7)
+
+
+@pytest.mark.parametrize("form", ["ComfyUI", "musubi"])
+def test_diffusers_own_reading_is_the_same(form, tiny_wan, tmp_path):
+    """diffusers takes files of these kinds where they have every layer of the blocks."""
+    _, weights = parameters(tiny_wan["14b"])
+    random = torch.Generator().manual_seed(2)
+    linear = [name.removesuffix(".weight") for name, w in weights.items() if name.startswith("blocks") and w.ndim == 2]
+    linear = [layer for layer in linear if layer in WAN]
+    matrices = {
+        layer: (
+            torch.randn(4, weights[f"{layer}.weight"].shape[1], generator=random),
+            torch.randn(weights[f"{layer}.weight"].shape[0], 4, generator=random),
+        )
+        for layer in linear
+    }
+    tensors = named(matrices, form, dict.fromkeys(linear, 2.0))
+    theirs = WanLoraLoaderMixin.lora_state_dict({name: t.clone() for name, t in tensors.items()})  # it changes them
+    added = {}
+    for layer in linear:
+        a, b = (theirs[f"transformer.{layer}.lora_{side}.weight"].double() for side in "AB")
+        added[f"{layer}.weight"] = b @ a
+    check_merged(tiny_wan["14b"], write(tmp_path / "l.safetensors", tensors), added)
+
+
+def test_alpha_in_the_header_of_a_diffusers_file_counts(matrices, tiny_wan, tmp_path):
+    """PEFT's config: one rank and one alpha, and others for layers whose name ends in a pattern."""
+    ranks = {layer: len(a) for layer, (a, _) in matrices.items()}
+    config = {
+        "r": 2,
+        "lora_alpha": 8,
+        "rank_pattern": {layer: rank for layer, rank in ranks.items() if rank != 2},
+        "alpha_pattern": {"to_v": 1, "^blocks.1.ffn.net.2": 3.0, r"condition_embedder\..*": 5},
+    }
+    alphas = {"blocks.1.attn2.to_v": 1, "blocks.1.ffn.net.2": 3}
+    alphas |= {layer: 5 for layer in TRAINED if layer.startswith("condition_embedder")}
+    factors = {layer: alphas.get(layer, 8) / rank for layer, rank in ranks.items()}
+    path = write(tmp_path / "l.safetensors", named(matrices, "diffusers"), **config)
+    check_merged(tiny_wan["14b"], path, products(matrices, factors))
+    rank_stabilised = {layer: alphas.get(layer, 8) / rank**0.5 for layer, rank in ranks.items()}  # arXiv:2312.03732
+    path = write(tmp_path / "rs.safetensors", named(matrices, "diffusers"), **config, use_rslora=True)
+    check_merged(tiny_wan["14b"], path, products(matrices, rank_stabilised))
+
+
+def test_an_alpha_that_is_given_counts_where_the_file_states_none(matrices, tiny_wan, tmp_path):
+    first = TRAINED[0]
+    factors = {layer: 256 / len(a) for layer, (a, _) in matrices.items()} | {first: 1.5 / len(matrices[first][0])}
+    path = write(tmp_path / "l.safetensors", named(matrices, "PEFT", {first: 1.5}))
+    check_merged(tiny_wan["14b"], path, products(matrices, factors), alpha=256)
+
+
+@pytest.mark.parametrize("form", ["ComfyUI", "Wan, bare"])
+def test_differences_are_added_whole(form, matrices, tiny_wan, tmp_path):
+    """As the distilled files of LightX2V have them: of biases, norms, the head's weight and the modulation."""
+    _, weights = parameters(tiny_wan["14b"])
+    stem = "diffusion_model." if form == "ComfyUI" else ""
+    names = {
+        "blocks.0.attn1.to_q.bias": "blocks.0.self_attn.q.diff_b",
+        "blocks.1.ffn.net.0.proj.bias": "blocks.1.ffn.0.diff_b",
+        "blocks.0.attn1.norm_q.weight": "blocks.0.self_attn.norm_q.diff",
+        "blocks.0.norm2.weight": "blocks.0.norm3.diff",
+        "blocks.0.norm2.bias": "blocks.0.norm3.diff_b",
+        "blocks.1.scale_shift_table": "blocks.1.diff_m",
+        "patch_embedding.weight": "patch_embedding.diff",
+        "proj_out.weight": "head.head.diff",
+        "proj_out.bias": "head.head.diff_b",
+        "condition_embedder.time_proj.bias": "time_projection.1.diff_b",
+    }
+    random = torch.Generator().manual_seed(3)
+    differences = {name: torch.randn(weights[name].shape, generator=random) for name in names}
+    tensors = named(matrices, form) | {stem + names[name]: tensor for name, tensor in differences.items()}
+    added = products(matrices) | {name: tensor.double() for name, tensor in differences.items()}
+    added = {name: 0.5 * tensor for name, tensor in added.items()}
+    check_merged(tiny_wan["14b"], write(tmp_path / "l.safetensors", tensors), added, scale=0.5)
+
+
+def test_the_bias_of_a_lora_counts_as_its_matrices_do(matrices, tiny_wan, tmp_path):
+    """PEFT's lora_bias: alpha / r * (B (A x) + bias)."""
+    layer = TRAINED[0]
+    a, b = matrices[layer]
+    bias = torch.randn(len(b), generator=torch.Generator().manual_seed(4))
+    tensors = named({layer: (a, b)}, "diffusers") | {f"transformer.{layer}.lora_B.bias": bias}
+    path = write(tmp_path / "l.safetensors", tensors, r=len(a), lora_alpha=7)
+    added = products({layer: (a, b)}, {layer: 7 / len(a)}) | {f"{layer}.bias": 7 / len(a) * bias.double()}
+    check_merged(tiny_wan["14b"], path, added)
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    "key, shape, reason",
+    [
+        ("blocks.0.self_attn.q.dora_scale", (24, 1), "a weight of kind DoRA"),
+        ("blocks.0.self_attn.q.lora_magnitude_vector", (24,), "a weight of kind DoRA"),
+        ("blocks.0.self_attn.q.lokr_w1", (4, 4), "a weight of kind LoKr"),
+        ("blocks.0.self_attn.q.hada_w1_a", (24, 2), "a weight of kind LoHa"),
+        ("blocks.0.self_attn.q.lora_mid.weight", (2, 2), "of a kind of LoRA that is not known here"),
+        ("blocks.0.cross_attn.k_img.diff_b", (24,), "which this transformer does not have"),
+        ("blocks.9.self_attn.q.diff_b", (24,), "which this transformer does not have"),
+        ("blocks.0.self_attn.q.diff_b", (25,), "[25] for blocks.0.attn1.to_q.bias, which is [24]"),
+        ("patch_embedding.diff", (24, 99, 1, 2, 2), "[24, 99, 1, 2, 2] for patch_embedding.weight"),
+        ("blocks.1.self_attn.q.lora_A.weight", (2, 24), "without its up matrix"),
+        ("blocks.1.self_attn.q.alpha", (), "without its down matrix"),
+        ("text_encoder.encoder.block.0.layer.0.SelfAttention.q.diff", (8, 8), "which this transformer does not have"),
+    ],
+)
+@pytest.mark.parametrize("stem", ["diffusion_model.", ""])
+def test_a_delta_that_cannot_be_applied_is_refused_by_its_name(key, shape, reason, stem, matrices, tiny_wan, tmp_path):
+    tensors = named(matrices, "ComfyUI" if stem else "Wan, bare") | {stem + key: torch.ones(shape)}
+    path = write(tmp_path / "l.safetensors", tensors)
+    transformer, before = parameters(tiny_wan["14b"])
+    with pytest.raises(ItemError) as error:
+        merge(transformer, path)
+    said = str(error.value)
+    assert str(path) in said and stem + key in said and reason in said and len(said) < 400
+    assert all(torch.equal(parameter.double(), before[name]) for name, parameter in transformer.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "config, reason",
+    [
+        ({"r": 9, "lora_alpha": 8}, "r is 9"),
+        ({"r": 2, "lora_alpha": "much"}, "much"),
+        ({"r": 2, "lora_alpha": float("inf")}, "alpha / rank is inf"),
+        ({"r": 2, "lora_alpha": 2, "alpha_pattern": {"(": 1}}, "states no alpha"),
+        ({"r": 2, "lora_alpha": 2, "alpha_pattern": [1]}, "states no alpha"),
+    ],
+)
+def test_an_alpha_that_cannot_be_used_is_refused(config, reason, matrices, tiny_wan, tmp_path):
+    layer = TRAINED[0]  # of rank 2
+    path = write(tmp_path / "l.safetensors", named({layer: matrices[layer]}, "diffusers"), **config)
+    with pytest.raises(ItemError, match=re.escape(reason)):
+        merge(parameters(tiny_wan["14b"])[0], path)
+
+
+def test_a_layer_is_not_changed_twice(matrices, tiny_wan, tmp_path):
+    layer = TRAINED[0]
+    tensors = named({layer: matrices[layer]}, "diffusers") | named({layer: matrices[layer]}, "ComfyUI")
+    with pytest.raises(ItemError, match="twice"):
+        merge(parameters(tiny_wan["14b"])[0], write(tmp_path / "l.safetensors", tensors))
+
+
+def test_alpha_that_peft_keeps_in_another_file_is_warned_of(matrices, tiny_wan, tmp_path, capsys):
+    path = write(tmp_path / "adapter_model.safetensors", named(matrices, "PEFT"))
+    merge(parameters(tiny_wan["14b"])[0], path)
+    assert "adapter_config.json" not in capsys.readouterr().err
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 32}')
+    merge(parameters(tiny_wan["14b"])[0], path)
+    assert "adapter_config.json beside it is not read" in capsys.readouterr().err
 
 
 def test_lora_of_another_model_is_refused(encoded, tmp_path):
     names = ("transformer.double_blocks.0.to_q.lora_A.weight", "transformer.double_blocks.0.to_q.lora_B.weight")
     save_file({names[0]: torch.ones(2, 24), names[1]: torch.ones(24, 2)}, tmp_path / "other.safetensors")
     said = generate(encoded["5b"], tmp_path / "a.safetensors", "--lora", tmp_path / "other.safetensors", fails=1)
-    assert "has no weights for this transformer" in said and "double_blocks" in said
+    assert "changes double_blocks.0.to_q.weight, which this transformer does not have" in said
 
 
 def test_lora_of_another_width_is_refused(encoded, tmp_path):
     names = ("transformer.blocks.0.attn1.to_q.lora_A.weight", "transformer.blocks.0.attn1.to_q.lora_B.weight")
     save_file({names[0]: torch.ones(2, 640), names[1]: torch.ones(640, 2)}, tmp_path / "wide.safetensors")
     said = generate(encoded["5b"], tmp_path / "a.safetensors", "--lora", tmp_path / "wide.safetensors", fails=1)
-    assert "wide.safetensors does not fit" in said
+    assert "wide.safetensors does not fit" in said and "[640, 640]" in said
 
 
 def test_file_that_is_no_lora_is_refused(encoded, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     said = generate(encoded["5b"], tmp_path / "a.safetensors", "--lora", tmp_path / "x.safetensors", fails=1)
+    assert "is not a LoRA of Wan" in said
+    save_file(
+        {"blocks.0.attn1.to_q.lora_A.weight": torch.ones(2)}, tmp_path / "y.safetensors", {"lora_adapter_metadata": "["}
+    )
+    said = generate(encoded["5b"], tmp_path / "a.safetensors", "--lora", tmp_path / "y.safetensors", fails=1)
     assert "is not a LoRA of Wan" in said

@@ -1,36 +1,182 @@
-"""A LoRA, merged into a transformer's weights once."""
+"""A LoRA file, under the names of the usual trainers, merged into a transformer's weights once (arXiv:2106.09685)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from stages.runtime.errors import ItemError
+from stages.models.shared.wan.names import diffusers_name
+from stages.runtime.errors import ItemError, one_line
+from stages.runtime.log import log
 
-ENDINGS = (".lora_A.weight", ".lora_B.weight")
+# What may stand before a layer's name: of PEFT, diffusers, ComfyUI and DiffSynth.
+PREFIXES = re.compile(r"^(?:(?:base_model\.model|transformer|(?:model\.)?diffusion_model|pipe\.dit)\.)*")
+# kohya's and musubi's names are Wan's own, with underscores for dots.
+FLAT = re.compile(
+    r"^lora_unet_(?:(blocks)_(\d+)_)?(self_attn|cross_attn|ffn|time_embedding|time_projection|text_embedding|head)_(\w+)$"
+)
+# How a tensor's name ends, by its role. PEFT and DiffSynth may put an adapter's name behind lora_A and lora_B.
+ENDINGS = {
+    "down": r"\.lora_A(\.\w+)?\.weight|\.lora_down\.weight|\.lora\.down\.weight",
+    "up": r"\.lora_B(\.\w+)?\.weight|\.lora_up\.weight|\.lora\.up\.weight",
+    "up_bias": r"\.lora_B(\.\w+)?\.bias",
+    "alpha": r"\.alpha",
+    "diff": r"\.diff",
+    "diff_b": r"\.diff_b",
+    "diff_m": r"\.diff_m",
+}
+DIFFERENCES = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation"}  # whole, of these parameters of a layer
+OTHER_KINDS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lokr_": "LoKr", "hada_": "LoHa", "oft_": "OFT"}
+CONFIG = "lora_adapter_metadata"  # entry of the header in which diffusers keeps the config of PEFT
+ANOTHER = "give a LoRA that was trained for this model"
+
+
+@dataclass(frozen=True)
+class Addition:
+    """`factor` times a tensor, or times the product of two, for a parameter; `key` is the name of one in the file."""
+
+    parameter: str
+    factor: float
+    tensors: tuple[torch.Tensor, ...]
+    key: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.tensors[0].shape[0], *self.tensors[-1].shape[1:])
+
+    def value(self) -> torch.Tensor:
+        first, *others = (tensor.float() for tensor in self.tensors)
+        return self.factor * (first @ others[0] if others else first)
 
 
 @torch.no_grad()
-def merge(transformer: nn.Module, weights: Mapping[str, torch.Tensor], factor: Callable[[int], float], source: Path) -> None:
-    """Add to each layer factor(rank) * B A (arXiv:2106.09685), computed in float32.
+def merge(transformer: nn.Module, path: Path, scale: float = 1.0, alpha: float | None = None) -> None:
+    """Add `scale` times what a LoRA file says to a transformer's parameters, computed in float32.
 
-    `weights` are `LAYER.lora_A.weight` [rank, in] and `LAYER.lora_B.weight` [out, rank], read from `source`. Raises
-    ItemError, before anything is changed, for a layer that the transformer does not have and for other shapes.
+    `alpha` is that of layers for which the file states none; None: their rank. Raises ItemError that names one tensor of the
+    file, before anything is changed, if there is one that cannot be applied.
     """
-    layers = dict(transformer.named_modules())
-    sums = []
-    for name in sorted({name.removesuffix(ending) for name in weights for ending in ENDINGS if name.endswith(ending)}):
-        down, up = (weights.get(name + ending) for ending in ENDINGS)
-        weight = getattr(layers.get(name), "weight", None)
-        if weight is None or down is None or up is None:
-            lacks = "this transformer" if weight is None else str(source)
-            raise ItemError(f"{source} does not fit this transformer ({name} is not whole in {lacks})", "give its own LoRA")
-        if (up.shape[0], down.shape[1], up.shape[1]) != (*weight.shape, down.shape[0]):
-            shapes = f"{name} is {list(weight.shape)}, its LoRA {list(up.shape)} and {list(down.shape)}"
-            raise ItemError(f"{source} does not fit this transformer ({shapes})", "give a LoRA of this model's size")
-        sums.append((weight, up, down))
-    for weight, up, down in sums:
-        weight.copy_(weight.float() + factor(down.shape[0]) * (up.float() @ down.float()))
+    parameters = dict(transformer.named_parameters())
+    additions: dict[str, Addition] = {}
+    for addition in read_additions(path, alpha):
+        name, shape = addition.parameter, addition.shape
+        if name not in parameters:
+            raise ItemError(f"{path} changes {name}, which this transformer does not have ({addition.key})", ANOTHER)
+        if parameters[name].shape != shape:
+            has = f"{list(shape)} for {name}, which is {list(parameters[name].shape)}"
+            raise ItemError(f"{path} does not fit this transformer ({addition.key} gives {has})", ANOTHER)
+        if name in additions:
+            raise ItemError(f"{path} changes {name} twice ({addition.key}, {additions[name].key})", "give it once")
+        additions[name] = addition
+    for name, addition in additions.items():
+        parameters[name].copy_(parameters[name].float() + scale * addition.value())
+
+
+def read_additions(path: Path, alpha: float | None) -> list[Addition]:
+    """What a safetensors file adds to which parameter, by diffusers' names. Raises ItemError."""
+    tensors, config = read(path)
+    layers: dict[str, dict[str, str]] = {}
+    for key in tensors:
+        layer, role = layer_and_role(key, path)
+        if role in layers.setdefault(layer, {}):
+            raise ItemError(f"{path} has {key} and {layers[layer][role]}, which are one", "give it once")
+        layers[layer][role] = key
+    additions = []
+    for layer, keys in layers.items():
+        of_role = {role: tensors[key] for role, key in keys.items()}
+        if keys.keys() - DIFFERENCES.keys():
+            factor = factor_of(layer, keys, of_role, config, alpha, path)
+            pair = of_role["up"], of_role["down"]
+            additions.append(Addition(diffusers_name(f"{layer}.weight"), factor, pair, keys["up"]))
+            if "up_bias" in keys:
+                bias = (of_role["up_bias"],)
+                additions.append(Addition(diffusers_name(f"{layer}.bias"), factor, bias, keys["up_bias"]))
+        for role in keys.keys() & DIFFERENCES.keys():
+            parameter = diffusers_name(f"{layer}.{DIFFERENCES[role]}")
+            additions.append(Addition(parameter, 1.0, (of_role[role],), keys[role]))
+    return additions
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
+    """The tensors of a file, and the config of PEFT in its header. Raises ItemError."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            config = json.loads((file.metadata() or {}).get(CONFIG, "{}"))
+        if not tensors or not isinstance(config, dict):
+            raise ValueError(f"its {CONFIG} is no object" if tensors else "it has no tensors")
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        reason = one_line(error)
+        raise ItemError(f"{path} is not a LoRA of Wan ({reason})", "give a LoRA in safetensors format") from error
+    if not config:
+        warn_of_config(path)
+    return tensors, {name.removeprefix("transformer."): value for name, value in config.items()}
+
+
+def layer_and_role(key: str, path: Path) -> tuple[str, str]:
+    """The layer that a tensor of a LoRA belongs to, in dotted names, and its role. Raises ItemError for another kind."""
+    for role, ending in ENDINGS.items():
+        if match := re.search(f"(?:{ending})$", key):
+            layer = key[: match.start()]
+            flat = FLAT.match(layer)
+            return ".".join(filter(None, flat.groups())) if flat else PREFIXES.sub("", layer), role
+    kind = next((name for part, name in OTHER_KINDS.items() if part in key), "")
+    reason = f"a weight of kind {kind}, which is not applied yet" if kind else "of a kind of LoRA that is not known here"
+    raise ItemError(f"{path} has {key}, {reason}", "give a LoRA of lora_A and lora_B, or lora_down and lora_up")
+
+
+def factor_of(
+    layer: str,
+    keys: Mapping[str, str],
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    alpha: float | None,
+    path: Path,
+) -> float:
+    """Alpha / rank of a layer: of its own alpha, else of PEFT's config, else of `alpha`, else 1. Raises ItemError."""
+    if missing := [role for role in ("down", "up") if role not in tensors]:
+        raise ItemError(f"{path} has {next(iter(keys.values()))} without its {missing[0]} matrix", "give the file whole")
+    down, up = tensors["down"], tensors["up"]
+    rank = down.shape[0] if down.ndim == 2 else 0
+    if up.ndim != 2 or not rank or up.shape[1] != rank:
+        shapes = f"{keys['up']} is {list(up.shape)} and {keys['down']} {list(down.shape)}"
+        raise ItemError(f"{path} has matrices that do not make a LoRA of a linear layer ({shapes})", ANOTHER)
+    try:
+        if "alpha" in tensors:
+            factor = float(tensors["alpha"]) / rank
+        elif "lora_alpha" in config:
+            stated = int(of_layer(config.get("rank_pattern"), layer, config.get("r", rank)))
+            if stated != rank:
+                raise ValueError(f"r is {stated} and {keys['down']} has rank {rank}")
+            stated_alpha = float(of_layer(config.get("alpha_pattern"), layer, config["lora_alpha"]))
+            factor = stated_alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        else:
+            factor = 1.0 if alpha is None else alpha / rank
+        if not math.isfinite(factor):
+            raise ValueError(f"alpha / rank is {factor}")
+    except (TypeError, ValueError, RuntimeError, AttributeError, re.error) as error:
+        raise ItemError(f"{path} states no alpha of {layer} that can be used ({one_line(error)})", ANOTHER) from error
+    return factor
+
+
+def of_layer(pattern: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
+    """The value of the first entry whose expression matches a layer's name or the end of it, as PEFT looks it up."""
+    matching = (value for name, value in (pattern or {}).items() if re.match(rf"(.*\.)?({name})$", layer))
+    return next(matching, default)
+
+
+def warn_of_config(path: Path) -> None:
+    """Log that the alpha which PEFT keeps beside its weights does not count: results are known by the digest of one file."""
+    config = path.with_name("adapter_config.json")
+    if config.is_file():
+        reason = f"{config.name} beside it is not read: where alpha is not the rank, set the strength by an option"
+        log("warning", file=str(path), reason=reason)

@@ -8,14 +8,10 @@ from typing import Any
 import torch
 from accelerate import dispatch_model
 from diffusers import WanTransformer3DModel
-from diffusers.loaders import WanLoraLoaderMixin
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from stages.models.shared.loading import DTYPES, loading, quiet
-from stages.models.shared.wan.lora import ENDINGS, merge
-from stages.runtime.errors import ItemError, JobError, UsageError, one_line
-from stages.runtime.log import log
+from stages.models.shared.wan.lora import merge
+from stages.runtime.errors import JobError, UsageError, one_line
 from stages.runtime.model import Model
 
 
@@ -44,7 +40,7 @@ def load_transformer(model: Model, name: str, options: Mapping[str, Any], device
         ).eval()
     lora, scale = ("lora_2", "lora_scale_2") if name == "transformer_2" else ("lora", "lora_scale")
     if options[lora]:
-        fuse_lora(transformer, Path(options[lora]), options[scale])
+        merge(transformer, Path(options[lora]), options[scale])
     set_attention(transformer, options["attention_backend"], device)
     if options["layerwise_casting"] != "none":
         storage = getattr(torch, options["layerwise_casting"])
@@ -94,29 +90,3 @@ def set_attention(transformer: WanTransformer3DModel, backend: str, device: torc
         raise JobError(
             f"attention_backend {backend} cannot be used here ({reason})", "install it or choose native"
         ) from error
-
-
-def fuse_lora(transformer: WanTransformer3DModel, path: Path, scale: float) -> None:
-    """Add `scale` times a LoRA's weights to the transformer's own; an alpha in the file is in its weights.
-
-    Takes diffusers' names and those of the usual trainers. Raises ItemError for a file that cannot be read or has no
-    weights for this transformer; tells the log of names that it had to leave out.
-    """
-    try:
-        weights = WanLoraLoaderMixin.lora_state_dict(load_file(path))
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        reason = one_line(error)
-        raise ItemError(f"{path} is not a LoRA of Wan ({reason})", "give a LoRA in safetensors format") from error
-    weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
-    modules = {name for name, _ in transformer.named_modules()}
-    fitting = {
-        name: tensor for name, tensor in weights.items() if name.endswith(ENDINGS) and name.split(".lora")[0] in modules
-    }
-    if not fitting:
-        raise ItemError(
-            f"{path} has no weights for this transformer (its first is {next(iter(weights), 'none')})",
-            "give a LoRA that was trained for this model",
-        )
-    if left := sorted(weights.keys() - fitting.keys()):
-        log("lora", file=str(path), fused=len(fitting), left_out=len(left), first_left_out=left[0])
-    merge(transformer, fitting, lambda rank: scale, path)
