@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, CLIPTextModel, CLIPVisionModel
+from PIL import Image
+from transformers import AutoTokenizer, CLIPTextModel, CLIPVisionModel, PreTrainedTokenizerBase
 
-from stages.media.fit import fit_image
 from stages.models.dynamicrafter.common import check_finite, check_repository
 from stages.models.dynamicrafter.resampler import Resampler
 from stages.models.shared.loading import loading
 from stages.models.shared.picture_vae import encoded, load_vae
-from stages.models.shared.text import embed
+from stages.models.shared.text import clean, embed
 from stages.runtime.model import Model
 
 CLIP_MEAN = 0.48145466, 0.4578275, 0.40821073
@@ -29,7 +30,7 @@ class Encoders:
         folder, self.device = model.folder(), device
         as_float32 = {"dtype": torch.float32, "use_safetensors": True}
         with loading(model):
-            self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+            self.tokenizer = load_tokenizer(folder)
             self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", **as_float32)
             self.image_encoder = CLIPVisionModel.from_pretrained(folder / "image_encoder", **as_float32)
             self.image_projector = Resampler.from_pretrained(folder / "image_projector", **as_float32)
@@ -48,8 +49,8 @@ class Encoders:
             latents = F.pad(latents, (0, 0, 0, 0, 0, frames - 1))
             latents[:, :, -1] = encoded(self.vae, last)
         made = {
-            "prompt_embeds": embed(self.tokenizer, self.text_encoder, [prompt]),
-            "negative_prompt_embeds": embed(self.tokenizer, self.text_encoder, [negative_prompt]),
+            "prompt_embeds": embed(self.tokenizer, self.text_encoder, [clean(prompt)]),
+            "negative_prompt_embeds": embed(self.tokenizer, self.text_encoder, [clean(negative_prompt)]),
             "image_embeds": self._tokens(first),
             "negative_image_embeds": self._no_picture,
             "image_latents": latents,
@@ -70,12 +71,27 @@ class Encoders:
         return self._tokens(torch.zeros(1, 3, side, side))
 
 
-def as_pixels(rgb: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-    """A picture, uint8 [H, W, 3], scaled to cover `size` (width, height) and cut: float32 [1, 3, height, width] in -1..1.
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a repository. The names of its special tokens are plain text in a prompt, as in open_clip: above all
+    "!", which pads."""
+    return AutoTokenizer.from_pretrained(folder / "tokenizer", split_special_tokens=True)
 
-    The published program pads a picture that is narrower than the size; here nothing is ever padded.
+
+def as_pixels(rgb: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """An image, uint8 [H, W, 3], scaled to cover `size` (width, height) and cut: float32 [1, 3, height, width] in -1..1.
+
+    As the published program does by torchvision's Resize and CenterCrop: PIL's bilinear filter, the longer side rounded
+    down, the cut rounded to the nearest pixel (half to even). It pads an image that is narrower than the size with black;
+    here nothing is ever padded.
     """
-    fitted = torch.from_numpy(np.array(fit_image(rgb, size, "crop")))
+    height, width = rgb.shape[:2]
+    if width * size[1] >= height * size[0]:
+        scaled = max(int(size[1] * width / height), size[0]), size[1]
+    else:
+        scaled = size[0], max(int(size[0] * height / width), size[1])
+    left, top = (round((long - short) / 2) for long, short in zip(scaled, size))
+    image = Image.fromarray(rgb).resize(scaled, Image.Resampling.BILINEAR)
+    fitted = torch.from_numpy(np.array(image.crop((left, top, left + size[0], top + size[1]))))
     return fitted.permute(2, 0, 1)[None].float() / 127.5 - 1
 
 

@@ -11,7 +11,7 @@ from stages.models.dynamicrafter.options import MULTIPLE, TRAINED_LENGTH, check_
 from stages.models.shared.origin import model_fields
 from stages.models.shared.picture import picture_of
 from stages.models.shared.prompt import prompt_of
-from stages.models.shared.text import warn_of_cut
+from stages.models.shared.text import clean, warn_of_cut
 from stages.models.shared.words import warn_of_unknown_words
 from stages.runtime.artifacts import write_tensors
 from stages.runtime.errors import ItemError
@@ -39,8 +39,8 @@ class Encode(Worker):
         prompt, raw = prompt_of(work)
         options = work.options
         width, height = size = parse_size(options["size"])
-        warn_of_unknown_words(self.encoders.tokenizer, prompt, work.item.id)
-        warn_of_cut(self.encoders.tokenizer, self.encoders.text_encoder, prompt, work.item.id)
+        warn_of_unknown_words(self.encoders.tokenizer, clean(prompt), work.item.id)
+        warn_of_cut(self.encoders.tokenizer, self.encoders.text_encoder, clean(prompt), work.item.id)
         if options["video_length"] != TRAINED_LENGTH:
             reason = f"{options['video_length']} frames: the model was trained on {TRAINED_LENGTH} and moves badly at others"
             log("warning", item=work.item.id, reason=reason)

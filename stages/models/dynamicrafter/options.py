@@ -80,7 +80,7 @@ TRAINING = Training(
 
 FAMILY = Family(
     name="dynamicrafter",
-    version=1,
+    version=2,
     options=(
         Option(
             "size",

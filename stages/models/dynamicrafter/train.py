@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoTokenizer, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from stages.models.dynamicrafter.condition import clip_pixels
+from stages.models.dynamicrafter.condition import clip_pixels, load_tokenizer
 from stages.models.dynamicrafter.convert import write_index
 from stages.models.dynamicrafter.decode import decoded
 from stages.models.dynamicrafter.options import FRAME_STRIDES, MULTIPLE
@@ -23,7 +23,7 @@ from stages.models.dynamicrafter.resampler import Resampler
 from stages.models.dynamicrafter.sampler import PARAMETERISATIONS, TRAINED, clip_scale, denoise, guided, schedule, signal
 from stages.models.dynamicrafter.unet import UNet
 from stages.models.shared.picture_vae import encoded
-from stages.models.shared.text import embed
+from stages.models.shared.text import clean, embed
 from stages.models.shared.training.data import datasets
 from stages.models.shared.training.encoded import Encoded
 from stages.models.shared.training.loop import Task, in_dtype
@@ -60,7 +60,7 @@ class DynamiCrafterTask(Task):
 
     def _load(self, folder: Path) -> None:
         whole = {"dtype": torch.float32, "use_safetensors": True}
-        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        self.tokenizer = load_tokenizer(folder)
         self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", **whole)
         self.image_encoder = CLIPVisionModel.from_pretrained(folder / "image_encoder", **whole)
         self.image_projector = Resampler.from_pretrained(folder / "image_projector", **whole)
@@ -109,7 +109,7 @@ class DynamiCrafterTask(Task):
         return self.unet(told, timestep, text, image, stride)
 
     def _text(self, texts: list[str]) -> torch.Tensor:
-        return embed(self.tokenizer, self.text_encoder, texts)
+        return embed(self.tokenizer, self.text_encoder, [clean(text) for text in texts])
 
     def _tokens(self, picture: torch.Tensor) -> torch.Tensor:
         return self.image_projector(self.image_encoder(picture).last_hidden_state)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import html
+import re
+
+import ftfy
 import torch
 
 from stages.runtime.log import log
+
+
+def clean(text: str) -> str:
+    """A text as open_clip's tokenizer reads it: mended Unicode with plain quotes, entities resolved (twice), single spaces,
+    lower case. For models that were trained behind it; diffusers cleans nothing for Stable Diffusion."""
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(text)))).strip().lower()
 
 
 def embed(tokenizer, encoder, texts: list[str]) -> torch.Tensor:

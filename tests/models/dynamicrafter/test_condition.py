@@ -5,9 +5,14 @@ import pytest
 import torch
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from stages.media.read import read_picture
-from stages.models.dynamicrafter.condition import CLIP_MEAN, CLIP_STD, as_pixels, clip_pixels
+from stages.models.dynamicrafter.condition import CLIP_MEAN, CLIP_STD, Encoders, as_pixels, clip_pixels, load_tokenizer
+from stages.models.dynamicrafter.convert import read_tokenizer
+from stages.models.dynamicrafter.options import FAMILY
+from stages.models.shared.text import clean
+from stages.runtime.model import find_model
 
 
 @pytest.mark.parametrize("size", [(256, 256), (320, 512), (576, 1024), (64, 64), (224, 224), (100, 333)])
@@ -23,6 +28,74 @@ def halves(width, height):
     rgb = np.zeros((height, width, 3), np.uint8)
     rgb[:, : width // 2, 0], rgb[:, width // 2 :, 2] = 255, 255
     return rgb
+
+
+def published_pixels(rgb, width, height):
+    """float64 [3, height, width] by torchvision's Resize(min(height, width)) and CenterCrop on a PIL image, as the published
+    program does; None where the latter would pad."""
+    high, wide, _ = rgb.shape
+    target = min(width, height)
+    scaled = (target, int(target * high / wide)) if wide <= high else (int(target * wide / high), target)
+    if scaled[0] < width or scaled[1] < height:
+        return None
+    left, top = int(round((scaled[0] - width) / 2.0)), int(round((scaled[1] - height) / 2.0))
+    pixels = np.asarray(Image.fromarray(rgb).resize(scaled, Image.BILINEAR), np.float64)
+    return (pixels[top : top + height, left : left + width].transpose(2, 0, 1) / 255 - 0.5) / 0.5
+
+
+@pytest.mark.parametrize("width, height", [(128, 128), (256, 160), (160, 256), (512, 320)])
+def test_an_image_is_resized_and_cut_as_the_published_program_does(width, height):
+    rng, compared = np.random.default_rng(0), 0
+    for _ in range(60):
+        wide, high = (int(side) for side in rng.integers(40, 700, 2))
+        rgb = rng.integers(0, 256, (high, wide, 3), dtype=np.uint8)
+        expected = published_pixels(rgb, width, height)
+        if expected is not None:
+            assert np.abs(as_pixels(rgb, (width, height))[0].double().numpy() - expected).max() < 1e-6, (wide, high)
+            compared += 1
+    assert compared >= 15
+
+
+def test_an_image_of_the_size_comes_as_it_is():
+    rgb = np.random.default_rng(1).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+    assert np.allclose(as_pixels(rgb, (128, 64))[0].numpy(), rgb.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def encoders(repositories):
+    return Encoders(find_model(str(repositories["256"]), None, {FAMILY.name: FAMILY}), "cpu")
+
+
+@pytest.mark.parametrize(
+    "written, read",
+    [
+        ("a bear\u2019s guitar", "a bear's guitar"),
+        ("\u201cfish\u201d &amp; chips", '"fish" & chips'),
+        ("&amp;lt;b&amp;gt;", "<b>"),  # entities twice
+        ("\ufb01ne \ufb02ow", "fine flow"),
+        ("\uff26\uff55\uff4c\uff4c width", "full width"),
+        ("sch\u00c3\u00b6n", "sch\u00f6n"),  # UTF-8 read as Latin-1
+        ("cafe\u0301", "caf\u00e9"),
+        ("  two \t\n\u3000 spaces ", "two spaces"),
+        ("A Bear", "a bear"),
+    ],
+)
+def test_prompts_are_cleaned_as_open_clip_does(written, read, encoders):
+    assert clean(written) == read
+    first = torch.zeros(1, 3, 64, 64)
+    made, expected = (encoders.condition(text, text, first, None, 2) for text in (written, read))
+    for name in ("prompt_embeds", "negative_prompt_embeds"):
+        assert torch.equal(made[name], expected[name])
+
+
+def test_special_tokens_in_a_prompt_are_text(tmp_path):
+    """open_clip pads with token 0, which is "!", and an exclamation mark in a prompt is another token."""
+    vocabulary = ["!", "a", "!</w>", "a</w>", "!!</w>", "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer({token: number for number, token in enumerate(vocabulary)}, [("!", "!</w>")])
+    tokenizer.save_pretrained(tmp_path / "clip")
+    read_tokenizer(tmp_path / "clip").save_pretrained(tmp_path / "tokenizer")
+    ids = load_tokenizer(tmp_path)(["a! a !!"], padding="max_length", max_length=9).input_ids[0]
+    assert ids == [5, 3, 2, 3, 4, 6, 0, 0, 0]
 
 
 @pytest.mark.parametrize("size", [(60, 200), (200, 60), (100, 100)])
