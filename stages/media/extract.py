@@ -25,7 +25,8 @@ class ExtractFrames(Worker):
         source = probe(video.member(".mp4") if isinstance(video, Artifact) else video)
         size = parse_size(options["size"]) if options["size"] else source.size
         if options["size"]:
-            size = target_size(source.size, size, options["fit"], options["multiple"] if options["fit"] in FREE else 1)
+            multiple = options["multiple"] if options["fit"] in FREE else 1
+            size = target_size(source.size, size, options["fit"], multiple, options["area_rule"])
         listed, members = [], {}
         for frame in chosen(source, size, options):
             fitted, name = fit_image(frame.rgb, size, options["fit"]), f"/{frame.index:06d}"

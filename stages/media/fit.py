@@ -2,7 +2,7 @@
 
 import re
 from fractions import Fraction
-from math import isqrt
+from math import isqrt, sqrt
 
 import numpy as np
 from PIL import Image
@@ -21,12 +21,13 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def target_size(source_size, size, fit: str, multiple: int = 1) -> tuple[int, int]:
+def target_size(source_size, size, fit: str, multiple: int = 1, area_rule: str = "joint") -> tuple[int, int]:
     """(width, height) in pixels of the result for a source of `source_size` (width, height).
 
     `crop` and `pad` give `size` itself. `area` takes `size` as an area and keeps the source's aspect: both sides are
-    multiples of `multiple` and their product is at most the area (the rule of Wan2.2's 5B model: one side is floored
-    first, the other takes what is left of the area; of the two ways, the one that comes nearer the source's aspect).
+    multiples of `multiple` and their product is at most the area. By the rule `joint` (of Wan2.2's 5B, wan/utils/utils.py)
+    one side is floored first and the other takes what is left of the area; of the two ways, the one that comes nearer the
+    source's aspect. By `independent` (of its 14B, wan/image2video.py) each side is floored on its own.
     `short` makes the shorter side of the source that of `size`, and both the nearest multiples.
     Raises UsageError: a size that is no multiple, an unknown fit.
     """
@@ -44,6 +45,10 @@ def target_size(source_size, size, fit: str, multiple: int = 1) -> tuple[int, in
     area = size[0] * size[1]
     if area < multiple * multiple:
         raise UsageError(f"an area of {size[0]}*{size[1]} holds no {multiple}*{multiple} pixels", "give a larger size")
+    aspect = height / width
+    exact = sqrt(area / aspect), sqrt(area * aspect)  # as the program computes them: their rounding is part of its rule
+    if area_rule == "independent" and min(exact) >= multiple:
+        return tuple(int(side // multiple) * multiple for side in exact)
 
     def pair(across: int, along: int) -> tuple[int, int]:
         """Sides of the area in the proportion across : along, `across` floored first."""
@@ -53,10 +58,9 @@ def target_size(source_size, size, fit: str, multiple: int = 1) -> tuple[int, in
 
     by_width = pair(width, height)
     by_height = pair(height, width)[::-1]
-    aspect = Fraction(width, height)
 
     def distance(result) -> Fraction:
-        ratio = Fraction(*result) / aspect
+        ratio = Fraction(*result) / Fraction(width, height)
         return max(ratio, 1 / ratio)
 
     return by_width if distance(by_width) < distance(by_height) else by_height

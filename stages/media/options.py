@@ -56,6 +56,16 @@ FAMILY = Family(
             by_recipe=True,
         ),
         Option(
+            "area_rule",
+            str,
+            "joint",
+            "With fit area: joint rounds one side down and gives the other what is left of the area, "
+            "independent rounds both down",
+            ("extract_frames",),
+            choices=("joint", "independent"),
+            by_recipe=True,
+        ),
+        Option(
             "canny",
             bool,
             False,

@@ -68,10 +68,16 @@ def test_the_last_frame_has_the_colours_of_the_formula(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fit", "size"), [("crop", (64, 64)), ("pad", (64, 64)), ("area", (80, 48))], ids=["crop", "pad", "area"]
+    ("fit", "further", "size"),
+    [
+        ("crop", (), (64, 64)),
+        ("pad", (), (64, 64)),
+        ("area", (), (80, 48)),
+        ("area", ("--area-rule", "independent"), (64, 48)),
+    ],
 )
-def test_the_size_that_is_asked_for(tmp_path, fit, size):
-    artifact = extract(zoo.plain(tmp_path), tmp_path, "--size", "64*64", "--fit", fit)
+def test_the_size_that_is_asked_for(tmp_path, fit, further, size):
+    artifact = extract(zoo.plain(tmp_path), tmp_path, "--size", "64*64", "--fit", fit, *further)
     assert (artifact.fields["width"], artifact.fields["height"]) == size
     (picture,) = pictures(artifact)
     assert picture.shape == (*size[::-1], 3)

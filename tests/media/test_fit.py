@@ -37,6 +37,26 @@ def test_an_area_is_never_exceeded_nor_empty():
         target_size((64, 64), (16, 16), "area", 32)
 
 
+@pytest.mark.parametrize("size", [(832, 480), (480, 832), (1280, 720), (720, 1280), (1280, 704)])
+def test_an_area_by_the_rule_of_wans_14b(size):
+    """wan/image2video.py: latents of a stride of 8 in patches of 2, each side floored on its own."""
+    rng = np.random.default_rng(0)
+    sources = [*rng.integers(64, 4097, (1500, 2)).tolist(), [832, 480], [480, 832], [1920, 1080], [640, 480], list(size)]
+    for width, height in sources:
+        ratio = height / width
+        rows = round(np.sqrt(size[0] * size[1] * ratio) // 8 // 2 * 2)
+        columns = round(np.sqrt(size[0] * size[1] / ratio) // 8 // 2 * 2)
+        if min(rows, columns) > 0:
+            assert target_size((width, height), size, "area", 16, "independent") == (8 * columns, 8 * rows), (width, height)
+    assert target_size((500, 500), (832, 480), "area", 16, "independent") == (624, 624)
+    assert target_size((500, 500), (832, 480), "area", 16) == (640, 624)
+
+
+def test_a_sliver_by_the_rule_of_wans_14b_is_not_empty():
+    width, height = target_size((9000, 1), (832, 480), "area", 16, "independent")
+    assert height == 16 and width % 16 == 0 and width * height <= 832 * 480
+
+
 def test_an_exact_size_must_be_a_multiple():
     assert target_size((99, 77), (1280, 704), "crop", 32) == (1280, 704)
     with pytest.raises(UsageError, match=r"1280\*720 is not a multiple of 32: take 1280\*704"):

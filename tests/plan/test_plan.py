@@ -152,6 +152,14 @@ def test_defaults_depend_on_the_variant(config, jobs):
     assert (generate["shift"], generate["boundary_ratio"], decode["fps"]) == (3.0, 0.9, 16.0)
 
 
+@pytest.mark.parametrize("model, rule", [("big", (16, "independent")), ("small", (32, "joint"))])
+@pytest.mark.parametrize("recipe", ["v2v", "chain"])
+def test_an_area_follows_the_rule_of_the_variant(config, jobs, recipe, model, rule):
+    config["runs"]["demo"] |= {"model": model, "recipe": recipe}
+    options = jobs()["demo.extract_frames.000"].items[0].options
+    assert (options["multiple"], options["area_rule"]) == rule
+
+
 def test_a_seed_is_drawn_once_and_kept(config):
     del config["runs"]["demo"]["options"]
     first = plan.load(config, 1)

@@ -22,6 +22,7 @@ SIZES = {
     "5b": ("1280*704", "704*1280"),
 }
 MULTIPLE = {"14b": 16, "5b": 32}  # of both sides: VAE stride x patch size
+AREA_RULE = {"14b": "independent", "5b": "joint"}  # of fit area, see stages/media/fit.py
 FPS = {"14b": 16.0, "5b": 24.0}
 # the text that upstream puts in when no negative prompt is given (Wan2.2 wan/configs/shared_config.py)
 NEGATIVE_PROMPT = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stages.models.wan.options import MULTIPLE
+from stages.models.wan.options import AREA_RULE, MULTIPLE
 from stages.runtime.errors import UsageError
 from stages.runtime.options import Option
 
@@ -42,10 +42,9 @@ def items(clip: Clip) -> dict[str, list[Item]]:
 
 def first_frame(clip: Clip, output: str) -> Item:
     """The source's last frame, at the size that the model takes."""
-    multiple = MULTIPLE[clip.run.models["wan"].variant]
-    return clip.item(
-        "extract_frames", output, video=clip.video, select="last", size=clip.values["wan"]["size"], multiple=multiple
-    )
+    variant = clip.run.models["wan"].variant
+    size = {"size": clip.values["wan"]["size"], "multiple": MULTIPLE[variant], "area_rule": AREA_RULE[variant]}
+    return clip.item("extract_frames", output, video=clip.video, select="last", **size)
 
 
 def check_seam(clip: Clip, joined: bool) -> None:
