@@ -211,7 +211,7 @@ FAMILY = Family(
             "lora_alpha",
             float,
             256.0,
-            "Alpha of the LoRA, which counts alpha / rank times, where its file states none",
+            "Alpha of lora where its file states none; 256 is that of LongLive's own. A LoRA counts alpha / rank times",
             ("generate",),
             reloads=True,
         ),

@@ -280,6 +280,7 @@ def test_the_bias_of_a_lora_counts_as_its_matrices_do(matrices, tiny_wan, tmp_pa
         ("blocks.0.self_attn.q.lora_mid.weight", (2, 2), "of a kind of LoRA that is not known here"),
         ("blocks.0.cross_attn.k_img.diff_b", (24,), "which this transformer does not have"),
         ("blocks.9.self_attn.q.diff_b", (24,), "which this transformer does not have"),
+        ("blocks.0.self_attn.q.diff_b", (), "[] for blocks.0.attn1.to_q.bias"),
         ("blocks.0.self_attn.q.diff_b", (25,), "[25] for blocks.0.attn1.to_q.bias, which is [24]"),
         ("patch_embedding.diff", (24, 99, 1, 2, 2), "[24, 99, 1, 2, 2] for patch_embedding.weight"),
         ("blocks.1.self_attn.q.lora_A.weight", (2, 24), "without its up matrix"),

@@ -51,7 +51,8 @@ class Addition:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.tensors[0].shape[0], *self.tensors[-1].shape[1:])
+        first, *others = self.tensors
+        return (first.shape[0], others[0].shape[1]) if others else tuple(first.shape)
 
     def value(self) -> torch.Tensor:
         first, *others = (tensor.float() for tensor in self.tensors)
