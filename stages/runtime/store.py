@@ -179,7 +179,8 @@ def publish(entry: Path, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with in_store(entry), locked(output.parent):
         for path in files:
-            place(path, member_path(output, path.relative_to(entry).as_posix().removeprefix(STEM)))
+            target = member_path(output, path.relative_to(entry).as_posix().removeprefix(STEM))
+            place(path, target, linked=path.suffix in LINKED)
 
 
 @contextmanager
@@ -210,12 +211,12 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def place(source: Path, target: Path) -> None:
-    """Put a file of an entry at `target` in one step: a copy, or a read-only hard link where its kind is linked."""
+def place(source: Path, target: Path, linked: bool) -> None:
+    """Put a file at `target` too, in one step: as a hard link where that is wanted and can be, else as a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        if source.suffix not in LINKED or not link(source, temporary):
+        if not linked or not link(source, temporary):
             copy_file(source, temporary)
         temporary.replace(target)
     finally:

@@ -38,7 +38,7 @@ def test_members_follow_the_name_of_the_output(store, tmp_path):
 
 def test_the_declared_file_comes_last(store, tmp_path, monkeypatch):
     placed = []
-    monkeypatch.setattr(stores, "place", lambda source, target: placed.append(target.name))
+    monkeypatch.setattr(stores, "place", lambda source, target, linked: placed.append(target.name))
     publish(store.find("abcd"), tmp_path / "clip.json")
     assert placed[-1] == "clip.json"
 

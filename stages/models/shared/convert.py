@@ -124,4 +124,4 @@ def link(source: Path, target: Path) -> None:
     """Put a file, or all files of a folder, at `target` too: as hard links, copied across file systems."""
     for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
         if path.is_file():  # resolved, since a folder of the model hub's cache has symbolic links
-            place(path.resolve(), target / path.relative_to(source), copy=False)
+            place(path.resolve(), target / path.relative_to(source), linked=True)
