@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
+import stat
 from pathlib import Path
 
 from stages.runtime.errors import UsageError
@@ -19,8 +21,7 @@ def hold(results: Path) -> None:
 
     A file system that knows no locks is taken as free.
     """
-    results.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(results / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = _open(results, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -38,10 +39,10 @@ def hold(results: Path) -> None:
 
 
 def is_held(results: Path) -> bool:
-    """Whether a run is in the folder."""
+    """Whether a run is in the folder. One that cannot be looked at is taken as free: `hold` says what is wrong."""
     try:
-        descriptor = os.open(results / NAME, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        descriptor = _open(results, os.O_RDONLY)
+    except (OSError, UsageError):
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -50,3 +51,23 @@ def is_held(results: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def _open(results: Path, flags: int) -> int:
+    """A descriptor of the lock file, which is a file of its own: no link is followed, and none that has two names is taken.
+
+    Raises OSError, and UsageError for anything else in its place.
+    """
+    path = results / NAME
+    descriptor = -1
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        state = os.fstat(descriptor)
+        if stat.S_ISREG(state.st_mode) and state.st_nlink == 1:
+            return descriptor
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+    if descriptor >= 0:
+        os.close(descriptor)
+    raise UsageError(f"{path} is no file of its own", "remove it: it is a link, or nothing that Kinemake made")

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from stages.media.folders import TEXT_ENDINGS, by_stem, files
 from stages.media.options import VIDEO_ENDINGS
 from stages.media.probe import probe
 from stages.media.select import midpoint_indices, pick, whole
 from stages.media.shapes import world
 from stages.models.shared.training.options import SHAPES
 from stages.runtime.errors import ItemError, UsageError
+from stages.runtime.text import read_text
 
 SHAPES_CLIPS = 100_000
 ENOUGH = 5000  # scenes to meet each of the 360 captions
@@ -46,8 +48,8 @@ class TextVideoDataset(Dataset):
         seed: int = 0,
     ):
         folder = Path(folder)
-        captions = {path.stem: path for path in sorted((folder / "captions").glob("*.txt"))}
-        videos = [path for path in sorted((folder / "videos").glob("*")) if path.suffix.lower() in VIDEO_ENDINGS]
+        captions = by_stem(files(folder / "captions", TEXT_ENDINGS), "captions")
+        videos = files(folder / "videos", VIDEO_ENDINGS)
         self.pairs = [(video, captions[video.stem]) for video in videos if video.stem in captions]
         if not self.pairs:
             raise UsageError(
@@ -105,10 +107,7 @@ class TextVideoDataset(Dataset):
 
 def read_caption(path: Path) -> str:
     """A caption's text. Raises UsageError where it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the caption {path} is not UTF-8 text (byte {error.start + 1})", "save it as UTF-8") from None
+    return read_text(path).strip()
 
 
 class ShapesDataset(Dataset):

@@ -132,7 +132,7 @@ def test_video_that_cannot_be_read_is_named(folder):
 
 def test_caption_that_is_not_utf8_is_named(folder):
     (folder / "captions" / "b.txt").write_bytes("红色".encode("gbk"))
-    with pytest.raises(UsageError, match=r"the caption .*b.txt is not UTF-8 text \(byte 1\): save it as UTF-8"):
+    with pytest.raises(UsageError, match=r"captions/b.txt is not UTF-8 text \(byte 1\): save it as UTF-8"):
         TextVideoDataset(folder)[1]
 
 

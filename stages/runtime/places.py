@@ -1,0 +1,26 @@
+"""Places that are to be written: whether they can be, before hours of work end there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+PROBE = 2**16  # bytes: more than a nearly full file system hands out of what it has reserved
+
+
+def writing_fault(folder: Path) -> str | None:
+    """Why no file can be written in a folder, which is made where it is missing; None where one can."""
+    for place in (folder, *folder.parents):
+        if os.path.islink(place) and not os.path.exists(place):
+            return f"{place} is a link to {os.readlink(place)}, which does not exist"
+        if os.path.exists(place) and not os.path.isdir(place):
+            return f"{place} is a file, not a folder"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(PROBE))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
