@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from stages.runtime.cli import DEBUG, clean_errors
+from stages.runtime.cli import DEBUG, PathType, clean_errors
 from stages.runtime.lease import ask_driver
 from stages.runtime.table import table
 
@@ -133,7 +133,7 @@ def section(title: str, rows: Iterable[Row]) -> str:
 
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL...]")
-@click.option("--config", type=click.Path(path_type=Path), help="Declares models and runs. Default: ./config.yaml.")
+@click.option("--config", type=PathType(), help="Declares models and runs. Default: ./config.yaml.")
 @clean_errors
 def main(models: tuple[str, ...], config: Path | None, debug: bool) -> None:
     """Tell what is here and what is missing: programs, GPUs, room and what the runs take of it, and of each MODEL (default:

@@ -11,7 +11,7 @@ from stages.media import folders
 from stages.media.options import PICTURE_ENDINGS, VIDEO_ENDINGS
 from stages.plan.names import ID, RESERVED_IDS, slug
 from stages.runtime.errors import UsageError, in_quotes, is_scalar, shown
-from stages.runtime.text import is_utf8, read_csv, read_jsonl, read_lines, read_text
+from stages.runtime.text import is_plain, read_csv, read_jsonl, read_lines, read_text
 
 OWN = ("id", "video", "image", "prompt", "prompts")  # the keys of a row that are no options
 
@@ -68,7 +68,7 @@ def _identity(row: Mapping[str, Any], place: str) -> str:
             f"{place} has no video, no picture, no prompt and no id", f"it has {', '.join(map(str, row)) or 'nothing'}"
         )
     for kind in ("video", "image"):
-        if isinstance(row.get(kind), str) and (not is_utf8(row[kind]) or "\0" in row[kind]):
+        if isinstance(row.get(kind), str) and not is_plain(row[kind]):
             raise UsageError(f"the name of the {kind} of {place} is not UTF-8", "rename the file")
     if "id" not in row:
         return slug(Path(named_by).stem if "video" in row or "image" in row else named_by[:48])

@@ -43,7 +43,7 @@ class Job:
 
         So is one whose name Snakemake would take for a pattern. The fingerprint has the state of each.
         """
-        there = [path for path in self._files if self._is_made(path) or (os.path.isfile(path) and not PATTERN.search(path))]
+        there = [path for path in self._files if not PATTERN.search(path) and (self._is_made(path) or os.path.isfile(path))]
         return [*there, weights_record(self.run, self.model)] if self.model and self.gpu else there
 
     @property

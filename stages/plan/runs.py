@@ -121,12 +121,14 @@ def add_jobs(planned: RunPlan, recipe) -> None:
             for item in items:
                 group = (clip.index, f"concat.{item.output}") if lane == "concat" else (clip.rank, lane)
                 groups.setdefault(group, []).append(item)
-                if item.output in outputs:
-                    raise UsageError(
-                        f"{item.output} of run {run.name} would be made for {outputs[item.output]} and for {item.id}",
-                        "use {clip} in the name templates, and {link} in that of the links",
-                    )
-                outputs[item.output] = item.id
+                beside = [f"{item.output.removesuffix('.mp4')}.json"] if lane == "concat" else []  # a film's description
+                for output in (item.output, *beside):
+                    if output in outputs:
+                        raise UsageError(
+                            f"{output} of run {run.name} would be made for {outputs[output]} and for {item.id}",
+                            "use {clip} in the name templates, and {link} in that of the links",
+                        )
+                    outputs[output] = item.id
     models = {model.name: (model, weights_state(model)) for model in run.models.values() if model}
     for (rank, lane), items in groups.items():
         stage = STAGES[lane.partition(".")[0]]

@@ -175,8 +175,8 @@ def config_schema() -> dict[str, Any]:
         "type": "object",
         "additionalProperties": False,
         "properties": {
-            "mem_mb": {"type": "integer", "minimum": 1, "description": "Main memory in MB."},
-            "runtime": {"type": "integer", "minimum": 1, "description": "Minutes."},
+            "mem_mb": {"type": "integer", "minimum": 1, "maximum": 10**8, "description": "Main memory in MB."},
+            "runtime": {"type": "integer", "minimum": 1, "maximum": 10**6, "description": "Minutes."},
         },
     }
     return {

@@ -13,7 +13,7 @@ from stages.models import FAMILIES
 from stages.plan.names import PATTERN
 from stages.runtime.artifacts import file_digest
 from stages.runtime.errors import UsageError, shown
-from stages.runtime.text import is_utf8, read_yaml
+from stages.runtime.text import is_plain, read_yaml
 
 KINDS = sorted(name for family in FAMILIES.values() for name in family.trainings)
 
@@ -61,7 +61,7 @@ def plan_training(name: str, path: str, folders: Mapping[str, str]) -> TrainingJ
     ]
     inputs = (path, *(f"{folder}/training.json" for folder in dict.fromkeys(needed)))
     places = (os.path.expanduser(value) for value in options.values() if isinstance(value, str))
-    named = (place for place in places if is_utf8(place) and os.path.exists(place))
+    named = (place for place in places if is_plain(place) and os.path.exists(place))
     return TrainingJob(name, options["training"], path, folders[name], inputs, (path, *named))
 
 

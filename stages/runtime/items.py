@@ -12,7 +12,7 @@ from typing import Any
 
 from stages.runtime.errors import UsageError, shown
 from stages.runtime.stages import Stage
-from stages.runtime.text import is_utf8, read_jsonl
+from stages.runtime.text import is_plain, read_jsonl
 
 RESERVED = {"id", "output", "model"}
 
@@ -85,7 +85,7 @@ def _paths(value: Any, many: bool, name: str, where: str) -> str | list[str]:
 def _path(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise UsageError(f"{name} of {where} is {shown(value)}", "it must be a path")
-    if "\0" in value or not is_utf8(value):
+    if not is_plain(value):
         raise UsageError(f"{name} of {where} is {shown(value)}, whose name is not UTF-8", "rename the file")
     return os.path.expanduser(value)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.runtime.errors import UsageError, in_quotes, is_scalar, shown
-from stages.runtime.text import is_utf8
+from stages.runtime.text import is_plain
 
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 DTYPES = ("bfloat16", "float16", "float32")  # the precisions that models can be run in
@@ -90,12 +90,14 @@ class Option:
                 converted = self.type(value)
             except (ValueError, OverflowError):
                 pass
+        if self.type is int and type(value) is float and value.is_integer():
+            converted = int(value)
         if type(converted) is not self.type:
             remedy = f"it must be of type {JSON_TYPES[self.type]}"
             raise self._wrong(value, in_quotes(value) if self.type is str and is_scalar(value) else remedy)
         if self.type is float and not math.isfinite(converted):
             raise self._wrong(value, "it must be a finite number")
-        if self.type is str and ("\0" in converted or not is_utf8(converted)):
+        if self.type is str and not is_plain(converted):
             raise self._wrong(value, "it must be UTF-8 text without NUL characters")
         return converted
 

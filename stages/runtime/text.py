@@ -27,7 +27,7 @@ ENCODINGS = {  # by byte order mark; that of UTF-16 begins as that of UTF-32 doe
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 DELIMITERS = ",;\t"  # of CSV files, the usual one first; spreadsheets write ";" where "," is the decimal point
-SURROGATE = re.compile("[\ud800-\udfff]")
+UNFIT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of characters: neither can be in a file of text
 MAX_DEPTH = 50  # of tables and lists within each other
 MAX_VALUES = 1_000_000  # a file of some lines can stand for billions, by anchors
 
@@ -205,23 +205,22 @@ def read_yaml(path: Path | str) -> Any:
     return value
 
 
-def is_utf8(text: str) -> bool:
-    """Whether text can be written as UTF-8: names of files may hold other bytes, and JSON half characters."""
-    return not SURROGATE.search(text)
+def is_plain(text: str) -> bool:
+    """Whether text can be written as UTF-8 and passed on: names of files may hold other bytes, and JSON half characters."""
+    return not UNFIT.search(text)
 
 
 def check_values(value: Any, where: str) -> None:
     """Raise UsageError for tables and lists that contain themselves, are nested too deep or stand for too many values, and
-    for text with half a character."""
+    for text with half a character or NUL."""
     sizes: dict[int, int] = {}
     outer: set[int] = set()
 
     def size(value: Any, depth: int) -> int:
         if isinstance(value, str):
-            if half := SURROGATE.search(value):
-                raise UsageError(
-                    f"{where} has half a character (\\u{ord(half[0]):04x})", "write the character itself, in UTF-8"
-                )
+            if unfit := UNFIT.search(value):
+                kind = "a NUL character" if unfit[0] == "\0" else f"half a character (\\u{ord(unfit[0]):04x})"
+                raise UsageError(f"{where} has {kind}", "remove it, or write the character itself in UTF-8")
             return 1
         if not isinstance(value, (dict, list)):
             return 1
