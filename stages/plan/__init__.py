@@ -29,7 +29,7 @@ from stages.plan.weights import WeightsJob, plan_weights
 from stages.runtime.artifacts import read_failure
 from stages.runtime.errors import UsageError
 from stages.runtime.model import check_variant, declared_model
-from stages.runtime.places import writing_fault
+from stages.runtime.places import folder_fault, writing_fault
 from stages.runtime.table import table
 from stages.runtime.text import read_yaml
 
@@ -89,6 +89,17 @@ class Plan:
             self._check_case()
             self._write()
 
+    def _check_folders(self) -> None:
+        """Snakemake lists the folders of all outputs, and knows no answer where one of them is a file."""
+        folders = set(map(str, (self.results, *self.results.parents)))
+        for output in (output for job in [*self.jobs, *self.films.values()] for output in job.outputs):
+            folder = os.path.dirname(output)
+            while folder not in folders:
+                folders.add(folder)
+                folder = os.path.dirname(folder)
+        if fault := next(filter(None, map(folder_fault, sorted(folders))), None):
+            raise UsageError(f"the results cannot be written ({fault})", "remove it, or choose other results")
+
     def _check_case(self) -> None:
         """Raise UsageError for outputs that one file system takes for the same: where it finds the lock by another case."""
         name = self.results / lock.NAME
@@ -130,11 +141,14 @@ class Plan:
     def begin(self) -> None:
         """Say what is odd about the clips, and remove what failed the last time, so that it is tried again.
 
+        Raises UsageError for a file where a folder of the results would be.
+
         This has to come before the DAG is built, in a dry run too: else that would not show what will run. Not while
         another run is in the folder: its jobs read those files.
         """
         for warning in self.warnings:
             say(f"warning: {warning}")
+        self._check_folders()
         if lock.is_held(self.results):
             return
         with writing(self.results):
@@ -210,7 +224,7 @@ def load(config: Mapping[str, Any], workers: int) -> Plan:
     check_places(results, store, config["runs"])
     runs, broken_runs, trainings, broken_trainings, errors = [], [], [], [], []
     for name in config["runs"]:
-        folder = f"{results}/{name}"
+        folder = os.path.join(results, name)
         try:
             runs.append(plan_run(name, config, models, folder, store, workers))
         except UsageError as error:

@@ -95,7 +95,7 @@ def _folder_rows(source: Mapping[str, Any], warnings: list[str]) -> Iterator[tup
     folder = _place(source[f"{kind}s"])
     found = _files(folder, endings, called)
     if left := folders.overlooked(folder, endings):
-        kinds = ", ".join(sorted({path.suffix for path in left}))
+        kinds = ", ".join(sorted({path.suffix.lower() for path in left}))
         taken = f"{called} of a folder are {', '.join(endings)}: convert them, or name them in a list of clips"
         warnings.append(
             f"{len(left)} files of {folder} are left out, the first is {left[0].name} (endings {kinds}); {taken}"

@@ -272,7 +272,8 @@ def _sentence(error: ValidationError, where: str) -> tuple[str, str]:
     value, rule = error.instance, error.validator_value
     if error.validator in ("anyOf", "oneOf"):
         # of the alternatives those that are of the value's type say what is wrong with it
-        meant = [sub for sub in error.context if sub.validator != "type" or sub.relative_path]
+        others = {sub.schema_path[0] for sub in error.context if sub.validator == "type" and not sub.relative_path}
+        meant = [sub for sub in error.context if sub.schema_path[0] not in others]
         if meant and error.validator == "anyOf":
             return _sentence(meant[0], where)
         if error.validator == "oneOf":
@@ -287,7 +288,8 @@ def _sentence(error: ValidationError, where: str) -> tuple[str, str]:
         known = list(error.schema["properties"])
         unknown = next(key for key in value if key not in known)
         near = difflib.get_close_matches(str(unknown), known, 1)
-        remedy = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        listed = f"known: {', '.join(known)}" if len(known) <= 20 else "known are those of docs/options.md"
+        remedy = f"did you mean {near[0]}?" if near else listed
         return f"{place} has the unknown key {shown(unknown)}", _misplaced(error, unknown) or remedy
     if error.validator == "required":
         missing = next(key for key in rule if key not in value)
