@@ -149,11 +149,11 @@ def main(models: tuple[str, ...], config: Path | None, debug: bool) -> None:
     chosen = [pick_declared(name, declared) for name in models] or list(declared.values())
     path = config or DEFAULT_CONFIG
     said = (read_yaml(path) if path.is_file() else None) or {}
+    wanted = disk_of_runs(said) if said.get("runs") else {}
     used = {run.get(key) for run in (said.get("runs") or {}).values() for key in ("model", "captioner")}
     found = gpus()
     click.echo(section("programs", programs()) + section("devices", devices(found)), nl=False)
     results = Path(os.path.expanduser(said.get("results", "results")))
-    wanted = disk_of_runs(said) if said.get("runs") else {}
     click.echo(section("disk", room(results, wanted)), nl=False)
     states = {model.name: state(model) for model in chosen}
     click.echo(section("weights", ((name, words) for name, (words, _) in states.items())), nl=False)

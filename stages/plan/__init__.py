@@ -31,7 +31,7 @@ from stages.runtime.errors import UsageError
 from stages.runtime.model import check_variant, declared_model
 from stages.runtime.places import folder_fault, writing_fault
 from stages.runtime.table import table
-from stages.runtime.text import read_yaml
+from stages.runtime.text import check_values, read_yaml
 
 __all__ = ["Plan", "UsageError", "check_files", "find_stages", "load"]
 
@@ -90,11 +90,14 @@ class Plan:
             self._write()
 
     def _check_folders(self) -> None:
-        """Snakemake lists the folders of all outputs, and knows no answer where one of them is a file."""
+        """Raise UsageError for a file where a folder would be, or the other way round: Snakemake has no sentence for that."""
         folders = set(map(str, (self.results, *self.results.parents)))
-        for output in (output for job in [*self.jobs, *self.films.values()] for output in job.outputs):
+        outputs = [output for job in [*self.jobs, *self.films.values()] for output in job.outputs]
+        for output in [*outputs, *(one.output for one in [*self.weights, *self.trainings, *self.broken])]:
+            if os.path.isdir(output):
+                raise UsageError(f"{output} is a folder, not a file", "remove it, or choose other results")
             folder = os.path.dirname(output)
-            while folder not in folders:
+            while folder and folder not in folders:
                 folders.add(folder)
                 folder = os.path.dirname(folder)
         if fault := next(filter(None, map(folder_fault, sorted(folders))), None):
@@ -206,8 +209,16 @@ class Plan:
         if not self._ran(job):
             return [], ""
         lines = Path(job.log).read_text(errors="replace").splitlines()
-        events = [json.loads(line) for line in lines if line.startswith('{"event": ') and line.endswith("}")]
+        events = [event for line in lines if line.startswith('{"event": ') and (event := _event(line))]
         return events, "".join(line.removeprefix("error: ") for line in lines[-1:] if line.startswith("error: "))
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """A line of a log; None for one that a killed process left torn."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def load(config: Mapping[str, Any], workers: int) -> Plan:
@@ -215,6 +226,7 @@ def load(config: Mapping[str, Any], workers: int) -> Plan:
 
     Raises UsageError for a config that is wrong as a whole, and where nothing of it can be planned.
     """
+    check_values(config, "the config")
     schema.check(config, "config", "config")
     results = _folder(config.get("results", "results"))
     store = _folder(config.get("store", f"{results}/store"))
@@ -295,11 +307,14 @@ def find_stages(checkout: Path | str) -> None:
 def write_if_changed(path: str, text: str) -> None:
     """Write a small file whole or not at all; an equal one keeps its time."""
     target = Path(path)
-    if target.is_file() and target.read_text() == text:
+    data = text.encode()
+    if target.is_file() and target.read_bytes() == data:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_text(text)
+    temporary.unlink(missing_ok=True)
+    with open(temporary, "xb") as file:  # no link is followed
+        file.write(data)
     temporary.replace(target)
 
 

@@ -62,13 +62,17 @@ def _is_blank(value: Any) -> bool:
 
 def _identity(row: Mapping[str, Any], place: str) -> str:
     """The id of a row: its own, or made of the name of its file or its prompt. Raises UsageError."""
-    named_by = next((row[key] for key in ("id", "video", "image", "prompt") if isinstance(row.get(key), str)), None)
-    if "id" not in row and named_by is None:
+    for key in ("video", "image", "prompt"):
+        if key in row and not isinstance(row[key], str):
+            remedy = in_quotes(row[key]) if is_scalar(row[key]) else "it must be text"
+            raise UsageError(f"the {key} of {place} is {shown(row[key])}", remedy)
+    named_by = next((row[key] for key in ("id", "video", "image", "prompt") if key in row), None)
+    if named_by is None:
         raise UsageError(
             f"{place} has no video, no picture, no prompt and no id", f"it has {', '.join(map(str, row)) or 'nothing'}"
         )
     for kind in ("video", "image"):
-        if isinstance(row.get(kind), str) and not is_plain(row[kind]):
+        if not is_plain(row.get(kind, "")):
             raise UsageError(f"the name of the {kind} of {place} is not UTF-8", "rename the file")
     if "id" not in row:
         return slug(Path(named_by).stem if "video" in row or "image" in row else named_by[:48])
@@ -152,6 +156,8 @@ def _prompts_beside(found: Sequence[Path], told: Path, called: str) -> dict[Path
 
 def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """A JSONL file (an object per line), a CSV file (a header, empty cells left out), a text file (a prompt per line)."""
+    if path.is_dir():
+        raise UsageError(f"the file of clips {path} is a folder", "write clips: {videos: FOLDER}, or {images: FOLDER}")
     if not path.is_file():
         raise UsageError(f"the file of clips {path} does not exist", "mend the path")
     ending = path.suffix.lower()

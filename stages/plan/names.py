@@ -15,6 +15,7 @@ TEXT_FIELDS = ("clip", "model", "model_type", "image")
 TEMPLATE_FIELDS = (*TEXT_FIELDS, *NUMBER_FIELDS)
 WIDTH = re.compile(r"\d{0,2}d")  # as in {link:02d}
 PATTERN = re.compile(r"[{}<>\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # Snakemake reads braces and <> as its own signs
+REPEATING = re.compile(r"(.+?)\1{19}$")  # Snakemake takes such a value of a wildcard for an endless loop
 LONGEST = 200  # bytes of a name: file systems take 255, and logs and temporary files have longer names
 
 
@@ -65,6 +66,8 @@ def path_fault(name: str) -> str | None:
         return "leave out braces, < and >, and control characters"
     if any(len(part.encode()) > LONGEST for part in path.parts):
         return f"a name has at most {LONGEST} bytes"
+    if name.count(".mp4") >= 20 and REPEATING.search(name):
+        return "a name does not end in the same letters twenty times"
     if any(part != part.strip() or part.startswith(".") for part in path.parts):
         return "a name neither begins with a dot nor begins or ends with space"
     return None

@@ -26,7 +26,7 @@ PLAN_VERSION = 1
 TEXT = {"type": "string", "minLength": 1}
 PLACE = {  # of what is made: Snakemake reads braces and <> in paths as its own signs
     **TEXT,
-    "pattern": r"^[^{}<>\x00-\x1f\x7f]*$",
+    "pattern": r"^[^{}<>\x00-\x1f\x7f-\x9f]*$",
     "patternErrorMessage": "leave out braces, < and >, and control characters",
 }
 NAME = {
@@ -135,8 +135,11 @@ def config_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "oneOf": [{"required": ["videos"]}, {"required": ["images"]}],
         "properties": {
-            "videos": {**TEXT, "description": "Folder of videos: .mp4 .avi .mov .mkv."},
-            "images": {**TEXT, "description": "Or a folder of pictures: .png .jpg .jpeg .bmp .tiff .tif."},
+            "videos": {
+                **TEXT,
+                "description": "Folder of videos: .mp4 .avi .mov .mkv, in any case; hidden files are left out.",
+            },
+            "images": {**TEXT, "description": "Or a folder of pictures: .png .jpg .jpeg .bmp .tiff .tif, in the same way."},
             "prompts": {
                 **TEXT,
                 "description": "Folder of prompts, a .txt of the same stem per video or picture; or a .txt file with a line "

@@ -166,6 +166,24 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is(config, kind
     assert not os.path.isfile("place") or Path("place").read_text() == "mine"
 
 
+@pytest.mark.parametrize("other", ["results/demo", "results/weights", "results/demo/steps/a", "results/demo/a.mp4/"])
+def test_a_file_for_a_folder_and_a_folder_for_a_file_are_named_before_the_dag(config, other):
+    path = Path(other)
+    path.parent.mkdir(parents=True)
+    path.mkdir() if other.endswith("/") else path.write_text("mine")
+    with pytest.raises(UsageError, match=f"{path} is a fil|{path} is a folder, not a file"):
+        plan.load(config, 1).begin()
+
+
+def test_no_planted_link_is_written_through(config):
+    Path("results/demo").mkdir(parents=True)
+    Path("precious").write_text("mine")
+    os.symlink("../../precious", "results/demo/.plan.json.tmp")
+    Path("results/demo/config.yaml").write_bytes(b"caf\xe9")
+    plan.load(config, 1).write()
+    assert Path("precious").read_text() == "mine" and read_fixed(Path("results/demo/plan.json"))
+
+
 @pytest.mark.parametrize("name", ["results/demo", "results/demo/plan.json", "results/demo/steps"])
 def test_something_in_the_place_of_a_run_s_own_file_is_named(config, name):
     path = Path(name)
@@ -174,6 +192,17 @@ def test_something_in_the_place_of_a_run_s_own_file_is_named(config, name):
     with pytest.raises(UsageError, match=f"{name}"):
         plan.load(config, 1).write()
     assert path.suffix or path.read_text() == "mine"
+
+
+def test_a_torn_log_ends_no_summary(config):
+    planned = plan.load(config, 1)
+    job = planned.jobs[0]
+    Path(job.log).parent.mkdir(parents=True)
+    Path(job.log).write_text(
+        '{"event": "item", "sta{"event": "shard"}\n{"event": "shard", "made": 2, "reused": 0, "failed": 0}\n'
+    )
+    os.utime(job.log, (planned._start + 1,) * 2)
+    assert planned.summary() == "items: 2 made, 0 reused from the store, 0 failed\n"
 
 
 @pytest.mark.parametrize("kind", ["a link", "a hard link", "a folder", "a pipe"])

@@ -74,6 +74,9 @@ def test_names_that_differ_in_lost_letters_stay_apart():
     [
         ([{"vido": "x", "steps": 2}], "clip 1 of run x has no video, no picture, no prompt and no id: it has vido, steps"),
         ([{"video": "caf\udce9.mp4"}], "the name of the video of clip 1 of run x is not UTF-8: rename the file"),
+        ([{"prompt": 1984}], 'the prompt of clip 1 of run x is 1984: it must be text: write it in quotes, such as "1984"'),
+        ([{"id": "a", "video": True}], "the video of clip 1 of run x is True: it must be text"),
+        ([{"id": "a", "prompt": ["p"]}], "the prompt of clip 1 of run x is ['p']: it must be text"),
         ([{"id": "a/b", "video": "x"}], "the id of clip 1 of run x is 'a/b'"),
         ([{"id": "..", "video": "x"}], "is '..'"),
         ([{"id": "plan", "video": "x"}], "is 'plan'"),
@@ -98,6 +101,11 @@ def test_a_file_that_cannot_be_read_names_the_line(tmp_path, name, text, message
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=message):
         read_clips(str(tmp_path / name), "run x")
+
+
+def test_a_folder_that_is_named_like_a_list_is_told_how_folders_are(tmp_path):
+    with pytest.raises(UsageError, match="is a folder: write clips: {videos: FOLDER}"):
+        read_clips(str(tmp_path), "run x")
 
 
 @pytest.mark.parametrize("source", ["missing.jsonl", {"videos": "missing"}])
