@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,10 +25,10 @@ def overlooked(folder: Path, endings: Sequence[str]) -> list[Path]:
 
 
 def _shown(folder: Path) -> Iterable[Path]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
     try:
-        return [path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir()]
+        return [path for path in folder.iterdir() if not path.name.startswith(".") and not os.path.isdir(path)]
     except OSError as error:
         raise UsageError(f"the folder {folder} cannot be read ({error.strerror})", "make it readable") from None
 

@@ -22,12 +22,13 @@ from stages.plan import lock, schema
 from stages.plan.containers import environment
 from stages.plan.families import ALL
 from stages.plan.jobs import Job
+from stages.plan.names import length_fault
 from stages.plan.runs import Broken, RunPlan, plan_run, resolved_row
 from stages.plan.schema import PLAN_VERSION
 from stages.plan.trainings import TrainingJob, plan_training
 from stages.plan.weights import WeightsJob, plan_weights
 from stages.runtime.artifacts import read_failure
-from stages.runtime.errors import UsageError
+from stages.runtime.errors import UsageError, shown
 from stages.runtime.model import check_variant, declared_model
 from stages.runtime.places import folder_fault, writing_fault
 from stages.runtime.table import table
@@ -90,7 +91,7 @@ class Plan:
             self._write()
 
     def _check_folders(self) -> None:
-        """Raise UsageError for a file where a folder would be, or the other way round: Snakemake has no sentence for that."""
+        """Raise UsageError for a file where a folder would be, or the other way round: Snakemake has no word for that."""
         folders = set(map(str, (self.results, *self.results.parents)))
         outputs = [output for job in [*self.jobs, *self.films.values()] for output in job.outputs]
         for output in [*outputs, *(one.output for one in [*self.weights, *self.trainings, *self.broken])]:
@@ -260,7 +261,10 @@ def load(config: Mapping[str, Any], workers: int) -> Plan:
 
 
 def check_places(results: str, store: str, runs: Iterable[str]) -> None:
-    """Raise UsageError where the store and the runs would lie in each other."""
+    """Raise UsageError where the store and the runs would lie in each other, and for names that no file system takes."""
+    for place in (results, store):
+        if fault := length_fault(place):
+            raise UsageError(f"results or store is {shown(place)}", fault)
     if Path(results).is_relative_to(store):
         raise UsageError(f"the store {store} holds the results, {results}", "choose another folder, such as results/store")
     if inside := [run for run in runs if Path(store).is_relative_to(f"{results}/{run}")]:

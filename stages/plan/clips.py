@@ -118,7 +118,7 @@ def _folder_rows(source: Mapping[str, Any], warnings: list[str]) -> Iterator[tup
             row["prompt"] = prompts[path]
         elif told:
             fate = "is skipped" if missing == "skip" else "will be captioned"
-            where = told / f"{path.stem}.txt" if told.is_dir() else f"in {told}"
+            where = told / f"{path.stem}.txt" if os.path.isdir(told) else f"in {told}"
             warnings.append(f"{path.name} has no prompt {where} and {fate}")
             if missing == "skip":
                 continue
@@ -131,7 +131,7 @@ def _place(path: str) -> Path:
 
 def _files(folder: Path, endings: Sequence[str], called: str) -> list[Path]:
     """The files of a folder that have one of these endings, by name. Raises UsageError where there is none."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UsageError(f"the folder of {called} {folder} does not exist", "mend the path")
     found = folders.files(folder, endings)
     if not found:
@@ -141,10 +141,10 @@ def _files(folder: Path, endings: Sequence[str], called: str) -> list[Path]:
 
 def _prompts_beside(found: Sequence[Path], told: Path, called: str) -> dict[Path, str]:
     """The prompt of each file, empty where there is none. Raises UsageError."""
-    if told.is_dir():
+    if os.path.isdir(told):
         texts = folders.by_stem(folders.files(told, folders.TEXT_ENDINGS), "prompts")
         return {path: read_text(texts[path.stem]).strip() if path.stem in texts else "" for path in found}
-    if not told.is_file():
+    if not os.path.isfile(told):
         raise UsageError(f"the folder of prompts {told} does not exist", "mend the path, or leave prompts out")
     lines = read_lines(told)
     if len(lines) != len(found):
@@ -156,9 +156,9 @@ def _prompts_beside(found: Sequence[Path], told: Path, called: str) -> dict[Path
 
 def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """A JSONL file (an object per line), a CSV file (a header, empty cells left out), a text file (a prompt per line)."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"the file of clips {path} is a folder", "write clips: {videos: FOLDER}, or {images: FOLDER}")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"the file of clips {path} does not exist", "mend the path")
     ending = path.suffix.lower()
     if ending == ".csv":

@@ -135,7 +135,7 @@ def weights_record(run: Run, model: Model) -> str:
 
 def weights_state(model: Model) -> list:
     """State of the files in a model's folder."""
-    return files_state(sorted(map(str, Path(model.path).rglob("*")))) if model.path else []
+    return files_state(sorted(map(str, Path(model.path).rglob("*")))) if os.path.isdir(model.path) else []
 
 
 def files_state(paths: Iterable[str]) -> list:

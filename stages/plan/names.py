@@ -16,6 +16,7 @@ TEMPLATE_FIELDS = (*TEXT_FIELDS, *NUMBER_FIELDS)
 WIDTH = re.compile(r"\d{0,2}d")  # as in {link:02d}
 PATTERN = re.compile(r"[{}<>\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # Snakemake reads braces and <> as its own signs
 REPEATING = re.compile(r"(.+?)\1{19}$")  # Snakemake takes such a value of a wildcard for an endless loop
+LONGEST_PATH = 3000  # bytes, of 4096: names are put behind it
 LONGEST = 200  # bytes of a name: file systems take 255, and logs and temporary files have longer names
 
 
@@ -55,6 +56,13 @@ def template_fault(template: str) -> str | None:
     return None
 
 
+def length_fault(path: str) -> str | None:
+    """Whether a path or a name in it is longer than file systems take."""
+    if any(len(part.encode()) > LONGEST for part in path.split("/")) or len(path.encode()) > LONGEST_PATH:
+        return f"a name has at most {LONGEST} bytes, a path {LONGEST_PATH}"
+    return None
+
+
 def path_fault(name: str) -> str | None:
     """What is wrong with a film's name, a path within the folder of its run, or None."""
     path = PurePosixPath(name)
@@ -64,8 +72,8 @@ def path_fault(name: str) -> str | None:
         return f"write it as {path}"
     if PATTERN.search(name):
         return "leave out braces, < and >, and control characters"
-    if any(len(part.encode()) > LONGEST for part in path.parts):
-        return f"a name has at most {LONGEST} bytes"
+    if fault := length_fault(name):
+        return fault
     if name.count(".mp4") >= 20 and REPEATING.search(name):
         return "a name does not end in the same letters twenty times"
     if any(part != part.strip() or part.startswith(".") for part in path.parts):

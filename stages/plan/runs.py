@@ -92,7 +92,7 @@ def pick_models(name: str, entry: Mapping[str, Any], models: Mapping[str, Model]
         if key not in entry:
             continue
         if entry[key] not in models:
-            raise UsageError(f"{key} of run {name} is {entry[key]!r}", f"declared models are {', '.join(models)}")
+            raise UsageError(f"{key} of run {name} is {shown(entry[key])}", f"declared models are {', '.join(models)}")
         model = models[entry[key]]
         if model.family not in picked or ("caption_vlm" in ALL[model.family].workers) != (key == "captioner"):
             raise UsageError(

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,8 +35,8 @@ MAX_VALUES = 1_000_000  # a file of some lines can stand for billions, by anchor
 
 def read_text(path: Path | str) -> str:
     """A file's text without its byte order mark, every line end a "\\n". Other separators (U+2028, U+0085) stay."""
-    if not Path(path).is_file():
-        raise UsageError(f"{path} is no file" if Path(path).exists() else f"{path} does not exist", "mend the path")
+    if not os.path.isfile(path):
+        raise UsageError(f"{path} is no file" if os.path.exists(path) else f"{path} does not exist", "mend the path")
     try:
         data = Path(path).read_bytes()
     except OSError as error:
