@@ -80,7 +80,10 @@ def artifacts_page() -> str:
     for kind in KINDS.values():
         by = next(stage.name for stage in STAGES.values() if stage.writes == kind.name)
         parts.append(f"## `{kind.name}` ({kind.suffix}), by `{by}`\n\n{kind.help}\n")
-        parts.append("| field | meaning |\n|---|---|\n" + "".join(f"| `{k}` | {v} |\n" for k, v in kind.fields.items()))
+        rows = "".join(
+            f"| `{name}`{'' if field.required else ' (optional)'} | {field.help} |\n" for name, field in kind.fields.items()
+        )
+        parts.append(f"| field | meaning |\n|---|---|\n{rows}")
         if kind.tensors:
             rows = "".join(
                 f"| `{t.name}`{'' if t.required else ' (optional)'} | ({', '.join(str(s) or '·' for s in t.shape)}) "

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "diffusers", "transformers", "av", "imageio-ffmpeg", "snakemake")
 PROGRAMS = {"apptainer": "only for --sdm apptainer", "sbatch": "only for Slurm"}
+COPIES = 2  # of a run's files: in the results, and in the store
 Row = Sequence[str]
 
 
@@ -80,6 +81,8 @@ def room(results: Path, wanted: Mapping[str, float]) -> Iterable[Row]:
 def disk_of_runs(config: Mapping[str, Any]) -> dict[str, float]:
     """About how many bytes the files of each run take, without those that only lossless and save_frames ask for.
 
+    A file system that shares the blocks of copies (XFS, Btrfs) needs half of that.
+
     Raises UsageError for a config that cannot be planned.
     """
     from stages import plan
@@ -90,9 +93,8 @@ def disk_of_runs(config: Mapping[str, Any]) -> dict[str, float]:
     if planned.broken:
         raise UsageError(f"{planned.broken[0].name} cannot be made: {planned.broken[0].reason}")
     return {
-        run.run.name: sum(
-            ALL[job.family].disk(item.options) for job in run.jobs if job.stage.name == "encode" for item in job.items
-        )
+        run.run.name: COPIES
+        * sum(ALL[job.family].disk(item.options) for job in run.jobs if job.stage.name == "encode" for item in job.items)
         for run in planned.runs
     }
 

@@ -49,12 +49,12 @@ class Made:
 
     def propagated(self, identity: str, frames: np.ndarray) -> None:
         path = self._place(identity, "propagate")
-        listed = [{"index": number, "suffix": f"/{number:06d}.png"} for number in range(len(frames))]
+        listed = [{"index": number, "time": number / 8, "suffix": f"/{number:06d}.png"} for number in range(len(frames))]
         for frame, rgb in zip(listed, frames, strict=True):
             member_path(path, frame["suffix"]).parent.mkdir(exist_ok=True)
             write_png(member_path(path, frame["suffix"]), rgb)
         _, height, width, _ = frames.shape
-        fields = {"width": width, "height": height, "source": {}, "keys": [0], "frames": listed}
+        fields = {"width": width, "height": height, "source": {"fps": "8"}, "keys": [0], "frames": listed}
         write_index(path, "propagated", fields, [frame["suffix"] for frame in listed])
 
     def failed(self, identity: str, stage: str) -> None:

@@ -83,12 +83,15 @@ def check_parts(parts: Sequence[Artifact]) -> None:
 
 
 def put_together(work: Work, fps: Fraction) -> list[int]:
-    """Write propagated parts as one film at the source's rate, under its sound if it is given; frames of each part."""
+    """Write propagated parts as one film, each frame at its time in the source, with the sound of that if it is given.
+
+    Returns the number of frames of each part.
+    """
     parts, source = work.inputs["clips"], work.inputs.get("source")
     counts = [len(part.fields["frames"]) for part in parts]
     assemble(
         (read_picture(part.member(frame["suffix"])) for part in parts for frame in part.fields["frames"]),
-        sum(counts),
+        [frame["time"] for part in parts for frame in part.fields["frames"]],
         work.output,
         size=(parts[0].fields["width"], parts[0].fields["height"]),
         fps=fps,

@@ -1,7 +1,8 @@
 """The parts of a chain, and the video they continue, as one film that is encoded once."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from fractions import Fraction
 from itertools import islice
 from math import floor
@@ -13,8 +14,12 @@ from stages.media.fit import fit_image
 from stages.media.probe import Source, frame_times, probe
 from stages.media.read import Frame, frames
 from stages.media.select import whole
-from stages.media.write import Sound, VideoWriter
+from stages.media.sound import check_sound, find_sound
+from stages.media.write import VideoWriter
 from stages.runtime.errors import ItemError, UsageError
+
+EVEN = 0.002  # seconds that a frame may be off an even grid: some containers count in milliseconds
+LONGEST_HOLE = 3600.0  # seconds that one frame may be shown
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,7 @@ def join(
     fps = Fraction(fps).limit_denominator(1001)
     front = probe(source) if source else None
     end = _end(front, allow_truncated) if front else 0.0
-    sound = (
-        Sound(front.path, front.start, _nearest(end * fps) / float(fps)) if end and front.has_audio and keep_audio else None
-    )
+    sound = find_sound(front.path, front.start, _nearest(end * fps) / float(fps)) if end and keep_audio else None
     source_frames, part_frames = 0, []
     with VideoWriter(output, *size, fps, crf=crf, sound=sound) as film:
         if front:
@@ -68,23 +71,39 @@ def join(
             if film.frames == before:
                 raise ItemError(f"{part} has only the frame that repeats the one before it", "make it longer")
             part_frames.append(film.frames - before)
-    return _checked(output, fps, Film(film.frames, source_frames, part_frames, sound is not None))
+    check_film(output, np.arange(film.frames) / float(fps), fps)
+    if sound:
+        check_sound(output, sound)
+    return Film(film.frames, source_frames, part_frames, sound is not None)
 
 
 def assemble(
-    pictures: Iterable[np.ndarray], count: int, output, *, size, fps, crf: int = 17, sound_of: Source | None = None
-) -> Film:
-    """Write `count` RGB pictures, uint8 [H, W, 3], of `size` (width, height) to the mp4 `output`, one per frame at `fps`.
+    images: Iterable[np.ndarray],
+    times: Sequence[float],
+    output,
+    *,
+    size,
+    fps,
+    crf: int = 17,
+    sound_of: Source | None = None,
+) -> None:
+    """Write RGB images, uint8 [H, W, 3], of `size` (width, height) to the mp4 `output`, each shown at its time.
 
-    The sound of another video, if it has any, lies under them from its first frame on.
+    `times` are seconds, ascending; the film begins with the first of them. Where they are those of a constant rate, `fps`,
+    so is the film's. The sound of another video, if it has any, lies under them, by the same clock.
+    Raises ItemError where the film on disk does not hold what was written.
     """
-    fps = Fraction(fps).limit_denominator(1001)
-    audible = sound_of is not None and sound_of.has_audio
-    sound = Sound(sound_of.path, sound_of.start, count / float(fps)) if audible else None
-    with VideoWriter(output, *size, fps, crf=crf, sound=sound) as film:
-        for rgb in pictures:
+    fps, start, times = Fraction(fps).limit_denominator(1001), times[0], np.array(times) - times[0]
+    even = np.arange(len(times)) / float(fps)
+    constant = np.abs(times - even).max(initial=0.0) < EVEN
+    end = len(times) / float(fps) if constant else float(times[-1] + np.median(np.diff(times)))
+    sound = find_sound(sound_of.path, sound_of.start + start, end) if sound_of else None
+    with VideoWriter(output, *size, fps, crf=crf, times=None if constant else times.tolist(), sound=sound) as film:
+        for rgb in images:
             film.write(rgb)
-    return _checked(output, fps, Film(film.frames, 0, [film.frames], audible))
+    check_film(output, even if constant else times, fps if constant else None)
+    if sound:
+        check_sound(output, sound)
 
 
 def at_constant_rate(stream: Iterable[Frame], fps: Fraction, end: float) -> Iterator:
@@ -110,8 +129,19 @@ def _nearest(ticks) -> int:
 
 
 def _end(source: Source, allow_truncated: bool) -> float:
-    """Seconds at which the last frame of a video leaves the screen; of a truncated one, the last that is there."""
-    last = float(frame_times(source)[-1])
+    """Seconds at which the last frame of a video leaves the screen; of a truncated one, the last that is there.
+
+    Raises ItemError for a video that stands still for hours: its frame would be repeated as long.
+    """
+    times = frame_times(source)
+    hole = np.diff(times).max(initial=0.0)
+    if hole > LONGEST_HOLE:
+        number = int(np.diff(times).argmax())
+        raise ItemError(
+            f"{source.path} shows frame {number} for {timedelta(seconds=round(hole))}, from {times[number]:.3f} s on",
+            "cut that out of the video, or leave the source out of the film",
+        )
+    last = float(times[-1])
     return last + float(1 / source.fps) if allow_truncated else max(source.duration, last + 1e-3)
 
 
@@ -126,13 +156,13 @@ def _common_size(parts) -> tuple[int, int]:
     return size
 
 
-def _checked(output, fps: Fraction, film: Film) -> Film:
-    """The film, once the file on disk has been seen to hold what was written."""
+def check_film(output, times: np.ndarray, fps: Fraction | None) -> None:
+    """Raise ItemError unless the film on disk shows its frames at `times` [N], and at the constant rate `fps`, if given."""
     written = probe(output)
-    held = len(frame_times(written))
-    if held != film.frames or written.fps != fps or not written.constant_rate:
+    held = frame_times(written)
+    late = np.abs(held - times).max(initial=0.0) if len(held) == len(times) else 0.0
+    if len(held) != len(times) or late > EVEN or (fps and (written.fps != fps or not written.constant_rate)):
         raise ItemError(
-            f"{output} holds {held} frames at {written.fps} per second instead of {film.frames} at {fps}",
+            f"{output} has {len(held)} frames at {written.fps} per second instead of {len(times)} at {fps or 'their times'}",
             "run again; report it if it happens twice",
         )
-    return film

@@ -1,22 +1,25 @@
 """Pictures and videos out: PNG by Pillow, video by the ffmpeg program, fed one frame at a time."""
 
+import errno
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import ffmpeg
 import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
 from stages.media.probe import SAFE_INPUT, local_url
+from stages.media.sound import MOST_CHANNELS, Sound
 from stages.runtime.artifacts import member_path
-from stages.runtime.errors import ItemError, JobError, UsageError
+from stages.runtime.errors import ItemError, JobError, UsageError, job_fault, one_line
 
 # Converted to BT.709 and tagged as such: a player that guesses by size would guess wrong for half of all sizes. Chroma
 # lies on the left because that is where H.264 decoders take it from unless told otherwise.
@@ -26,25 +29,20 @@ BT709 = (
     "format=yuv420p,setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
 )
 GROWING = {"movflags": "+frag_every_frame+empty_moov+default_base_moof", "tune": "zerolatency", "flush_packets": 1}
+TICK = Fraction(1, 90_000)  # seconds: times of frames are multiples of it
+VARYING = {"enc_time_base": "demux", "video_track_timescale": TICK.denominator}
+FULL = {256 - errno.ENOSPC, 256 - errno.EDQUOT}  # exit codes of the ffmpeg program
 X264_THREADS = 4  # fixed, since the number of threads changes x264's bits
 
 
-@dataclass(frozen=True)
-class Sound:
-    """Sound of another file, `seconds` of it from `start` on that file's own clock, to lie under a film's beginning."""
-
-    path: Path
-    start: float
-    seconds: float
-
-
 class VideoWriter:
-    """Write RGB frames to one video file at a constant rate, in flat memory; the same frames give the same bytes.
+    """Write RGB frames to one video file, in flat memory; the same frames give the same bytes.
 
     `codec`: "h264" (mp4, yuv420p, BT.709 limited range, for people; both sides even) or "lossless" (FFV1 in Matroska,
     which gives back the very RGB values, for the next step). `crf` is x264's quality, 0 to 51, lower is better. A `growing`
     mp4 can be read while it is written, all but its last frame; it is larger.
-    `fps` is frames per second, an int, a Fraction or a float. `sound` lies under the film from its start, as AAC.
+    `fps` is frames per second, an int, a Fraction or a float. `times` are the seconds at which each frame is shown,
+    ascending, for a film whose rate varies; without them it is constant. `sound` lies under the film from its start, as AAC.
 
         with VideoWriter(path, 1280, 704, 24) as video:
             video.write(rgb)
@@ -55,7 +53,17 @@ class VideoWriter:
     """
 
     def __init__(
-        self, path, width: int, height: int, fps, *, codec="h264", crf: int = 17, growing=False, sound: Sound | None = None
+        self,
+        path,
+        width: int,
+        height: int,
+        fps,
+        *,
+        codec="h264",
+        crf: int = 17,
+        growing=False,
+        times: Sequence[float] | None = None,
+        sound: Sound | None = None,
     ):
         self.path, self.frames, self._shape = Path(path), 0, (height, width, 3)
         rate = Fraction(fps).limit_denominator(1001)
@@ -63,15 +71,13 @@ class VideoWriter:
             raise UsageError(f"{fps} frames per second cannot be written", "give a rate above 0")
         if codec == "h264" and (width % 2 or height % 2):
             raise UsageError(f"H.264 needs even sides, not {width}x{height}", "choose an even width and height")
-        picture = ffmpeg.input(
-            "pipe:", format="rawvideo", pix_fmt="rgb24", video_size=(width, height), framerate=rate, threads=1
-        ).video
-        streams = [picture]
+        raw = {"format": "rawvideo", "pix_fmt": "rgb24", "video_size": (width, height), "framerate": rate}
+        streams = [ffmpeg.input("pipe:", threads=1, **({"format": "nut"} if times else raw)).video]
         if sound:
-            options = {**SAFE_INPUT, "seek_timestamp": 1, "ss": f"{sound.start:.6f}", "t": f"{sound.seconds:.6f}"}
-            streams.append(ffmpeg.input(local_url(sound.path), **options)["a:0"])
-        output = ffmpeg.output(*streams, local_url(self.path), **_encoding(codec, crf) | (GROWING if growing else {}))
-        command = output.global_args("-nostdin", "-nostats", "-loglevel", "error").overwrite_output()
+            streams.append(_audio(sound))
+        options = _encoding(codec, crf) | (GROWING if growing else {}) | (VARYING if times else {})
+        output = ffmpeg.output(*streams, local_url(self.path), **options)
+        command = output.global_args("-nostdin", "-nostats", "-copyts", "-loglevel", "error").overwrite_output()
         self._complaints = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             command.compile(cmd=imageio_ffmpeg.get_ffmpeg_exe()),
@@ -79,6 +85,7 @@ class VideoWriter:
             stdout=subprocess.DEVNULL,
             stderr=self._complaints,
         )
+        self._timed = TimedFrames(self._process.stdin, width, height, times) if times else None
 
     def write(self, rgb: np.ndarray) -> None:
         """Append one frame, uint8 [H, W, 3]."""
@@ -88,7 +95,7 @@ class VideoWriter:
                 "give every frame the size of the video",
             )
         try:
-            self._process.stdin.write(np.ascontiguousarray(rgb))
+            self._timed.write(rgb) if self._timed else self._process.stdin.write(np.ascontiguousarray(rgb))
         except BrokenPipeError:
             self._process.wait()
             raise self._failure() from None
@@ -112,6 +119,8 @@ class VideoWriter:
     def _finish(self):
         """Close the stream and wait for the file to be whole."""
         with suppress(BrokenPipeError):
+            if self._timed:
+                self._timed.close()
             self._process.stdin.close()
         if self._process.wait() != 0:
             raise self._failure()
@@ -122,11 +131,51 @@ class VideoWriter:
         said = re.sub(r"\[\S+ @ 0x[0-9a-f]+\] ", "", self._complaints.read().decode("utf-8", "replace"))
         lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no reason given"]
         reason = f"ffmpeg could not write {self.path} (exit code {self._process.returncode}): {' / '.join(lines[-3:])}"
-        if "No space left on device" in said or "Disk quota exceeded" in said:
-            return JobError(reason, "free disk space and run again")
+        code = self._process.returncode
+        if code < 0:
+            return JobError(reason, "run again, with more memory if that is what it was ended for")
+        if code in FULL or "No space left on device" in said or "Disk quota exceeded" in said:
+            return JobError(f"the disk is full: {reason}", "free disk space and run again")
         if any(phrase in said for phrase in ("Permission denied", "No such file or directory", "Read-only file system")):
             return JobError(reason, "check that the folder exists and can be written")
         return ItemError(reason, "check the frames and the options of the video")
+
+
+class TimedFrames:
+    """RGB frames and the time of each, in seconds, as a stream of raw video in NUT."""
+
+    def __init__(self, file, width: int, height: int, times: Sequence[float]):
+        self._times = iter(times)
+        self._container = av.open(file, "w", format="nut")
+        # NUT says nothing of how long the last frame is shown: ffmpeg takes the rate for that.
+        usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+        rate = Fraction(1 / usual).limit_denominator(1001) if usual > 0 else 25
+        self._stream = self._container.add_stream("rawvideo", rate=rate)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "rgb24"
+        self._stream.time_base = self._stream.codec_context.time_base = TICK
+
+    def write(self, rgb: np.ndarray) -> None:
+        """Append a frame, uint8 [H, W, 3]."""
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        frame.pts, frame.time_base = round(next(self._times) / TICK), TICK
+        self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+
+def _audio(sound: Sound):
+    """A sound as an input of ffmpeg, trimmed to its beginning and end.
+
+    It is decoded from the file's start, not sought: some files lose their sound where they are sought in.
+    """
+    source = ffmpeg.input(local_url(sound.path), vn=None, **SAFE_INPUT)[f"a:{sound.track}"]
+    trimmed = source.filter("asetpts", f"PTS-({sound.start:.6f})/TB").filter("atrim", start=0, end=f"{sound.seconds:.6f}")
+    if sound.channels > MOST_CHANNELS:
+        left, right = ("+".join(f"c{n}" for n in range(side, sound.channels, 2)) for side in (0, 1))
+        trimmed = trimmed.filter("pan", f"stereo|FL<{left}|FR<{right}")
+    return trimmed.filter("aresample", **{"async": 1, "first_pts": 0})  # silence where it begins late or has a hole
 
 
 def _encoding(codec: str, crf: int) -> dict:
@@ -151,7 +200,7 @@ def write_png(path, rgb: np.ndarray) -> None:
     try:
         Image.fromarray(rgb).save(path, format="PNG", compress_level=4)
     except OSError as error:
-        raise JobError(f"{path} could not be written ({error.strerror or error})", "check the folder and disk") from error
+        raise _not_written(path, error) from error
 
 
 def write_member(output: Path, suffix: str, rgb: np.ndarray) -> None:
@@ -169,4 +218,9 @@ def write_gif(path, frames: list[np.ndarray], fps: Fraction) -> None:
     try:
         pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=shown, loop=0)
     except OSError as error:
-        raise JobError(f"{path} could not be written ({error.strerror or error})", "check the folder and disk") from error
+        raise _not_written(path, error) from error
+
+
+def _not_written(path, error: OSError) -> JobError:
+    fault = job_fault(error) or one_line(error)
+    return JobError(f"{path} could not be written: {fault}", "free disk space, or check the folder, and run again")

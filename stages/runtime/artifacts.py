@@ -1,4 +1,4 @@
-"""The files between stages: every kind, its tensors and its fields, written and checked in one place.
+"""The files between stages, written and read in one place; `kinds` describes what they hold.
 
 An item's output is one typed file. Tensors travel in `.safetensors` (kind, version, fields and provenance in the header's
 metadata); pixels and text as an index, `.json`, that lists its member files with their digests. A member's path is the
@@ -10,176 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.runtime.errors import ItemError
+from stages.runtime.errors import ItemError, one_line
+from stages.runtime.kinds import FAILED, ITEM_BYTES, KINDS, validator
 
 if TYPE_CHECKING:
     import torch
 
 HEADER_LIMIT = 100 * 2**20  # bytes; the safetensors library's own limit
-FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor of an artifact. A letter in `shape` stands for one size throughout the file, "" for any size."""
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtypes: tuple[str, ...]
-    help: str
-    required: bool = True
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of artifact: `fields` maps a required field to what it says, `members` the files of an index."""
-
-    name: str
-    version: int
-    suffix: str
-    help: str
-    fields: Mapping[str, str]
-    tensors: tuple[TensorSpec, ...] = ()
-    members: Mapping[str, str] = field(default_factory=dict)
-
-
-MODEL_FIELDS = {
-    "model": "name of the model, as declared or as given",
-    "family": "family of the model",
-    "variant": "variant of the family (14b or 5b for wan)",
-    "weights": "digest of the weights that the stage used",
-}
-SIZE_FIELDS = {"width": "pixels", "height": "pixels", "num_frames": "number of frames"}
-RATE_FIELDS = {"fps": 'frames per second, as a fraction in text: "24/1"'}
-HALF_OR_FULL = ("BF16", "F16", "F32")
-
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind(
-            "frames",
-            1,
-            ".json",
-            "Frames of a video as PNG files: upright, square pixels, 8-bit RGB, resized to the size that was asked for.",
-            {
-                "width": "pixels",
-                "height": "pixels",
-                "select": "which frames: last, tail, segments, first, keyframes or all",
-                "frames": "per frame: index in the video, time in seconds, suffix of its PNG, and canny, of its edges",
-                "source": "facts of the video: size, rate, duration, frames decoded and declared, codec",
-            },
-            members={
-                "/NNNNNN.png": "a frame, by its index in the video",
-                "/NNNNNN.canny.png": "its hard edges, where asked for",
-            },
-        ),
-        Kind(
-            "caption",
-            1,
-            ".json",
-            "A description of a video and the prompt made of it.",
-            {
-                "raw": "what the model said, untouched; empty when the prompt was given",
-                "prompt": "the prompt for the generator: prefix and cleaned description, or the prompt that was given",
-                "frames": "indices of the video's frames that the model saw",
-                "tokens": "number of tokens that went into the model and came out of it",
-                **MODEL_FIELDS,
-            },
-        ),
-        Kind(
-            "encoded",
-            1,
-            ".safetensors",
-            "All that the denoiser needs: prompt embeddings, condition latents, mask.",
-            {
-                **MODEL_FIELDS,
-                **SIZE_FIELDS,
-                "prompt": "prompt",
-                "negative_prompt": "negative prompt",
-                "raw": "raw caption",
-            },
-            tensors=(
-                TensorSpec(
-                    "prompt_embeds", ("P", "L", "D"), HALF_OR_FULL, "text embeddings, a row per prompt; padding is zero"
-                ),
-                TensorSpec("negative_prompt_embeds", (1, "L", "D"), HALF_OR_FULL, "the same of the negative prompt", False),
-                TensorSpec("image_embeds", (1, "N", "D"), HALF_OR_FULL, "tokens of the picture", False),
-                TensorSpec("negative_image_embeds", (1, "N", "D"), HALF_OR_FULL, "the same of plain grey", False),
-                TensorSpec("image_latents", (1, "C", "", "h", "w"), ("F32",), "normalised latents of the condition", False),
-                TensorSpec(
-                    "mask", (1, "", "T", "h", "w"), ("U8",), "1 where the condition is known, 0 where it is made", False
-                ),
-                TensorSpec("pixels", ("K", 3, "H", "W"), ("U8",), "keyframes of the source", False),
-                TensorSpec("control", ("K", "H", "W"), ("U8",), "what a ControlNet is shown of them", False),
-                TensorSpec("masks", ("K", "H", "W"), ("U8",), "255 where something is in front in them", False),
-                TensorSpec("flow_forward", ("M", 2, "H", "W"), ("F16",), "flow of pairs of keyframes, in pixels", False),
-                TensorSpec("flow_backward", ("M", 2, "H", "W"), ("F16",), "the same from the second to the first", False),
-                TensorSpec("occluded_forward", ("M", "H", "W"), ("U8",), "1 where that flow cannot be trusted", False),
-                TensorSpec("occluded_backward", ("M", "H", "W"), ("U8",), "the same from the second to the first", False),
-            ),
-        ),
-        Kind(
-            "latents",
-            1,
-            ".safetensors",
-            "Final latents in the model's normalised space.",
-            {**MODEL_FIELDS, **SIZE_FIELDS, "prompt": "prompt", "raw": "raw caption", "seed": "seed of the noise"},
-            tensors=(TensorSpec("latents", (1, "C", "T", "h", "w"), ("F32",), "final latents"),),
-        ),
-        Kind(
-            "clip",
-            1,
-            ".json",
-            "A clip as pixels.",
-            {
-                **MODEL_FIELDS,
-                **SIZE_FIELDS,
-                **RATE_FIELDS,
-                "prompt": "prompt",
-                "raw": "raw caption",
-                "seed": "seed of the noise",
-                "statistics": "colour, saturation and sharpness of the first frame, the last one and all: tells drift",
-            },
-            members={
-                ".mp4": "the clip, H.264",
-                ".last.png": "the last frame, lossless: what the next link starts from",
-                ".mkv": "the clip, lossless (FFV1), where concat has to encode it again",
-                ".gif": "the clip as a GIF, where asked for",
-                "/NNNNNN.png": "its frames, where asked for",
-                ".sheet.png": "a contact sheet, where asked for",
-            },
-        ),
-        Kind(
-            "propagated",
-            1,
-            ".json",
-            "Translated frames, keys and those between them, of a clip or a part of it, as PNG files of 8-bit RGB.",
-            {
-                "width": "pixels",
-                "height": "pixels",
-                "frames": "per frame: index in the video, time in seconds, suffix of its PNG",
-                "keys": "indices of the clip's keys",
-                "source": "facts of the video: size, rate, duration, frames decoded and declared, codec",
-            },
-            members={"/NNNNNN.png": "a frame, by its index in the video"},
-        ),
-        Kind(
-            "film",
-            1,
-            ".mp4",
-            "The finished film, encoded once, and its provenance.",
-            {**SIZE_FIELDS, **RATE_FIELDS, "parts": "per part: file name, frames in the film"},
-            members={".mp4": "the film, H.264", "/prompts_log.txt": "seed, source, caption and prompt of each link"},
-        ),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -218,9 +63,13 @@ class Artifact:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors, on the CPU."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(self.path)
+        try:
+            return load_file(self.path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ItemError(f"{self.path} is not a whole Kinemake file ({one_line(error)})", "make it again") from None
 
     @cached_property
     def digest(self) -> str:
@@ -263,10 +112,9 @@ def write_index(
     for suffix in members:
         member = member_path(path, suffix)
         described[suffix] = {"sha256": file_digest(member), "bytes": member.stat().st_size}
-    spec = KINDS[kind]
     head = {
         "kinemake.kind": kind,
-        "kinemake.version": spec.version,
+        "kinemake.version": KINDS[kind].version,
         "fields": dict(fields),
         "members": described,
         "provenance": provenance or [],
@@ -342,16 +190,17 @@ def _write_header(file, header: Mapping[str, Any]) -> None:
 def read(path: Path, kinds: Iterable[str]) -> Artifact:
     """Read and check an artifact without loading a tensor.
 
-    Raises ItemError when it is missing, torn, of another kind or version, or lacks a field, a tensor or a member.
-    A failure is returned whatever kinds are asked for: its reader passes it on.
+    Raises ItemError when it is missing, torn, of another kind or version, lacks a field, a tensor or a member, or has one
+    that is not what the kind asks for. A failure is returned whatever kinds are asked for: its reader passes it on.
     """
-    artifact, head = _open(Path(path))
+    path = Path(path)
+    artifact, head = _open(path)
     if artifact.kind == FAILED:
         return artifact
-    if artifact.kind not in kinds:
+    if artifact.kind not in kinds or path.suffix != KINDS[artifact.kind].suffix:
         raise ItemError(f"{path} holds {artifact.kind!r}", f"a file of kind {' or '.join(kinds)} is needed here")
     known = KINDS[artifact.kind].version
-    if int(head["kinemake.version"]) != known:
+    if head["kinemake.version"] != known:
         raise ItemError(
             f"{path} is of version {head['kinemake.version']} of kind {artifact.kind}, this program knows {known}",
             "make it again",
@@ -362,6 +211,10 @@ def read(path: Path, kinds: Iterable[str]) -> Artifact:
         member = member_path(index_path(artifact.path), suffix)
         if not member.is_file() or member.stat().st_size != facts["bytes"]:
             raise ItemError(f"{member}, a member of {path}, is missing or not whole", f"remove {path} and run again")
+        if file_digest(member) != facts["sha256"]:
+            raise ItemError(
+                f"{member}, a member of {path}, was changed after it was written", f"remove {path} and run again"
+            )
     return artifact
 
 
@@ -382,20 +235,40 @@ def read_failure(path: Path) -> Failure | None:
 def _open(path: Path) -> tuple[Artifact, dict[str, Any]]:
     if not path.is_file():
         raise ItemError(f"{path} is missing", "run the stage that makes it first")
+    header = None
     try:
         if path.suffix == ".safetensors":
             header, _ = _read_whole_header(path)
             metadata = header.pop("__metadata__", {})
             head = {
-                **metadata,
-                "fields": json.loads(metadata["fields"]),
-                "provenance": json.loads(metadata["provenance"]),
+                "kinemake.kind": metadata["kinemake.kind"],
+                "kinemake.version": int(metadata["kinemake.version"]),
+                "fields": parse_json(metadata["fields"]),
+                "provenance": parse_json(metadata["provenance"]),
             }
-            return Artifact(path, head, header), head
-        head = json.loads(index_path(path).read_text())
-        return Artifact(path, head), head
+        else:
+            head = parse_json(index_path(path).read_bytes())
+        if problem := complaint("head", head):
+            raise ValueError(problem)
+        if head["kinemake.kind"] == FAILED and (problem := complaint(FAILED, head)):
+            raise ValueError(problem)
+        return Artifact(path, head, header), head
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise ItemError(f"{path} is not a whole Kinemake file ({error})", "make it again") from None
+        raise ItemError(f"{path} is not a whole Kinemake file ({one_line(error)})", "make it again") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of JSON in UTF-8. Raises ValueError, also for NaN, half surrogates and a nesting too deep to be read."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+        canonical(value)  # all that is read may come into a digest
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    return value
 
 
 def _read_whole_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -407,12 +280,30 @@ def _read_whole_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Header of a safetensors file and the offset of its data; read by hand because stages without torch do it too."""
+    """Header of a safetensors file and the offset of its data; read by hand because stages without torch do it too.
+
+    Raises ValueError for what is no such header.
+    """
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > min(HEADER_LIMIT, path.stat().st_size - 8):
             raise ValueError("its header is longer than the file")
-        return json.loads(file.read(length)), 8 + length
+        header = parse_json(file.read(length))
+    if problem := complaint("header", header) or layout_problem(header):
+        raise ValueError(problem)
+    return header, 8 + length
+
+
+def layout_problem(header: Mapping[str, Any]) -> str:
+    """What is wrong with the places of the tensors, which follow one another without a gap; empty where nothing is."""
+    end = 0
+    specs = {name: spec for name, spec in header.items() if name != "__metadata__"}
+    for name, spec in sorted(specs.items(), key=lambda item: item[1]["data_offsets"]):
+        start, stop = spec["data_offsets"]
+        if start != end or stop - start != math.prod(spec["shape"]) * ITEM_BYTES[spec["dtype"]]:
+            return f"its tensor {name} is not where it should be"
+        end = stop
+    return ""
 
 
 def whole_size(header: Mapping[str, Any], start: int) -> int:
@@ -421,9 +312,18 @@ def whole_size(header: Mapping[str, Any], start: int) -> int:
 
 
 def check_fields(path: Path, head: Mapping[str, Any]) -> None:
+    """Hold what an artifact says of itself to its kind's description. Raises ItemError."""
     kind = KINDS[head["kinemake.kind"]]
-    if missing := [name for name in kind.fields if name not in head["fields"]]:
+    if missing := [name for name, field in kind.fields.items() if field.required and name not in head["fields"]]:
         raise ItemError(f"{path} lacks {', '.join(missing)} of kind {kind.name}", "make it again")
+    if problem := complaint(kind.name, head):
+        raise ItemError(f"{path} is not a whole Kinemake file ({problem})", "make it again")
+
+
+def complaint(name: str, value: Any) -> str:
+    """The first thing in which a record is not what the validator `name` asks for; empty where there is none."""
+    error = next(validator(name).iter_errors(value), None)
+    return "" if error is None else f"{'.'.join(map(str, error.absolute_path)) or 'it'}: {error.message[:200]}"
 
 
 def _check_tensors(artifact: Artifact) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import click
 
-from stages.runtime.errors import KinemakeError, UsageError
+from stages.runtime.errors import KinemakeError, UsageError, job_fault
 from stages.runtime.items import Item, item_of_row, read_manifest
+from stages.runtime.log import room_for_last_words
 from stages.runtime.options import Family, Option
 from stages.runtime.stages import Stage
 
@@ -37,13 +38,16 @@ def clean_errors(command: Callable) -> Callable:
 
     @wraps(command)
     def run(**values: Any) -> None:
-        try:
-            command(**values)
-        except KinemakeError as error:
-            if values["debug"]:
-                raise
-            click.echo(f"error: {error}", err=True)
-            sys.exit(2 if isinstance(error, UsageError) else 1)
+        with room_for_last_words() as free_room:
+            try:
+                command(**values)
+            except (KinemakeError, OSError) as error:
+                free_room()
+                reason = error if isinstance(error, KinemakeError) else job_fault(error)
+                if values["debug"] or not reason:
+                    raise
+                click.echo(f"error: {reason}", err=True)
+                sys.exit(2 if isinstance(error, UsageError) else 1)
 
     return run
 

@@ -3,8 +3,15 @@
 Every message is one sentence that names the thing, its value and the remedy, because it is all that a user sees.
 """
 
+import errno
+import re
 from datetime import date
 from typing import Any
+
+PLACES = {  # errors of a file or folder that stands where something is to be written, or may not be written
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.EIO, errno.ESTALE),
+}
 
 
 class KinemakeError(Exception):
@@ -52,3 +59,15 @@ def in_quotes(value: Any) -> str:
     if isinstance(value, date):
         example = value.isoformat()
     return f'it must be text: write it in quotes, such as "{example}"'
+
+
+def job_fault(error: Exception) -> str:
+    """What a fault that would hit the next item as well is called; empty for an item's own."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or re.search(r"\(os error (28|122)\)|No space left on device", str(error)):  # safetensors has errors of its own
+        return "the disk is full"
+    if isinstance(error, OSError) and error.errno in PLACES and error.filename:
+        return f"{error.filename2 or error.filename} cannot be used ({error.strerror})"
+    if type(error).__name__ == "AcceleratorError":
+        return f"the GPU failed ({one_line(error)})"
+    return ""

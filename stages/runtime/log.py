@@ -1,10 +1,16 @@
 """The log of a stage: one JSON object per line."""
 
 import json
+import os
+import stat
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+LAST_WORDS = 2**16  # bytes
 PROGRESS = ("load", "shard")  # the progress bar shows what these say
 
 
@@ -17,3 +23,18 @@ def log(event: str, **facts: Any) -> None:
         return
     line = {"event": event, **facts, "time": round(time.time(), 3)}
     print(json.dumps(line, ensure_ascii=False), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def room_for_last_words() -> Iterator[Callable[[], None]]:
+    """Keep some room on the disk of this process's log; the function that is yielded gives it back.
+
+    A full disk would else take the words that say so. Nothing is kept where standard error is no file.
+    """
+    with ExitStack() as room:
+        with suppress(OSError):
+            if stat.S_ISREG(os.fstat(2).st_mode):
+                beside = os.path.dirname(os.readlink("/proc/self/fd/2"))
+                ballast = room.enter_context(tempfile.TemporaryFile(dir=beside, buffering=0))
+                ballast.write(os.urandom(LAST_WORDS))  # file systems that compress have no use for zeros
+        yield room.close

@@ -6,10 +6,8 @@ publish each whole. One item's fault marks that item and no other; a fault that 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,14 +21,15 @@ from tqdm import tqdm
 from stages.runtime import artifacts, memory
 from stages.runtime.artifacts import KINDS, Artifact, Failure, canonical
 from stages.runtime.device import take_device
-from stages.runtime.errors import ItemError, JobError, KinemakeError, one_line
+from stages.runtime.errors import ItemError, JobError, KinemakeError, job_fault, one_line
 from stages.runtime.items import Item
 from stages.runtime.log import log
 from stages.runtime.model import Model, cached_file_digest
 from stages.runtime.options import GPUS, Option, Resident
 from stages.runtime.provenance import record
 from stages.runtime.stages import Stage
-from stages.runtime.store import STEM, Store
+from stages.runtime.store import STEM, Store, StoreRemoved, publish
+from stages.runtime.unchanged import States, artifact_files, changed_file, file_states
 from stages.runtime.weights import resident_bytes
 from stages.runtime.worker import Setting, Work, Worker, find_worker
 
@@ -88,6 +87,8 @@ class Order:
     status: str = "waiting"
     memory_saving: bool = False
     seconds: float = 0.0
+    states: States = field(default_factory=dict)  # of the files that the key was taken of
+    again: bool = False  # begun a second time, since something changed under the first
 
 
 STARTED = time.monotonic()  # the loop is among the first things that a stage imports
@@ -132,6 +133,8 @@ class Loop:
 
     def _open(self, order: Order) -> None:
         """Read and check the inputs, find the key of the result, and take the result from the store if it is there."""
+        options = [order.options[option.name] for option in self.plant.options if option.is_file]
+        order.states = file_states(Path(path) for path in (*order.item.files, *options) if path)
         order.inputs = {
             spec.name: open_input(order.item.inputs[spec.name], spec.kinds)
             for spec in self.plant.stage.inputs
@@ -140,13 +143,19 @@ class Loop:
         for opened in flat(order.inputs):
             if isinstance(opened, Artifact) and opened.failure:
                 raise PassedOn(opened.failure)
+            if isinstance(opened, Artifact):
+                order.states |= file_states(artifact_files(opened))
         if self.plant.model and self.plant.needs_model(self.plant.stage.name, order.options):
-            order.weights = self._weights_digest
+            order.weights, states = self._weights
+            order.states |= states
         self._set_key(order)
 
     @cached_property
-    def _weights_digest(self) -> str:
-        return self.plant.model.digest(self.plant.weights)
+    def _weights(self) -> tuple[str, States]:
+        """The digest of the model's files, and the states that they were in when it was taken."""
+        folder = self.plant.model.folder()
+        states = file_states(path for pattern in self.plant.weights for path in folder.glob(pattern) if path.is_file())
+        return self.plant.model.digest(self.plant.weights), states
 
     def _set_key(self, order: Order) -> None:
         made_by = [self.plant.stage.name, self.plant.stage.version, *self.plant.version, order.weights]
@@ -157,11 +166,11 @@ class Loop:
         }
         inputs = {name: [digest(one) for one in flat({name: opened})] for name, opened in order.inputs.items()}
         order.key = hashlib.sha256(canonical([made_by, changing, inputs])).hexdigest()
-        if self.store.has(order.key):
-            self._publish(order, "reused")
+        if entry := self.store.find(order.key):
+            self._publish(order, entry, "reused")
 
-    def _publish(self, order: Order, status: str) -> None:
-        self.store.link(order.key, Path(order.item.output))
+    def _publish(self, order: Order, entry: Path, status: str) -> None:
+        publish(entry, Path(order.item.output))
         order.status = status
         self.report.made += status == "made"
         self.report.reused += status == "reused"
@@ -193,8 +202,8 @@ class Loop:
         return tuple(repr(order.options[option.name]) for option in self.plant.options if option.reloads)
 
     def _do(self, worker: Worker, order: Order, phase: str, last: bool) -> None:
-        if self.store.has(order.key):  # an equal item of this shard or another job was faster
-            return self._publish(order, "reused")
+        if entry := self.store.find(order.key):  # an equal item of this shard or another job was faster
+            return self._publish(order, entry, "reused")
         start = time.monotonic()
         wanted = (phase, self._loading(order))
         if order.weights and wanted != self._loaded:
@@ -206,13 +215,18 @@ class Loop:
             start = time.monotonic()
         with self.store.staging() as folder:
             work = self._work_of(order, folder / f"{STEM}{Path(order.item.output).suffix}")
-            worker.run(work, phase)
+            try:
+                worker.run(work, phase)
+            except Exception as error:
+                if not folder.exists():
+                    raise StoreRemoved(folder) from error
+                raise
             order.seconds += time.monotonic() - start
             if last:
+                if path := changed_file(order.states):
+                    raise ItemError(f"{path} changed while it was read", "leave the files alone that a run reads")
                 artifacts.add_provenance(work.output, self._provenance(order))
-                self.store.put(order.key, folder)
-        if last:
-            self._publish(order, "made")
+                self._publish(order, self.store.put(order.key, folder), "made")
 
     def _check_room(self, order: Order, device: str) -> None:
         """See that the weights fit before they are loaded: weights that are too many for a GPU may do when offloaded."""
@@ -256,7 +270,11 @@ class Loop:
             self.report.passed_on += 1
             return self._fail(order, passed.failure)
         except ItemError as error:
-            return self._fail(order, self._failure(order, error.reason, error.remedy))
+            undisturbed = not isinstance(error, StoreRemoved) and not changed_file(order.states)
+            if order.again or undisturbed:
+                return self._fail(order, self._failure(order, error.reason, error.remedy))
+            log("again", stage=self.plant.stage.name, item=order.item.id, reason=error.reason)
+            prepare = self._begin_again
         except KinemakeError:
             raise
         except Exception as error:
@@ -266,8 +284,9 @@ class Loop:
                 if self.running.debug:
                     raise
                 return self._fail(order, self._unexpected(order, error))
+            prepare = self._save_memory
         # Only here, where the error is gone and its traceback no longer holds on to the memory that ran out.
-        self._save_memory(order)
+        prepare(order)
         if order.status == "waiting":
             self._attempt(order, step)
 
@@ -278,6 +297,13 @@ class Loop:
         traceback.print_exc()
         reason = f"unexpected {type(error).__name__}: {one_line(error)}"
         return self._failure(order, reason, "this is a bug of Kinemake: please report the log")
+
+    def _begin_again(self, order: Order) -> None:
+        """Read everything anew: the inputs, and the model too."""
+        order.again = True
+        self.__dict__.pop("_weights", None)
+        self._loaded = None
+        self._attempt(order, self._open)
 
     def _save_memory(self, order: Order) -> None:
         """Switch to the memory-saving options. Where they change the result they change its key as well."""
@@ -336,18 +362,6 @@ def file_option(path: str) -> str:
 
 def digest(opened: Artifact | Path) -> str:
     return opened.digest if isinstance(opened, Artifact) else cached_file_digest(opened)
-
-
-def job_fault(error: Exception) -> str:
-    """What a fault that would hit the next item as well is called; empty for an item's own."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or re.search(r"\(os error (28|122)\)|No space left on device", str(error)):  # safetensors has errors of its own
-        return "the disk is full"
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
-        return f"{error.filename} cannot be written ({error.strerror})"
-    if type(error).__name__ == "AcceleratorError":
-        return f"the GPU failed ({one_line(error)})"
-    return ""
 
 
 def ran_out_of_memory(error: Exception) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
+
+from stages.runtime.errors import job_fault
 
 PROBE = 2**16  # bytes: more than a nearly full file system hands out of what it has reserved
 
@@ -29,5 +32,5 @@ def writing_fault(folder: Path) -> str | None:
             file.write(bytes(PROBE))
             os.fsync(file.fileno())
     except OSError as error:
-        return error.strerror or str(error)
+        return job_fault(error) if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
     return None

@@ -101,7 +101,7 @@ STAGES = {
         ),
         Stage(
             "concat",
-            1,
+            2,
             (
                 Input("clips", ("clip", "propagated"), "the clips to join, in order", many=True),
                 Input(

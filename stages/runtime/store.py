@@ -1,13 +1,18 @@
-"""The store: finished items under the hash of all that made them.
+"""The store: finished items under the hash of all that their result depends on.
 
-An entry is a folder `<2 hex>/<key>/` that holds `artifact.<ending>` and its members. It comes into being by one rename of
-a folder that was written and synced before, so that an entry is whole or absent whatever kills the process. The store can
-be deleted at any time; it only saves work.
+An entry is a folder `<2 hex>/<key>/` that holds `artifact.<ending>`, its members, and `seal.json`, the key and the digest of
+each file. It comes into being by one rename of a folder that was written and synced before, so that an entry is whole or
+absent whatever kills the process; it is checked against its seal before it is used. The store can be deleted at any time; it
+only saves work.
+
+Files are copied out of the store, so that an edit of a result changes that result alone. Lossless videos, by far the largest
+files and no stage's declared output, are read-only hard links instead.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import time
@@ -16,11 +21,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stages.runtime.artifacts import index_path, member_path
+from stages.runtime.artifacts import file_digest, index_path, member_path
+from stages.runtime.errors import ItemError
+from stages.runtime.locks import try_lock
+from stages.runtime.log import log
 
 STEM = "artifact"
+SEAL = "seal.json"
+LINKED = (".mkv",)  # Snakemake refuses declared outputs that are read-only
+LONGEST_LOCK = 60  # seconds
 LEFT_BEHIND = 14 * 24 * 3600  # seconds; no item takes that long
+IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}
+
+
+class StoreRemoved(ItemError):
+    """The store, or an entry of it, was removed while an item needed it."""
+
+    def __init__(self, place: Path):
+        super().__init__(f"{place} was removed while it was in use", "leave the store where it is until the run has ended")
 
 
 class Store:
@@ -32,8 +51,24 @@ class Store:
     def entry(self, key: str) -> Path:
         return self.root / key[:2] / key
 
-    def has(self, key: str) -> bool:
-        return self.entry(key).is_dir()
+    def find(self, key: str) -> Path | None:
+        """The entry of `key`, checked against the digests that were taken when it was put; None where there is none.
+
+        An entry that is not what was put is named in the log and removed, so that the item is done again. One that this
+        user may not read counts as absent.
+        """
+        entry = self.entry(key)
+        if not os.path.lexists(entry):
+            return None
+        try:
+            problem = damage(entry, key)
+        except PermissionError:
+            return None
+        if problem:
+            log("warning", reason=f"{entry} is damaged ({problem})", remedy="the item is done again", damaged=key)
+            self._discard(entry)
+            return None
+        return entry
 
     def partial(self, key: str) -> Path:
         """Where an unfinished long item keeps its state. Forgotten when the item is put into the store."""
@@ -44,8 +79,8 @@ class Store:
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """An empty folder on the store's file system, gone afterwards unless `put` took it."""
-        folder = self.root / "staging" / uuid.uuid4().hex
-        folder.mkdir(parents=True)
+        folder = self._unused_name()
+        folder.mkdir()
         try:
             yield folder
         finally:
@@ -58,56 +93,158 @@ class Store:
                 if time.time() - left.stat().st_mtime > LEFT_BEHIND:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
 
-    def put(self, key: str, folder: Path) -> None:
-        """Make `folder` the entry of `key`. Where another process was faster, its entry stands."""
-        sync(folder)
+    def put(self, key: str, folder: Path) -> Path:
+        """Make `folder` the entry of `key`, and return where the item is now.
+
+        That is the entry, also where another process was faster. It is `folder` itself where something else stands in the
+        entry's place and cannot be removed. Raises StoreRemoved.
+        """
+        with in_store(folder):
+            write_seal(folder, key)
+            sync(folder)
+            self.entry(key).parent.mkdir(parents=True, exist_ok=True)
+            # What is in the way may be damaged: then `find` removes it.
+            place = self._move(folder, key) or self.find(key) or self._move(folder, key) or folder
+        with suppress(OSError):  # the state of another user
+            self.partial(key).unlink(missing_ok=True)
+        return place
+
+    def _move(self, folder: Path, key: str) -> Path | None:
+        """Move a folder to the place of an entry; None where something is there."""
         entry = self.entry(key)
-        entry.parent.mkdir(parents=True, exist_ok=True)
         try:
             folder.rename(entry)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in IN_THE_WAY:
                 raise
+            return None
         sync_folder(entry.parent)
-        self.partial(key).unlink(missing_ok=True)
+        return entry
 
-    def link(self, key: str, output: Path) -> None:
-        publish(self.entry(key), output)
+    def _discard(self, entry: Path) -> None:
+        """Take an entry out of the store, in one step for those who look for it."""
+        removed = self._unused_name()
+        with suppress(OSError):  # of another user: it stays, and is not used
+            entry.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True) if removed.is_dir() else removed.unlink(missing_ok=True)
+
+    def _unused_name(self) -> Path:
+        staging = self.root / "staging"
+        staging.mkdir(parents=True, exist_ok=True)
+        return staging / uuid.uuid4().hex
+
+
+def write_seal(folder: Path, key: str) -> None:
+    """Leave the key and the digest of each file in a folder that is to become an entry, and make its files read-only."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
+    seal = {"key": key, "files": {name: file_digest(path) for name, path in sorted(files.items())}}
+    (folder / SEAL).write_text(json.dumps(seal))
+    for path in (*files.values(), folder / SEAL):
+        path.chmod(0o444)
+
+
+def damage(entry: Path, key: str) -> str:
+    """What is wrong with an entry: files that are missing, changed, or another item's; empty where it is as it was put."""
+    try:
+        seal = json.loads((entry / SEAL).read_text())
+        sealed_key, digests = seal["key"], dict(seal["files"])
+    except PermissionError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return f"its {SEAL} cannot be read"
+    if sealed_key != key:
+        return "it is the entry of another item"
+    there = {path.relative_to(entry).as_posix() for path in entry.rglob("*") if path.is_symlink() or not path.is_dir()}
+    if strange := there.symmetric_difference({*digests, SEAL}):
+        return f"{min(strange)} is {'missing' if min(strange) in digests else 'not part of it'}"
+    for name, digest in digests.items():
+        path = entry / name
+        if path.is_symlink() or not path.is_file() or file_digest(path) != digest:
+            return f"{name} has changed"
+    return ""
 
 
 def publish(entry: Path, output: Path) -> None:
-    """Hard-link an entry's files to their places, copied across file systems: members first, the declared one last.
+    """Put an entry's files to their places: members first, the declared one last. Raises StoreRemoved.
 
-    They keep the time at which the item was made, so times stay in the order of the work. Snakemake touches each declared
-    file that a job leaves, so where another run holds a link to it already, this one gets a copy: else that run's file
-    would look newer than what was made of it.
+    Whatever becomes of the published files, the entry stays as it is. They keep the time at which the item was finished, so
+    times stay in the order of the work. Of several processes that publish at one output the last one's files stand.
     """
     declared = f"{STEM}{output.suffix}"
     index = index_path(Path(declared)).name
-    files = [path for path in sorted(entry.rglob("*")) if path.is_file()]
+    files = [path for path in sorted(entry.rglob("*")) if path.is_file() and path.name != SEAL]
     files.sort(key=lambda path: (path.name == declared, path.name == index))
-    for path in files:
-        copy = path.name == declared and path.stat().st_nlink > 1
-        place(path, member_path(output, path.relative_to(entry).as_posix().removeprefix(STEM)), copy)
+    if not files:
+        raise StoreRemoved(entry)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with in_store(entry), locked(output.parent):
+        for path in files:
+            place(path, member_path(output, path.relative_to(entry).as_posix().removeprefix(STEM)))
 
 
-def place(source: Path, target: Path, copy: bool) -> None:
-    """Put a hard link to `source` at `target`, or a copy where it is asked for or a link cannot be, in one step."""
+@contextmanager
+def in_store(folder: Path) -> Iterator[None]:
+    """Raises StoreRemoved in the place of what goes wrong because a folder of the store is no longer there."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if folder.exists():
+            raise
+        raise StoreRemoved(folder) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from publishing into a folder, for as long as any of them needs for it.
+
+    Where its file system has no locks, or somebody never gives it back, nobody is kept out.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            patience = time.monotonic() + LONGEST_LOCK
+            while not try_lock(descriptor) and time.monotonic() < patience:
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def place(source: Path, target: Path) -> None:
+    """Put a file of an entry at `target` in one step: a copy, or a read-only hard link where its kind is linked."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        try:
-            if not copy:
-                os.link(source, temporary)
-        except OSError as error:
-            if error.errno not in CANNOT_LINK:
-                raise
-            copy = True
-        if copy:
-            shutil.copy2(source, temporary)
+        if source.suffix not in LINKED or not link(source, temporary):
+            copy_file(source, temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link(source: Path, target: Path) -> bool:
+    """Make a hard link; False where the file system has none, or the two are on different ones."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in CANNOT_LINK:
+            raise
+        return False
+    return True
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file with its time, as one that may be written; it shares the disk's blocks where the file system can."""
+    with open(source, "rb") as reader, open(target, "xb") as writer:
+        with suppress(OSError):  # file systems that cannot, or only within themselves; a full disk is met again below
+            while os.copy_file_range(reader.fileno(), writer.fileno(), 2**30):
+                pass
+        if os.fstat(writer.fileno()).st_size != os.fstat(reader.fileno()).st_size:
+            reader.seek(0)
+            writer.seek(0)
+            shutil.copyfileobj(reader, writer, 2**20)
+    state = source.stat()
+    os.utime(target, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
 def sync(folder: Path) -> None:

@@ -10,6 +10,7 @@ from stages.media.write import VideoWriter
 from stages.runtime import artifacts
 from tests import zoo
 from tests.commands import stage
+from tests.records import fields
 
 
 def clip(folder, name, colors, lossless=True):
@@ -19,11 +20,10 @@ def clip(folder, name, colors, lossless=True):
         with VideoWriter(folder / f"{name}{suffix}", 64, 48, 16, codec=codec) as video:
             for color in colors:
                 video.write(np.full((48, 64, 3), color, np.uint8))
-    fields = dict.fromkeys(artifacts.KINDS["clip"].fields, "")
-    fields |= {"width": 64, "height": 48, "num_frames": len(colors), "fps": "16/1"}
-    fields |= {"seed": 40 + len(name), "raw": f"raw {name}", "prompt": f"prompt {name}"}
+    film = {"width": 64, "height": 48, "num_frames": len(colors), "fps": "16/1"}
+    names = {"seed": 40 + len(name), "raw": f"raw {name}", "prompt": f"prompt {name}"}
     suffixes = [".mp4", ".mkv"] if lossless else [".mp4"]
-    artifacts.write_index(folder / f"{name}.json", "clip", fields, suffixes)
+    artifacts.write_index(folder / f"{name}.json", "clip", fields("clip", **film, **names), suffixes)
     return folder / f"{name}.json"
 
 

@@ -10,6 +10,7 @@ from stages.media.select import keyframe_indices, motion_of
 from stages.runtime import artifacts
 from tests import zoo
 from tests.commands import stage
+from tests.records import fields
 
 
 def extract(video, folder, *arguments, fails=0):
@@ -94,6 +95,5 @@ def test_the_first_frames_of_a_truncated_video_too(tmp_path):
 
 def test_the_last_frame_of_a_clip_of_ours_can_be_taken_too(tmp_path):
     video = zoo.plain(tmp_path, "clip.mp4")
-    fields = dict.fromkeys(artifacts.KINDS["clip"].fields, "")
-    artifacts.write_index(tmp_path / "clip.json", "clip", fields, [".mp4"])
+    artifacts.write_index(tmp_path / "clip.json", "clip", fields("clip"), [".mp4"])
     assert np.array_equal(*pictures(extract(tmp_path / "clip.json", tmp_path)), *pictures(extract(video, tmp_path)))

@@ -11,6 +11,7 @@ import pytest
 from stages import plan
 from stages.plan import lock
 from stages.plan.runs import read_fixed
+from stages.runtime import locks
 from stages.runtime.errors import UsageError
 
 
@@ -215,16 +216,16 @@ def test_a_lock_that_is_not_its_own_is_neither_followed_nor_written(config, kind
     )()
     planned = plan.load(config, 1)
     planned.begin()
-    with pytest.raises(UsageError, match=r"results/.lock is no file of its own: remove it"):
+    with pytest.raises(UsageError, match=r"the lock results/.lock .*: remove it"):
         planned.write()
     assert Path("precious").read_text() == "mine"
 
 
 def test_names_that_differ_in_case_alone_are_refused_where_the_file_system_folds_case(config, monkeypatch):
     config["runs"]["demo"]["clips"] = [{"id": name, "video": "a.mp4", "prompt": "p"} for name in ("beach", "Beach")]
-    monkeypatch.setattr(lock, "_held", [])
+    monkeypatch.setattr(locks, "_held", [])
     plan.load(config, 1).write()  # here both can be
-    for descriptor in lock._held:
+    for descriptor in locks._held:
         os.close(descriptor)
     folded = Path("results", lock.NAME.upper())
     monkeypatch.setattr(plan.os.path, "exists", lambda path, real=os.path.exists: Path(path) == folded or real(path))

@@ -7,10 +7,11 @@ import torch
 from safetensors import safe_open
 
 from stages.runtime import artifacts
-from stages.runtime.artifacts import KINDS, Failure
+from stages.runtime.artifacts import Failure
 from stages.runtime.errors import ItemError
+from tests.records import fields
 
-FIELDS = dict.fromkeys(KINDS["latents"].fields, "x")
+FIELDS = fields("latents")
 
 
 @pytest.fixture
@@ -66,16 +67,15 @@ def test_the_writer_is_held_to_shapes_and_dtypes(tmp_path, tensor, complaint):
 
 
 def test_sizes_of_one_letter_must_agree(tmp_path):
-    fields = dict.fromkeys(KINDS["encoded"].fields, "x")
     tensors = {"prompt_embeds": torch.zeros(1, 8, 4), "negative_prompt_embeds": torch.zeros(1, 9, 4)}
     with pytest.raises(ItemError, match="negative_prompt_embeds .* has shape"):
-        artifacts.write_tensors(tmp_path / "x.safetensors", "encoded", fields, tensors)
+        artifacts.write_tensors(tmp_path / "x.safetensors", "encoded", fields("encoded"), tensors)
 
 
 def test_a_missing_or_cut_member_is_told(tmp_path):
     index = tmp_path / "caption.json"
     (tmp_path / "caption.txt").write_text("text")
-    artifacts.write_index(index, "caption", dict.fromkeys(KINDS["caption"].fields, ""), [".txt"])
+    artifacts.write_index(index, "caption", fields("caption"), [".txt"])
     (tmp_path / "caption.txt").write_text("tex")
     with pytest.raises(ItemError, match="caption.txt, a member of .* is missing or not whole"):
         artifacts.read(index, ("caption",))
@@ -83,7 +83,7 @@ def test_a_missing_or_cut_member_is_told(tmp_path):
 
 def test_another_version_is_refused(tmp_path):
     index = tmp_path / "caption.json"
-    artifacts.write_index(index, "caption", dict.fromkeys(KINDS["caption"].fields, ""))
+    artifacts.write_index(index, "caption", fields("caption"))
     index.write_text(json.dumps({**json.loads(index.read_text()), "kinemake.version": 99}))
     with pytest.raises(ItemError, match="version 99 of kind caption, this program knows 1"):
         artifacts.read(index, ("caption",))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from stages.runtime import artifacts
-from stages.runtime.errors import JobError
+from stages.runtime.errors import JobError, job_fault
 from stages.runtime.items import Item
-from stages.runtime.loop import job_fault, ran_out_of_memory
+from stages.runtime.loop import ran_out_of_memory
+from stages.runtime.model import Model
 from tests.runtime import toys
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def forget():
     toys.MADE.clear()
+    toys.MEANWHILE.clear()
 
 
 def item(folder: Path, name: str, text: str, **options) -> Item:
@@ -182,3 +185,69 @@ def test_provenance_says_how_to_make_it_again_and_does_not_change_the_digest(tmp
     toys.loop(tmp_path / "two").run([item(tmp_path, "a", "text", factor=3)])
     second = artifacts.read(tmp_path / "out" / "a.json", ("caption",))
     assert second.digest == first.digest
+
+
+# ------------------------------------------------------------------------------------- what changes under the work
+
+
+def replaced_and_back(path: Path):
+    """As a person does who tries another file for a moment, and puts the old one back with its size and its time."""
+
+    def swap() -> None:
+        path.rename(path.with_suffix(".old"))
+        path.write_text("other")
+        path.unlink()
+        path.with_suffix(".old").rename(path)
+
+    return swap
+
+
+def test_an_item_whose_input_changed_under_it_is_begun_again(tmp_path, capsys):
+    clip = item(tmp_path, "a", "text")
+    source = Path(clip.inputs["video"])
+    toys.MEANWHILE[:] = [replaced_and_back(source)]
+    report = toys.loop(tmp_path / "store").run([clip, item(tmp_path, "b", "more")])
+    assert toys.MADE == ["a", "a", "b"] and report.made == 2
+    assert f"{source} changed while it was read" in capsys.readouterr().err
+    assert prompt(tmp_path, "a") == "text"
+
+
+def test_an_input_that_never_rests_fails_its_item_alone_and_enters_no_store(tmp_path):
+    clip = item(tmp_path, "a", "text")
+    source = Path(clip.inputs["video"])
+    toys.MEANWHILE[:] = [lambda: source.write_text("new"), lambda: source.write_text("newer")]
+    report = toys.loop(tmp_path / "store").run([clip, item(tmp_path, "b", "more")])
+    assert [failure.reason for failure in report.failures] == [f"{source} changed while it was read"]
+    assert report.made == 1 and len([*(tmp_path / "store").rglob("artifact.json")]) == 1
+
+
+def test_the_item_is_made_of_what_is_there_when_it_is_begun_again(tmp_path):
+    clip = item(tmp_path, "a", "text")
+    toys.MEANWHILE[:] = [lambda: Path(clip.inputs["video"]).write_text("new")]
+    toys.loop(tmp_path / "store").run([clip])
+    assert prompt(tmp_path, "a") == "new"
+    Path(clip.inputs["video"]).write_text("text")
+    toys.loop(tmp_path / "store").run([clip])
+    assert prompt(tmp_path, "a") == "text"  # nothing wrong lies under its key
+
+
+def test_weights_that_change_under_the_work_are_loaded_again(tmp_path):
+    weights = tmp_path / "model" / "weights.bin"
+    weights.parent.mkdir()
+    weights.write_text("old")
+    model = Model("toy", "toys", path=str(weights.parent))
+    toys.MEANWHILE[:] = [lambda: weights.write_text("new")]
+    report = toys.loop(tmp_path / "store", model=model, weights=("*.bin",)).run([item(tmp_path, "a", "text")])
+    assert (report.made, report.loads) == (1, 2)
+    (record,) = artifacts.read(tmp_path / "out" / "a.json", ("caption",)).provenance
+    assert record["weights"] == model.digest(["*.bin"])
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_store_may_be_removed_while_an_item_is_in_hand(tmp_path, times):
+    store = tmp_path / "store"
+    toys.MEANWHILE[:] = [lambda: shutil.rmtree(store)] * times
+    report = toys.loop(store).run([item(tmp_path, "a", "text"), item(tmp_path, "b", "more")])
+    assert report.made == 2 - (times == 2)
+    assert all("was removed while it was in use" in failure.reason for failure in report.failures)
+    assert prompt(tmp_path, "b") == "more"

@@ -2,13 +2,14 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 
 from stages.runtime.stages import STAGES
 from tests import zoo
 from tests.commands import stage
-from tests.workflow.conftest import ONE_WORKER, TINY, Project
+from tests.workflow.conftest import ONE_WORKER, ROOT, TINY, Project
 
 ROOM = 24 * 2**20  # bytes of the disk: more than the films of tiny models take
 
@@ -70,5 +71,20 @@ def test_results_on_a_full_disk_are_said_before_any_job(disk, tmp_path, models):
     project.configure(results=str(disk / "results"), store=str(disk / "store"), demo=run)
     fill(disk)
     report = project.run(*ONE_WORKER, fails=1)
-    assert f"error: {disk / 'results'} cannot be written (No space left on device): mend that" in report
+    assert f"error: {disk / 'results'} cannot be written (the disk is full): mend that" in report
     assert "Traceback" not in report and "rule demo." not in report
+
+
+@pytest.mark.parametrize("room", [0, 2**17])
+def test_a_log_on_the_full_disk_has_the_last_words(disk, monkeypatch, room):
+    """As of a job of Snakemake, whose log lies beside its results."""
+    zoo.plain(disk, "a.mp4", frames=5, size=(640, 480))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "stages.extract_frames", "a.mp4", "--select", "all", "-o", "f.json", "--store", "store"]
+    with open(disk / "log", "wb") as log:
+        fill(disk)
+        os.truncate(disk / "filler", os.path.getsize(disk / "filler") - 2**17 - room)
+        done = subprocess.run(command, stderr=log, cwd=disk, env=environment)
+    assert done.returncode == 1
+    last = (disk / "log").read_text().splitlines()[-1]
+    assert last.startswith("error: ") and "the disk is full" in last

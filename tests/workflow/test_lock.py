@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+from stages.plan import lock
+from stages.runtime.errors import UsageError
 from tests import zoo
 from tests.commands import wait_for
 from tests.workflow.conftest import ONE_WORKER, TINY, Project, frame_count
@@ -56,3 +58,17 @@ def test_it_is_free_when_the_first_has_been_killed(two):
     running.communicate()
     second.run(*ONE_WORKER, "--config", "options={steps: 2}")
     assert frame_count(first.path("results/film/a.mp4")) == 5
+
+
+@pytest.mark.parametrize("planted", ["link", "hard link", "file"])
+def test_what_stands_in_the_place_of_the_lock_is_not_written(tmp_path, planted):
+    results, victim = tmp_path / "results", tmp_path / "victim"
+    results.mkdir()
+    victim.write_text("precious")
+    lock_file = results / ".lock"
+    {"link": lock_file.symlink_to, "hard link": lock_file.hardlink_to, "file": lambda _: victim.rename(lock_file)}[planted](
+        victim
+    )
+    with pytest.raises(UsageError, match="remove it"):
+        lock.hold(results)
+    assert (lock_file if planted == "file" else victim).read_text() == "precious"

@@ -13,6 +13,7 @@ import torch
 from stages.runtime.artifacts import read, write_tensors
 from stages.runtime.errors import ItemError
 from stages.runtime.follow import POLL, latest, trail
+from stages.runtime.partial import refuse_state, state_digest
 from stages.runtime.worker import Work
 
 
@@ -23,17 +24,24 @@ class Progress:
         self.path, self.trail, self.fields = work.partial, trail(Path(work.item.output)), fields
 
     def found(self) -> torch.Tensor | None:
-        """What an interrupted run left, [1, C, T, h, w]; a damaged file is removed."""
-        try:
-            return read(self.path, ("latents",)).tensors()["latents"]
-        except ItemError:
-            self.path.unlink(missing_ok=True)
+        """What an interrupted run left, [1, C, T, h, w]; a file that is damaged, or another item's, is removed."""
+        if not self.path.exists():
             return None
+        try:
+            state = read(self.path, ("latents",))
+            tensors = state.tensors()
+            if state.fields.get("digest") == state_digest(self.path, {}, tensors):
+                return tensors["latents"]
+        except ItemError:
+            pass
+        refuse_state(self.path)
+        return None
 
     def keep(self, latents: torch.Tensor) -> None:
         """Put the latents so far in the place of those before, and lay a trail to them beside the item's output."""
         temporary = self.path.with_name(f"{os.getpid()}.{self.path.name}")
-        write_tensors(temporary, "latents", self.fields, {"latents": latents})
+        digest = state_digest(self.path, {}, {"latents": latents})
+        write_tensors(temporary, "latents", {**self.fields, "digest": digest}, {"latents": latents})
         temporary.replace(self.path)
         self.trail.parent.mkdir(parents=True, exist_ok=True)
         link = self.trail.with_name(f".{os.getpid()}.{self.trail.name}")

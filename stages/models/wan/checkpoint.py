@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from stages.models.wan.sampler import State
+from stages.runtime.partial import refuse_state, state_digest
 
 
 def save(path: Path, state: State) -> None:
@@ -17,20 +18,25 @@ def save(path: Path, state: State) -> None:
     tensors = {"x": state.x, "sample": state.sample, **outputs} if state.outputs else {"x": state.x}
     numbers = {"step": state.step, "order": state.order, "warm": state.warm, "outputs": len(state.outputs)}
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, {"state": json.dumps(numbers)})
+    metadata = {"state": json.dumps(numbers), "digest": state_digest(path, numbers, tensors)}
+    save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
     temporary.replace(path)
 
 
 def load(path: Path, device: torch.device) -> State | None:
-    """The state that was saved; None where there is none. A damaged file is removed."""
+    """The state that was saved; None where there is none. One that is damaged, or another item's, is removed."""
     try:
         with safe_open(path, "pt") as file:
-            numbers = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
-        outputs = tuple(tensors.get(f"output_{i}") for i in range(numbers.pop("outputs")))
-        return State(x=tensors["x"], sample=tensors.get("sample"), outputs=outputs, **numbers)
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        numbers = json.loads(metadata["state"])
+        if metadata["digest"] == state_digest(path, numbers, tensors):
+            tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+            outputs = tuple(tensors.get(f"output_{i}") for i in range(numbers.pop("outputs")))
+            return State(x=tensors["x"], sample=tensors.get("sample"), outputs=outputs, **numbers)
     except FileNotFoundError:
         return None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-        path.unlink(missing_ok=True)
-        return None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    refuse_state(path)
+    return None

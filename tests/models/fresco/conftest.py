@@ -35,7 +35,7 @@ def keys(tmp_path_factory):
             Image.fromarray(rgb).save(f"{path.parent}/keys{suffix}")
             Image.fromarray(cv2.Canny(np.ascontiguousarray(rgb), 50, 100)).save(f"{path.parent}/keys{edges}")
             listed.append({"index": number * INTERVAL, "time": number / 2, "suffix": suffix, "canny": edges})
-        fields = {"width": SIZE[0], "height": SIZE[1], "select": "keyframes", "frames": listed, "source": {}}
+        fields = {"width": SIZE[0], "height": SIZE[1], "select": "keyframes", "frames": listed, "source": {"fps": "10"}}
         write_index(path, "frames", fields, [frame[name] for frame in listed for name in ("suffix", "canny")])
         return path
 

@@ -149,6 +149,33 @@ def test_an_interrupted_film_goes_on_at_a_block_and_ends_in_the_same_bits(looked
     assert torch.equal(ours, once)
 
 
+def test_an_interrupted_film_does_not_go_on_from_the_blocks_of_another(tmp_path, monkeypatch):
+    encode(tmp_path / "e.safetensors", "--prompt", ONE)
+    left, denoised, whole = {}, [], generate.denoise
+
+    def dies_in_the_third_block(*arguments):
+        denoised.append(len(denoised))
+        if len(denoised) == 3:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    def command(seed):
+        flags = ("-m", MODEL, "--seed", seed, "--checkpoint-every", 1, *FULL)
+        return tmp_path / "e.safetensors", *flags, "--store", tmp_path / "store", "-o", tmp_path / f"{seed}.safetensors"
+
+    for seed in (5, 6):
+        denoised.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(generate, "denoise", dies_in_the_third_block)
+            stage("generate", *command(seed), fails=1)
+        (left[seed],) = {*(tmp_path / "store" / "partial").iterdir()} - {*left.values()}
+    left[5].write_bytes(left[6].read_bytes())
+    stage("generate", *command(5))
+    stage("generate", tmp_path / "e.safetensors", "-m", MODEL, "--seed", 5, *FULL, "-o", tmp_path / "once.safetensors")
+    ours, once = (load_file(tmp_path / name)["latents"] for name in ("5.safetensors", "once.safetensors"))
+    assert torch.equal(ours, once)
+
+
 def test_a_switch_that_goes_over_the_window_again_is_another_film(tmp_path):
     encode(tmp_path / "e.safetensors", "--prompt", ONE, "--next-prompts", OTHER, "--switch-frame-indices", 6)
     films = []

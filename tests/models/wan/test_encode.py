@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from stages.runtime import artifacts
 from tests.commands import stage
+from tests.records import fields
 
 SHORT = ("--frame-num", 5, "--dtype", "float32")
 
@@ -17,9 +18,7 @@ SHORT = ("--frame-num", 5, "--dtype", "float32")
 @pytest.fixture(scope="module")
 def caption(tmp_path_factory):
     path = tmp_path_factory.mktemp("caption") / "caption.json"
-    fields = {"raw": "**A lake**", "prompt": "continue video A lake", "frames": [0], "tokens": {"in": 1, "out": 1}}
-    model = {"model": "m", "family": "vlm", "variant": "", "weights": ""}
-    artifacts.write_index(path, "caption", {**fields, **model})
+    artifacts.write_index(path, "caption", fields("caption", raw="**A lake**", prompt="continue video A lake", frames=[0]))
     return path
 
 
@@ -82,9 +81,9 @@ def test_frames_and_clips_start_from_their_last_picture(tiny_wan, tmp_path):
         picture(tmp_path / f"f/{index:06d}.png", 64 - 32 * (index == 0), 32)
     shutil.copy(tmp_path / "f/000007.png", tmp_path / "c.last.png")
     frames = [{"index": i, "time": i / 8, "suffix": f"/{i:06d}.png"} for i in (0, 7)]
-    facts = {"width": 64, "height": 32, "select": "tail", "frames": frames, "source": {}}
+    facts = {"width": 64, "height": 32, "select": "tail", "frames": frames, "source": {"fps": "8"}}
     artifacts.write_index(tmp_path / "f.json", "frames", facts, [frame["suffix"] for frame in frames])
-    names = {**artifacts.KINDS["clip"].fields, "width": 64, "height": 32, "family": "wan", "variant": "5b"}
+    names = fields("clip", width=64, height=32, family="wan", variant="5b")
     artifacts.write_index(tmp_path / "c.json", "clip", names, [".last.png"])
     made = []
     for source in ("f/000007.png", "f.json", "c.json"):

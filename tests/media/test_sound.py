@@ -1,0 +1,166 @@
+"""Sound of a source is in the film, at its time, whatever the file is like; no track of it ends a film."""
+
+import av
+import numpy as np
+import pytest
+
+from stages.media.join import assemble, join
+from stages.media.probe import probe
+from stages.media.read import frames
+from stages.media.sound import Sound, check_sound, find_sound
+from stages.media.write import VideoWriter
+from stages.runtime.errors import ItemError
+from tests import zoo
+from tests.commands import stage
+
+VIDEO = ("-f", "lavfi", "-i", "testsrc2=size=96x64:rate=12:duration=2")
+TONE = ("-f", "lavfi", "-i", "sine=frequency=440:duration=2")
+LOUD = 1 / 8 / 2**0.5  # the peak of that tone, as each of two channels has it
+H264 = ("-c:v", "libx264", "-bf", "2", "-pix_fmt", "yuv420p")
+
+
+@pytest.fixture
+def part(tmp_path):
+    with VideoWriter(tmp_path / "part.mkv", 96, 64, 12, codec="lossless") as video:
+        for grey in (10, 20, 30):
+            video.write(np.full((64, 96, 3), grey, np.uint8))
+    return tmp_path / "part.mkv"
+
+
+def heard(path, channel=0):
+    """The samples of a film's sound, float32 [N], 16,000 a second, as the ffmpeg program decodes them."""
+    raw = zoo.ffmpeg("-i", path, "-map", "0:a", "-ac", "2", "-ar", "16000", "-f", "f32le", "-")
+    return np.frombuffer(raw, np.float32).reshape(-1, 2)[:, channel]
+
+
+def two_tracks(folder):
+    """An mp4 with two audio tracks, the default one quiet and the other loud."""
+    path = folder / "two.mp4"
+    tracks = ("-map", "0:v", "-map", "1:a", "-map", "1:a", "-filter:a:0", "volume=0.2", "-c:a", "aac")
+    zoo.ffmpeg(*VIDEO, *TONE, *tracks, *H264, path)
+    return path
+
+
+def unknown_codec(path, tracks):
+    """The first audio tracks of an mp4 get a codec that nobody has heard of."""
+    path.write_bytes(path.read_bytes().replace(b"mp4a", b"zzzz", tracks).replace(b"esds", b"zzzz", tracks))
+    return path
+
+
+def test_the_default_track_is_heard(tmp_path, part, capsys):
+    join([part], tmp_path / "film.mp4", fps=12, source=two_tracks(tmp_path))
+    assert np.abs(heard(tmp_path / "film.mp4")[8000:24000]).max() == pytest.approx(0.2 * LOUD, abs=0.005)
+    assert "cannot be decoded" not in capsys.readouterr().err
+
+
+def test_a_track_that_no_decoder_knows_gives_way_to_the_next(tmp_path, part, capsys):
+    source = unknown_codec(two_tracks(tmp_path), 1)
+    film = join([part], tmp_path / "film.mp4", fps=12, source=source)
+    assert film.has_audio and np.abs(heard(tmp_path / "film.mp4")[8000:24000]).max() == pytest.approx(LOUD, abs=0.01)
+    assert f"audio track 0 of {source} cannot be decoded" in capsys.readouterr().err
+
+
+def test_without_a_track_that_can_be_decoded_the_film_is_silent(tmp_path, part, capsys):
+    source = unknown_codec(two_tracks(tmp_path), 2)
+    film = join([part], tmp_path / "film.mp4", fps=12, source=source)
+    assert (film.has_audio, film.frames) == (False, 26)
+    assert capsys.readouterr().err.count("cannot be decoded") == 2
+
+
+def test_the_sound_of_a_file_that_loses_it_where_it_is_sought_in(tmp_path, part):
+    """B-frames and MP3 in AVI: a search by time finds no packet of the sound."""
+    source = tmp_path / "mp3.avi"
+    zoo.ffmpeg(*VIDEO, *TONE, *H264, "-c:a", "libmp3lame", source)
+    join([part], tmp_path / "film.mp4", fps=12, source=source)
+    sound = heard(tmp_path / "film.mp4")
+    assert len(sound) / 16000 == pytest.approx(2, abs=0.1)
+    assert np.abs(sound[1600:30000]).reshape(-1, 400).max(axis=1).min() > 0.05  # in each fortieth of a second
+
+
+@pytest.mark.parametrize("channels", [1, 6, 8, 10, 16, 24])
+def test_any_number_of_channels(tmp_path, part, channels):
+    """The first channel sounds, the others are silent; it is on the left, or in the middle where there is one alone."""
+    tone = "aevalsrc=exprs='" + "|".join(["0.5*sin(2764*t)", *["0"] * (channels - 1)]) + "':duration=2"
+    source = tmp_path / "many.mkv"
+    zoo.ffmpeg(*VIDEO, "-f", "lavfi", "-i", tone, *H264, "-c:a", "pcm_s16le", source)
+    join([part], tmp_path / "film.mp4", fps=12, source=source)
+    left, right = (np.abs(heard(tmp_path / "film.mp4", side)[8000:24000]).max() for side in (0, 1))
+    assert left > 0.02 and (channels == 1 or right < left / 2)
+
+
+def test_a_late_track_begins_late(tmp_path, part):
+    plain, late = tmp_path / "plain.mp4", tmp_path / "late.mkv"
+    zoo.ffmpeg(*VIDEO, *TONE, *H264, plain)
+    zoo.ffmpeg("-i", plain, "-itsoffset", "0.75", "-i", plain, "-map", "0:v", "-map", "1:a", "-c", "copy", late)
+    join([part], tmp_path / "film.mp4", fps=12, source=late)
+    assert np.flatnonzero(np.abs(heard(tmp_path / "film.mp4")) > 0.05)[0] / 16000 == pytest.approx(0.75, abs=0.05)
+
+
+def test_a_film_without_the_sound_of_its_source_is_refused(tmp_path):
+    zoo.ffmpeg(*VIDEO, *TONE, *H264, tmp_path / "source.mp4")
+    sound = find_sound(tmp_path / "source.mp4", 0.0, 2.0)
+    assert sound == Sound(tmp_path / "source.mp4", 0, 1, 0.0, 2.0)
+    check_sound(tmp_path / "source.mp4", sound)
+    zoo.ffmpeg(*VIDEO, "-f", "lavfi", "-i", "anullsrc=duration=2", *H264, tmp_path / "silent.mp4")
+    zoo.ffmpeg("-i", tmp_path / "source.mp4", "-t", 1, "-c", "copy", tmp_path / "short.mp4")
+    for name in ("silent", "short"):
+        with pytest.raises(ItemError, match=f"{name}.mp4 has .* s of sound .* instead of 2.00 s"):
+            check_sound(tmp_path / f"{name}.mp4", sound)
+
+
+# ------------------------------------------------------------------------------------------------------- varying rates
+
+
+def pausing(folder):
+    """Twelve frames a second for one second, two seconds of the twelfth, a second more; a tone begins with the 13th."""
+    path = folder / "pausing.mp4"
+    tone = "aevalsrc=exprs='if(gte(t,3),0.5*sin(2764*t),0)':duration=4"
+    still = "setpts=(N+24*gte(N\\,12))/12/TB"
+    encoding = ("-fps_mode", "passthrough", "-video_track_timescale", "12000", "-c:a", "aac")
+    zoo.ffmpeg(*VIDEO, "-f", "lavfi", "-i", tone, "-vf", still, *H264, *encoding, path)
+    return path
+
+
+def shown(path):
+    """Seconds at which each frame is shown, as PyAV reads them."""
+    with av.open(str(path)) as container:
+        return [float(frame.pts * frame.time_base) for frame in container.decode(video=0)]
+
+
+def test_frames_of_a_varying_rate_keep_their_times_to_the_film(tmp_path):
+    source = pausing(tmp_path)
+    stage("extract_frames", source, "--select", "all", "-o", tmp_path / "frames.json")
+    stage("propagate", tmp_path / "frames.json", "--keys", tmp_path / "frames.json", "-o", tmp_path / "new.json")
+    stage("concat", tmp_path / "new.json", "--source", source, "-o", tmp_path / "film.mp4")
+    expected = [(n + 24 * (n >= 12)) / 12 for n in range(24)]
+    assert shown(tmp_path / "film.mp4") == pytest.approx(expected, abs=1e-3)
+    before, after = (np.stack([frame.rgb for frame in frames(path)]).astype(int) for path in (source, tmp_path / "film.mp4"))
+    assert [int(np.abs(before - rgb).mean(axis=(1, 2, 3)).argmin()) for rgb in after] == list(range(24))
+    sound = heard(tmp_path / "film.mp4")
+    assert np.flatnonzero(np.abs(sound) > 0.1)[0] / 16000 == pytest.approx(3, abs=0.03)
+    assert len(sound) / 16000 == pytest.approx(4, abs=0.1)
+
+
+@pytest.mark.parametrize("fps", [12, 24, 30000 / 1001])
+def test_frames_of_a_constant_rate_are_at_that_rate(tmp_path, fps):
+    images = [np.full((64, 96, 3), grey, np.uint8) for grey in range(0, 250, 10)]
+    assemble(images, [round(n / fps, 3) for n in range(25)], tmp_path / "film.mp4", size=(96, 64), fps=fps)
+    source = probe(tmp_path / "film.mp4")
+    assert source.constant_rate and float(source.fps) == pytest.approx(fps)
+
+
+def test_parts_of_a_film_start_with_their_own_sound(tmp_path):
+    """The last twelve frames alone: the tone is there from the first of them on."""
+    source = pausing(tmp_path)
+    images = [np.full((64, 96, 3), grey, np.uint8) for grey in range(0, 120, 10)]
+    times = [3 + n / 12 for n in range(12)]
+    assemble(images, times, tmp_path / "film.mp4", size=(96, 64), fps=12, sound_of=probe(source))
+    assert np.abs(heard(tmp_path / "film.mp4")[1600:3200]).max() > 0.3
+
+
+def test_a_video_that_stands_still_for_hours_is_told_before_hours_are_spent(tmp_path, part):
+    source = tmp_path / "hole.mkv"
+    zoo.ffmpeg(*VIDEO, "-vf", "setpts=N/12/TB+36000*gte(N\\,6)/TB", "-fps_mode", "passthrough", *H264, source)
+    with pytest.raises(ItemError, match=r"hole.mkv shows frame 5 for 10:00:00, from 0.41\d s on: cut that out"):
+        join([part], tmp_path / "film.mp4", fps=12, source=source)
+    assert not (tmp_path / "film.mp4").exists()
