@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from stages.media.folders import TEXT_ENDINGS, by_stem, files
+from stages.media.folders import TEXT_ENDINGS, by_stem, files, overlooked
 from stages.media.options import VIDEO_ENDINGS
 from stages.media.probe import probe
 from stages.media.select import midpoint_indices, pick, whole
 from stages.media.shapes import world
 from stages.models.shared.training.options import SHAPES
 from stages.runtime.errors import ItemError, UsageError
+from stages.runtime.log import log
 from stages.runtime.text import read_text
 
 SHAPES_CLIPS = 100_000
@@ -178,6 +179,8 @@ def datasets(options: Mapping[str, Any], shapes: Callable[..., ShapesDataset] = 
         )
     if not options["data"]:
         raise UsageError("no data is given", f"add --data FOLDER (with videos/ and captions/), or --data {SHAPES}")
+    if left := overlooked(Path(options["data"]) / "videos", VIDEO_ENDINGS):
+        log("warning", reason=f"{len(left)} files of {left[0].parent} are left out, the first is {left[0].name}")
     folder = TextVideoDataset(options["data"], **size, augment=options["augment"], seed=options["seed"])
     plain = TextVideoDataset(options["data"], **size, augment=False)
     pairs = folder.pairs[: options["max_samples"] or None]
