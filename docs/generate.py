@@ -57,6 +57,8 @@ def _table(options: tuple[Option, ...]) -> str:
         name = f"`{option.name}`" if option.changes_result else f"*`{option.name}`*"
         name += "†" if option.by_recipe else ""
         choices = f" ({', '.join(map(str, option.choices))})" if option.choices else ""
+        if option.maximum is not None:
+            choices = f" ({option.minimum} to {option.maximum})"
         unit = f" [{option.unit}]" if option.unit else ""
         lines.append(f"| {name} | {', '.join(option.stages) or 'plan'} | {option.says()} | {option.help}{choices}{unit} |")
     return "\n".join(lines) + "\n"
