@@ -9,6 +9,10 @@ sys.path.insert(0, str(workflow.basedir))
 from stages import plan
 
 plan.find_stages(workflow.basedir)
+try:
+    plan.check_files([*workflow.configfiles, "config.yaml"])
+except plan.UsageError as error:
+    sys.exit(f"error: {error}")  # an exception would be shown with a traceback
 
 
 configfile: "config.yaml"
@@ -18,12 +22,12 @@ limits = workflow.global_resources
 workers = next((limits[name].value for name in ("gpu", "_cores") if name in limits), 1)
 try:
     PLAN = plan.load(config, workers)
+    if workflow.is_main_process:
+        PLAN.begin()
+    if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
+        os.environ.update(PLAN.container_environment())
 except plan.UsageError as error:
-    sys.exit(f"error: {error}")  # an exception would be shown with a traceback
-if workflow.is_main_process:
-    PLAN.begin()
-if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
-    os.environ.update(PLAN.container_environment())
+    sys.exit(f"error: {error}")
 
 IMAGES = f"{workflow.basedir}/containers"  # Snakemake would look for them in the working folder
 
@@ -31,7 +35,7 @@ IMAGES = f"{workflow.basedir}/containers"  # Snakemake would look for them in th
 rule all:
     default_target: True
     input:
-        lambda wildcards: list(PLAN.films),
+        lambda wildcards: PLAN.everything,
 
 
 for run, films in PLAN.targets.items():
@@ -41,6 +45,23 @@ for run, films in PLAN.targets.items():
             run
         input:
             lambda wildcards, films=films: films,  # looked at only when the run is asked for by name
+
+
+for broken in PLAN.broken:
+
+    rule:
+        name:
+            broken.name
+        output:
+            broken.output,
+        log:
+            broken.log,
+        retries: 0
+        localrule: True
+        params:
+            reason=lambda wildcards, broken=broken: f"error: {broken.reason}",
+        shell:
+            "printf '%s\\n' {params.reason:q} > {log:q}; exit 1"
 
 
 for job in PLAN.jobs:
@@ -123,9 +144,11 @@ for folder in PLAN.folders:
         input:
             lambda wildcards, folder=folder: PLAN.film(folder, wildcards.film).inputs,
         output:
-            f"{folder}/{{film}}.mp4",
+            f"{folder}/{{film}}",  # with its ending: names may end in many equal characters, wildcards may not
         log:
             f"{folder}/steps/logs/films/{{film}}.log",
+        wildcard_constraints:
+            film=r".+\.mp4",
         priority: 1  # films as soon as they can be made: Snakemake looks at all that waits again after every job
         retries: 0  # what fails here is the clip's own fault
         conda:

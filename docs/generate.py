@@ -11,6 +11,20 @@ from stages.runtime.options import Family, Option, resolve
 from stages.runtime.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
+LISTS = """## How lists and names are read
+
+- Text is UTF-8, with or without a byte order mark; lines end with LF, CRLF or CR, and with nothing else.
+- A CSV file has commas, semicolons or tabs between its cells, and names in its first row. Rows of blank cells are skipped.
+- A JSONL file has an object per line. A `null` is as if the key were absent, and so are blank texts in `id`, `video`,
+  `image` and `prompt`, and blank cells of a CSV file.
+- A folder gives its files with the endings above, in any case, but no hidden ones. Other videos and pictures in it are named
+  in a warning.
+- An `id` that looks like a number, a date or a truth value needs quotes in YAML: `id: "007"`.
+- `~` at the beginning of a path is the home folder. A size is `1280*704` or `1280x704`.
+- A name template has plain fields, `{clip}`, and for numbers a width, `{link:02d}`.
+- A list that cannot be read, or a clip with a wrong option, stops its own run; the other runs go on, and Snakemake ends
+  with an error. A config that breaks the rules of this page stops all runs.
+"""
 
 
 def options_page() -> str:
@@ -43,6 +57,8 @@ def _table(options: tuple[Option, ...]) -> str:
         name = f"`{option.name}`" if option.changes_result else f"*`{option.name}`*"
         name += "†" if option.by_recipe else ""
         choices = f" ({', '.join(map(str, option.choices))})" if option.choices else ""
+        if option.maximum is not None:
+            choices = f" ({option.minimum} to {option.maximum})"
         unit = f" [{option.unit}]" if option.unit else ""
         lines.append(f"| {name} | {', '.join(option.stages) or 'plan'} | {option.says()} | {option.help}{choices}{unit} |")
     return "\n".join(lines) + "\n"
@@ -105,6 +121,7 @@ def config_page() -> str:
     for title, properties in tables:
         rows = "".join(f"| `{name}` | {spec['description']} |\n" for name, spec in properties.items())
         parts.append(f"## {title}\n\n| key | meaning |\n|---|---|\n{rows}")
+    parts.append(LISTS)
     return "\n".join(parts)
 
 

@@ -7,13 +7,11 @@ from pathlib import Path
 import click
 
 from stages.models.dynamicrafter.options import SIZES
-from stages.runtime.cli import DEBUG, clean_errors
+from stages.runtime.cli import DEBUG, PathType, clean_errors
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-OUTPUT = click.Option(
-    ["--output", "-o"], required=True, type=click.Path(path_type=Path), help="The folder to make; it must not exist."
-)
+FILE = PathType(exists=True, dir_okay=False)
+FOLDER = PathType(exists=True, file_okay=False)
+OUTPUT = click.Option(["--output", "-o"], required=True, type=PathType(), help="The folder to make; it must not exist.")
 
 
 @click.group(help="Turn published checkpoints into repositories that the stages load: safetensors in diffusers' layout.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from stages.runtime.cli import DEBUG, clean_errors
+from stages.runtime.cli import DEBUG, PathType, clean_errors
 from stages.runtime.lease import ask_driver
 from stages.runtime.table import table
 
@@ -87,11 +87,15 @@ def disk_of_runs(config: Mapping[str, Any]) -> dict[str, float]:
     """
     from stages import plan
     from stages.plan.families import ALL
+    from stages.runtime.errors import UsageError
 
+    planned = plan.load(config, 1)
+    if planned.broken:
+        raise UsageError(f"{planned.broken[0].name} cannot be made: {planned.broken[0].reason}")
     return {
         run.run.name: COPIES
         * sum(ALL[job.family].disk(item.options) for job in run.jobs if job.stage.name == "encode" for item in job.items)
-        for run in plan.load(config, 1).runs
+        for run in planned.runs
     }
 
 
@@ -131,7 +135,7 @@ def section(title: str, rows: Iterable[Row]) -> str:
 
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL...]")
-@click.option("--config", type=click.Path(path_type=Path), help="Declares models and runs. Default: ./config.yaml.")
+@click.option("--config", type=PathType(), help="Declares models and runs. Default: ./config.yaml.")
 @clean_errors
 def main(models: tuple[str, ...], config: Path | None, debug: bool) -> None:
     """Tell what is here and what is missing: programs, GPUs, room and what the runs take of it, and of each MODEL (default:
@@ -140,19 +144,18 @@ def main(models: tuple[str, ...], config: Path | None, debug: bool) -> None:
 
     Exit code 1 where weights are missing or torn that a run of the config, or MODEL, needs, or room on the disk.
     """
-    import yaml
-
     from stages.runtime.model import DEFAULT_CONFIG, declared_models, pick_declared
+    from stages.runtime.text import read_yaml
 
     declared = declared_models(config)
     chosen = [pick_declared(name, declared) for name in models] or list(declared.values())
     path = config or DEFAULT_CONFIG
-    said = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    said = (read_yaml(path) if path.is_file() else None) or {}
+    wanted = disk_of_runs(said) if said.get("runs") else {}
     used = {run.get(key) for run in (said.get("runs") or {}).values() for key in ("model", "captioner")}
     found = gpus()
     click.echo(section("programs", programs()) + section("devices", devices(found)), nl=False)
-    results = Path(said.get("results", "results"))
-    wanted = disk_of_runs(said) if said.get("runs") else {}
+    results = Path(os.path.expanduser(said.get("results", "results")))
     click.echo(section("disk", room(results, wanted)), nl=False)
     states = {model.name: state(model) for model in chosen}
     click.echo(section("weights", ((name, words) for name, (words, _) in states.items())), nl=False)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from stages.runtime.cli import DEBUG, clean_errors
+from stages.runtime.cli import DEBUG, PathType, clean_errors
 
 
 @click.command(no_args_is_help=True)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--config", type=click.Path(path_type=Path), help="Declares the models. Default: ./config.yaml.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Record the files and their digests here (one MODEL).")
+@click.option("--config", type=PathType(), help="Declares the models. Default: ./config.yaml.")
+@click.option("--output", "-o", type=PathType(), help="Record the files and their digests here (one MODEL).")
 @clean_errors
 def main(models: tuple[str, ...], config: Path | None, output: Path | None, debug: bool) -> None:
     """See that the weights of MODEL, as the config calls it, are here and whole; those of a Hub id are fetched.

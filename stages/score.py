@@ -10,11 +10,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import click
-import yaml
 
-from stages.runtime.cli import DEBUG, clean_errors
+from stages.runtime.cli import DEBUG, PathType, clean_errors
 from stages.runtime.errors import ItemError, UsageError
 from stages.runtime.table import table
+from stages.runtime.text import read_yaml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,11 +113,11 @@ def read_plan(folder: Path) -> tuple[RunPlan, Path]:
     rows = folder / "clips.jsonl"
     if not rows.is_file() or not (folder / "config.yaml").is_file():
         raise UsageError(f"{folder} is not the folder of a run", "give RESULTS/RUN: it holds config.yaml and clips.jsonl")
+    config = read_yaml(folder / "config.yaml")
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
         [entry] = config["runs"].values()
         written = Path(entry["clips"])  # as seen from where snakemake ran
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error).replace("\n", " ")
         raise UsageError(f"{folder / 'config.yaml'} is not that of a run ({reason})", "run snakemake again") from None
     root = Path.cwd() if written.is_absolute() else folder.parents[len(written.parts) - 2]
@@ -264,8 +264,8 @@ def cell(value: float | None) -> str:
 
 
 @click.command(no_args_is_help=True)
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@click.option("--scenes", type=click.Path(path_type=Path), help="Says what the sources show. Default: beside their videos/.")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=PathType())
+@click.option("--scenes", type=PathType(), help="Says what the sources show. Default: beside their videos/.")
 @clean_errors
 def main(runs: tuple[Path, ...], scenes: Path | None, debug: bool) -> None:
     """Score RUN, the folder of a run (RESULTS/NAME) of any recipe, or several, on clips of shapes world.

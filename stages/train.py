@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from stages.models import FAMILIES
-from stages.runtime.cli import DEBUG, clean_errors, device_parameters, parameter
+from stages.runtime.cli import DEBUG, PathType, clean_errors, device_parameters, parameter
 from stages.runtime.errors import UsageError, one_line
 from stages.runtime.options import Training, resolve
+from stages.runtime.text import read_yaml
 
 
 def command(name: str, training: Training) -> click.Command:
@@ -25,10 +25,10 @@ def command(name: str, training: Training) -> click.Command:
     params: list[click.Parameter] = [
         click.Option(
             ["--config"],
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            type=PathType(exists=True, dir_okay=False),
             help="A file with these options, and the architecture of a new model. The command line wins.",
         ),
-        click.Option(["--output", "-o"], required=True, type=click.Path(path_type=Path), help="Folder of the training."),
+        click.Option(["--output", "-o"], required=True, type=PathType(), help="Folder of the training."),
         *(parameter(option, option.says()) for option in training.options),
         *device_parameters(),
         DEBUG,
@@ -39,11 +39,9 @@ def command(name: str, training: Training) -> click.Command:
 
 def read_config(path: Path, name: str, training: Training) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """The options and the architecture of a training's file. Raises UsageError for what does not belong there."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = str(error).replace("\n", " ")
-        raise UsageError(f"the config {path} cannot be read ({reason})", "mend it") from None
+    values = read_yaml(path)
+    if values is None:
+        values = {}
     if not isinstance(values, dict) or not isinstance(values.get("architecture", {}), dict):
         raise UsageError(f"the config {path} is no table of names and values", "write lines such as batch_size: 4")
     known = {"training", "architecture", *(option.name for option in training.options)}

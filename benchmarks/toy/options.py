@@ -67,8 +67,8 @@ FAMILY = Family(
     name="toy",
     version=1,
     options=(
-        Option("brighter", int, 0, "Added to the tone", STAGES, minimum=0),
-        Option("seconds", float, 0.0, "Time that an item takes", STAGES, changes_result=False),
+        Option("brighter", int, 0, "Added to the tone", STAGES, minimum=0, maximum=255),
+        Option("seconds", float, 0.0, "Time that an item takes", STAGES, minimum=0, maximum=3600, changes_result=False),
     ),
     workers={stage: f"stages.models.toy.options:{stage.capitalize()}" for stage in STAGES},
     weights=dict.fromkeys(STAGES, ("tone.txt",)),

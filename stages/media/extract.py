@@ -11,11 +11,12 @@ import numpy as np
 
 from stages.media import select
 from stages.media.edges import canny
-from stages.media.fit import FREE, fit_image, parse_size, target_size
+from stages.media.fit import FREE, fit_image, target_size
 from stages.media.probe import Source, probe
 from stages.media.read import Frame
 from stages.media.write import write_member
 from stages.runtime.artifacts import Artifact, write_index
+from stages.runtime.size import parse_size
 from stages.runtime.worker import Work, Worker
 
 

@@ -1,6 +1,5 @@
-"""Sizes: what a size means for a source, and a picture made to fit it."""
+"""What a size means for a source, and a picture made to fit it."""
 
-import re
 from fractions import Fraction
 from math import isqrt, sqrt
 
@@ -11,14 +10,6 @@ from stages.runtime.errors import UsageError
 
 FREE = ("area", "short")  # the result has about the source's aspect
 FITS = ("crop", "pad", *FREE)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """`"1280*704"` or `"1280x704"`, width before height, to (1280, 704). Raises UsageError."""
-    match = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[*xX]\s*([1-9]\d{0,4})\s*", text)
-    if not match:
-        raise UsageError(f"size {text!r} is not WIDTH*HEIGHT", 'write it like "1280*704"')
-    return int(match[1]), int(match[2])
 
 
 def target_size(source_size, size, fit: str, multiple: int = 1, area_rule: str = "joint") -> tuple[int, int]:

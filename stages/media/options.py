@@ -1,9 +1,15 @@
 """Options of the stages that handle video without a model, and of the writing of videos."""
 
 from stages.runtime.options import Family, Option
+from stages.runtime.size import size_text
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv")  # of the files that a folder of videos is searched for
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tiff", ".tif")  # of the same for pictures
+OTHER_ENDINGS = (  # of videos and pictures that such a search leaves out, and says so
+    *(".webm", ".m4v", ".mpg", ".mpeg", ".m2v", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".f4v", ".3gp", ".3g2", ".ogv"),
+    *(".vob", ".mxf", ".asf", ".divx", ".rm", ".rmvb", ".y4m", ".qt", ".insv", ".gif", ".webp", ".heic", ".heif", ".avif"),
+    *(".jfif", ".jpe", ".jp2", ".jxl", ".apng", ".tga", ".exr", ".hdr", ".ppm", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
+)
 FITS = ("crop", "pad", "area", "short")
 
 FIT = Option(
@@ -39,10 +45,23 @@ FAMILY = Family(
             by_recipe=True,
         ),
         Option(
-            "count", int, 8, "How many frames, for tail, segments and first", ("extract_frames",), minimum=1, by_recipe=True
+            "count",
+            int,
+            8,
+            "How many frames, for tail, segments and first",
+            ("extract_frames",),
+            minimum=1,
+            by_recipe=True,
+            maximum=100_000,
         ),
         Option(
-            "size", str, "", "Size of the frames, width*height; empty keeps the video's", ("extract_frames",), by_recipe=True
+            "size",
+            str,
+            "",
+            "Size of the frames, width*height; empty keeps the video's",
+            ("extract_frames",),
+            form=lambda text: size_text(text) if text else "",
+            by_recipe=True,
         ),
         FIT,
         Option(
@@ -54,6 +73,7 @@ FAMILY = Family(
             "pixels",
             minimum=2,
             by_recipe=True,
+            maximum=1024,
         ),
         Option(
             "area_rule",
@@ -73,7 +93,16 @@ FAMILY = Family(
             ("extract_frames",),
             by_recipe=True,
         ),
-        Option("mininterv", int, 5, "From one keyframe to the next at least", ("extract_frames",), "frames", minimum=1),
+        Option(
+            "mininterv",
+            int,
+            5,
+            "From one keyframe to the next at least",
+            ("extract_frames",),
+            "frames",
+            minimum=1,
+            maximum=100_000,
+        ),
         Option(
             "maxinterv",
             int,
@@ -82,9 +111,10 @@ FAMILY = Family(
             ("extract_frames",),
             "frames",
             minimum=1,
+            maximum=100_000,
         ),
         Option("allow_truncated", bool, False, "Take the good frames of a truncated video", ("extract_frames", "concat")),
-        Option("part", int, 0, "Which of PARTS", ("propagate",), minimum=0, by_recipe=True),
+        Option("part", int, 0, "Which of PARTS", ("propagate",), minimum=0, by_recipe=True, maximum=99),
         Option(
             "parts",
             int,
@@ -118,6 +148,7 @@ FAMILY = Family(
             ("propagate",),
             "levels of 255",
             minimum=0,
+            maximum=255,
         ),
         Option(
             "full_above",
@@ -136,6 +167,7 @@ FAMILY = Family(
             "How often patches are searched and vote on the colours, at each size of the picture",
             ("propagate",),
             minimum=1,
+            maximum=100,
         ),
         Option(
             "patch_iters",
@@ -144,6 +176,7 @@ FAMILY = Family(
             "Sweeps over the picture in one search for patches",
             ("propagate",),
             minimum=1,
+            maximum=100,
         ),
         Option(
             "patch_radius",
@@ -153,6 +186,7 @@ FAMILY = Family(
             ("propagate",),
             "pixels",
             minimum=1,
+            maximum=16384,
         ),
         Option("keep_audio", bool, True, "Keep the sound of the source in front", ("concat",)),
         Option("prompts_log", bool, False, "Also write prompts_log.txt", ("concat",), by_recipe=True),

@@ -10,7 +10,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +22,105 @@ from stages.plan import lock, schema
 from stages.plan.containers import environment
 from stages.plan.families import ALL
 from stages.plan.jobs import Job
-from stages.plan.runs import PLAN_VERSION, RunPlan, plan_run, resolved_row
-from stages.plan.trainings import TrainingJob, plan_trainings
+from stages.plan.names import length_fault
+from stages.plan.runs import Broken, RunPlan, plan_run, resolved_row
+from stages.plan.schema import PLAN_VERSION
+from stages.plan.trainings import TrainingJob, plan_training
 from stages.plan.weights import WeightsJob, plan_weights
 from stages.runtime.artifacts import read_failure
-from stages.runtime.errors import UsageError
+from stages.runtime.errors import UsageError, shown
 from stages.runtime.model import check_variant, declared_model
+from stages.runtime.places import folder_fault, writing_fault
 from stages.runtime.table import table
+from stages.runtime.text import check_values, read_yaml
 
-__all__ = ["Plan", "UsageError", "find_stages", "load"]
+__all__ = ["Plan", "UsageError", "check_files", "find_stages", "load"]
 
 
 class Plan:
     """All runs of a config. `jobs` are the shards of the model stages; `films` has a job per clip, by the film's path.
 
-    `weights` are the models' files, `trainings` are made only when they are asked for by name.
+    `weights` are the models' files, `trainings` are made only when they are asked for by name. `broken` runs and trainings
+    fail, with their reasons, where they are asked for.
     """
 
-    def __init__(self, results: str, runs: list[RunPlan], models: Mapping[str, Any], trainings: list[TrainingJob]):
+    def __init__(
+        self,
+        results: str,
+        runs: list[RunPlan],
+        models: Mapping[str, Any],
+        trainings: list[TrainingJob],
+        broken_runs: list[Broken],
+        broken_trainings: list[Broken],
+    ):
         self.results, self.runs, self.models, self.trainings = Path(results), runs, models, trainings
+        self.broken = [*broken_runs, *broken_trainings]
         self.weights = plan_weights(run.run for run in runs)
         self.jobs = [job for run in runs for job in run.jobs]
         self.films = {film: job for run in runs for film, job in run.films.items()}
         self.folders = [run.run.folder for run in runs]
         self.targets = {run.run.name: list(run.films) for run in runs}
+        self.everything = [*self.films, *(run.output for run in broken_runs)]
         self.warnings = [warning for run in runs for warning in run.warnings]
+        self.warnings += [f"{one.name} cannot be made: {one.reason}" for one in self.broken]
         self._start = time.time()
+
+    def rules(self) -> list[str]:
+        """The names of all rules that the Snakefile makes of the plan."""
+        films = [f"{Path(folder).name}.concat" for folder in self.folders]
+        named = [*self.jobs, *self.weights, *self.broken]
+        return [
+            "all",
+            *self.targets,
+            *films,
+            *(one.name for one in named),
+            *(f"training.{one.name}" for one in self.trainings),
+        ]
 
     def write(self) -> None:
         """Take the results folder for this process, fix the shards and seeds, and leave manifests and the resolved config
-        for the stages. Raises UsageError where another run is in the folder.
+        for the stages. Raises UsageError where another run is in the folder, and where nothing can be written.
         """
-        lock.hold(self.results)
+        stores = {Path(run.run.store) for run in self.runs}
+        for place in [self.results, *sorted(stores)]:
+            if fault := writing_fault(place):
+                raise UsageError(f"{place} cannot be written ({fault})", "mend that, or choose another folder in the config")
+        with writing(self.results):
+            lock.hold(self.results)
+            self._check_case()
+            self._write()
+
+    def _check_folders(self) -> None:
+        """Raise UsageError for a file where a folder would be, or the other way round: Snakemake has no word for that."""
+        folders = set(map(str, (self.results, *self.results.parents)))
+        outputs = [output for job in [*self.jobs, *self.films.values()] for output in job.outputs]
+        for output in [*outputs, *(one.output for one in [*self.weights, *self.trainings, *self.broken])]:
+            if os.path.isdir(output):
+                raise UsageError(f"{output} is a folder, not a file", "remove it, or choose other results")
+            folder = os.path.dirname(output)
+            while folder and folder not in folders:
+                folders.add(folder)
+                folder = os.path.dirname(folder)
+        if fault := next(filter(None, map(folder_fault, sorted(folders))), None):
+            raise UsageError(f"the results cannot be written ({fault})", "remove it, or choose other results")
+
+    def _check_case(self) -> None:
+        """Raise UsageError for outputs that one file system takes for the same: where it finds the lock by another case."""
+        name = self.results / lock.NAME
+        if not (
+            os.path.exists(name.with_name(lock.NAME.upper())) and os.path.samefile(name, name.with_name(lock.NAME.upper()))
+        ):
+            return
+        seen: dict[str, str] = {}
+        for output in (output for job in [*self.jobs, *self.films.values()] for output in job.outputs):
+            other = seen.setdefault(output.casefold(), output)
+            if other != output:
+                raise UsageError(
+                    f"{output} and {other} are one file: the file system of {self.results} takes no account of case",
+                    "give the clips or runs other names",
+                )
+
+    def _write(self) -> None:
         for planned in self.runs:
             run = planned.run
             fixed = {"version": PLAN_VERSION, "seed": run.seed, "shards": planned.shards}
@@ -76,16 +145,20 @@ class Plan:
     def begin(self) -> None:
         """Say what is odd about the clips, and remove what failed the last time, so that it is tried again.
 
+        Raises UsageError for a file where a folder of the results would be.
+
         This has to come before the DAG is built, in a dry run too: else that would not show what will run. Not while
         another run is in the folder: its jobs read those files.
         """
         for warning in self.warnings:
             say(f"warning: {warning}")
+        self._check_folders()
         if lock.is_held(self.results):
             return
-        failed = [output for job in self.jobs for output in job.outputs if read_failure(Path(output))]
-        for output in failed:
-            os.unlink(output)
+        with writing(self.results):
+            failed = [output for job in self.jobs for output in job.outputs if read_failure(Path(output))]
+            for output in failed:
+                os.unlink(output)
         if failed:
             say(f"{len(failed)} items that failed the last time will be tried again")
 
@@ -97,11 +170,12 @@ class Plan:
             model.path for run in self.runs for model in run.run.models.values() if model and os.path.isdir(model.path)
         }
         written = {*self.folders, *(run.run.store for run in self.runs)}
-        return environment(files, models, written, os.environ)
+        with writing(self.results):
+            return environment(files, models, written, os.environ)
 
     def film(self, folder: str, name: str) -> Job:
         """The job that makes a film. Raises UsageError for a film that is not planned."""
-        path = f"{folder}/{name}.mp4"
+        path = f"{folder}/{name}"
         if path not in self.films:
             raise UsageError(f"{path} is not the film of a clip", f"planned are {', '.join([*self.films][:5])}, ...")
         return self.films[path]
@@ -110,10 +184,8 @@ class Plan:
         """What the jobs that ran since this plan was made made and reused, and a table of what failed."""
         counts = {"made": 0, "reused": 0, "failed": 0}
         rows = []
-        for job in self.weights:
-            _, error = self._read_log(job)
-            if error:
-                rows.append((job.name, "fetch", error))
+        for stage, jobs in (("plan", self.broken), ("fetch", self.weights)):
+            rows += [(job.name, stage, error) for job in jobs if (error := self._read_log(job)[1])]
         for job in [*self.jobs, *self.films.values()]:
             events, error = self._read_log(job)
             for event in events:
@@ -130,28 +202,99 @@ class Plan:
             text += table([("film or job", "stage", "reason and remedy"), *rows])
         return text
 
-    def _ran(self, job: Job | WeightsJob) -> bool:
+    def _ran(self, job: Job | WeightsJob | Broken) -> bool:
         return os.path.isfile(job.log) and os.stat(job.log).st_mtime >= self._start
 
-    def _read_log(self, job: Job | WeightsJob) -> tuple[list[dict[str, Any]], str]:
+    def _read_log(self, job: Job | WeightsJob | Broken) -> tuple[list[dict[str, Any]], str]:
         """The events of a job that ran since this plan was made, and the error that ended it, if one did."""
         if not self._ran(job):
             return [], ""
         lines = Path(job.log).read_text(errors="replace").splitlines()
-        events = [json.loads(line) for line in lines if line.startswith('{"event": ') and line.endswith("}")]
+        events = [event for line in lines if line.startswith('{"event": ') and (event := _event(line))]
         return events, "".join(line.removeprefix("error: ") for line in lines[-1:] if line.startswith("error: "))
 
 
+def _event(line: str) -> dict[str, Any] | None:
+    """A line of a log; None for one that a killed process left torn."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
 def load(config: Mapping[str, Any], workers: int) -> Plan:
-    """The plan of a config. Raises UsageError for whatever in it cannot be done."""
+    """The plan of a config. A run or a training that cannot be planned is among the plan's `broken` ones.
+
+    Raises UsageError for a config that is wrong as a whole, and where nothing of it can be planned.
+    """
+    check_values(config, "the config")
     schema.check(config, "config", "config")
-    results = config.get("results", "results").rstrip("/")
-    store = config.get("store", f"{results}/store")
+    results = _folder(config.get("results", "results"))
+    store = _folder(config.get("store", f"{results}/store"))
     models = {name: declared_model(name, entry) for name, entry in config["models"].items()}
     for model in models.values():
         check_variant(model, ALL[model.family])
-    runs = [plan_run(name, config, models, f"{results}/{name}", store, workers) for name in config["runs"]]
-    return Plan(results, runs, config["models"], plan_trainings(config.get("trainings", {}), results))
+    check_places(results, store, config["runs"])
+    runs, broken_runs, trainings, broken_trainings, errors = [], [], [], [], []
+    for name in config["runs"]:
+        folder = os.path.join(results, name)
+        try:
+            runs.append(plan_run(name, config, models, folder, store, workers))
+        except UsageError as error:
+            errors.append(error)
+            broken_runs.append(Broken(name, str(error), f"{folder}/steps/planned", f"{folder}/steps/logs/plan.log"))
+    files = config.get("trainings", {})
+    folders = {name: f"{results}/training/{name}" for name in files}
+    for name, path in files.items():
+        try:
+            trainings.append(plan_training(name, path, folders))
+        except UsageError as error:
+            errors.append(error)
+            output, log = f"{folders[name]}.planned", f"{folders[name]}.log"
+            broken_trainings.append(Broken(f"training.{name}", str(error), output, log))
+    if errors and not runs and not trainings:
+        raise errors[0]
+    plan = Plan(results, runs, config["models"], trainings, broken_runs, broken_trainings)
+    if twice := [name for name, count in Counter(plan.rules()).items() if count > 1]:
+        raise UsageError(f"the run {twice[0]} is called like a rule of Kinemake's own", "give it another name")
+    return plan
+
+
+def check_places(results: str, store: str, runs: Iterable[str]) -> None:
+    """Raise UsageError where the store and the runs would lie in each other, and for names that no file system takes."""
+    for place in (results, store):
+        if fault := length_fault(place):
+            raise UsageError(f"results or store is {shown(place)}", fault)
+    if Path(results).is_relative_to(store):
+        raise UsageError(f"the store {store} holds the results, {results}", "choose another folder, such as results/store")
+    if inside := [run for run in runs if Path(store).is_relative_to(f"{results}/{run}")]:
+        raise UsageError(f"the store {store} lies in the folder of run {inside[0]}", "choose another folder")
+
+
+def _folder(path: str) -> str:
+    return os.path.normpath(os.path.expanduser(path))
+
+
+def check_files(paths: Iterable[Path | str]) -> None:
+    """Look at config files before Snakemake reads them. Raises UsageError for one that would end in a traceback there, or
+    says a thing twice; one that is missing is left to Snakemake."""
+    for path in paths:
+        if os.path.isfile(path):
+            config = read_yaml(path)
+            if config is not None and not isinstance(config, dict):
+                raise UsageError(f"the config {path} is no table", "write keys such as runs: at its top")
+
+
+@contextmanager
+def writing(results: Path) -> Iterator[None]:
+    """Turn the errors of a file system into a UsageError."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or results
+        raise UsageError(
+            f"{place} cannot be written ({error.strerror or error})", "mend that, or choose other results"
+        ) from error
 
 
 def find_stages(checkout: Path | str) -> None:
@@ -168,11 +311,14 @@ def find_stages(checkout: Path | str) -> None:
 def write_if_changed(path: str, text: str) -> None:
     """Write a small file whole or not at all; an equal one keeps its time."""
     target = Path(path)
-    if target.is_file() and target.read_text() == text:
+    data = text.encode()
+    if target.is_file() and target.read_bytes() == data:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_text(text)
+    temporary.unlink(missing_ok=True)
+    with open(temporary, "xb") as file:  # no link is followed
+        file.write(data)
     temporary.replace(target)
 
 

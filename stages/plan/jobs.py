@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.plan.families import ALL
+from stages.plan.names import PATTERN
 from stages.plan.resolve import Run
 from stages.runtime.artifacts import canonical
 from stages.runtime.errors import JobError
@@ -23,7 +24,6 @@ PROCESS_MB = 2500  # of a stage without torch, and of the Snakemake that starts 
 LIBRARIES_MB = 2500  # torch, diffusers, transformers, and the clip itself
 UNKNOWN_MB = 64_000  # the weights that are in memory at once, while they are not here to be looked at
 STARTING_MINUTES = 20
-PATTERN = set("{}\n")  # Snakemake reads what is in braces as a wildcard, and warns of line breaks
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Job:
 
         So is one whose name Snakemake would take for a pattern. The fingerprint has the state of each.
         """
-        there = [path for path in self._files if self._is_made(path) or (os.path.isfile(path) and not set(path) & PATTERN)]
+        there = [path for path in self._files if not PATTERN.search(path) and (self._is_made(path) or os.path.isfile(path))]
         return [*there, weights_record(self.run, self.model)] if self.model and self.gpu else there
 
     @property
@@ -70,7 +70,8 @@ class Job:
 
     @property
     def log(self) -> str:
-        return f"{self.run.folder}/steps/logs/{self.name}.log"
+        ending = ".mp4" if self.is_film else ""  # the rule of films has one wildcard, which is the film's whole name
+        return f"{self.run.folder}/steps/logs/{self.name}{ending}.log"
 
     @property
     def is_film(self) -> bool:
@@ -134,7 +135,7 @@ def weights_record(run: Run, model: Model) -> str:
 
 def weights_state(model: Model) -> list:
     """State of the files in a model's folder."""
-    return files_state(sorted(map(str, Path(model.path).rglob("*")))) if model.path else []
+    return files_state(sorted(map(str, Path(model.path).rglob("*")))) if os.path.isdir(model.path) else []
 
 
 def files_state(paths: Iterable[str]) -> list:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
-from stages.plan.clips import RESERVED_IDS
+from stages.plan.clips import OWN
 from stages.plan.families import ALL
+from stages.plan.names import path_fault
 from stages.plan.recipes import RECIPES
 from stages.runtime.artifacts import canonical
-from stages.runtime.errors import UsageError
+from stages.runtime.errors import UsageError, shown
 from stages.runtime.items import Item
 from stages.runtime.model import Model
 from stages.runtime.options import Family, Option, resolve
 from stages.runtime.stages import STAGES
 
 PROMPT = Option("prompt", str, "", "The prompt of every clip that has none of its own; nothing is captioned", ())
-TEMPLATE_FIELDS = ("clip", "idx", "link", "seed", "sample", "model", "model_type", "rank", "image", "resolution")
 
 
 @dataclass(frozen=True)
@@ -92,18 +90,13 @@ class Clip:
         known = {"clip": self.id, "idx": self.index, "rank": self.rank, "model": model.name if model else "", **fields}
         try:
             name = template.format_map(known)
-        except (KeyError, IndexError, ValueError) as error:
+        except KeyError as error:
             raise UsageError(
                 f"the name template {template!r} of run {self.run.name} cannot be filled ({error})",
                 f"its fields are {', '.join(known)}",
             ) from None
-        path = PurePosixPath(name)
-        first = path.parts[0].removesuffix(".mp4")
-        if path.is_absolute() or ".." in path.parts or first in RESERVED_IDS:
-            raise UsageError(
-                f"the name template {template!r} gives {name!r}",
-                f"a name stays inside the run's folder and is not {', '.join(sorted(RESERVED_IDS))}",
-            )
+        if fault := path_fault(name):
+            raise UsageError(f"the name template {template!r} gives clip {self.id} the name {shown(name)}", fault)
         return name
 
     def item(self, stage: str, output: str, *, label: str = "", **inputs_and_options: Any) -> Item:
@@ -120,17 +113,6 @@ class Clip:
             options=self.values.changed(stage, own),
             model=model.name if model else "",
         )
-
-
-def check_template(template: str, where: str) -> None:
-    """Raise UsageError for a template that names an unknown field."""
-    try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template)]
-    except ValueError as error:
-        raise UsageError(f"{where} is {template!r} ({error})", "mend its braces") from None
-    for name in fields:
-        if name is not None and name not in TEMPLATE_FIELDS:
-            raise UsageError(f"{where} has the field {name!r}", f"known are {', '.join(TEMPLATE_FIELDS)}")
 
 
 def options_of(run: Run, name: str) -> tuple[Option, ...]:
@@ -165,7 +147,7 @@ def settle(run: Run, own: Mapping[str, Any]) -> Values:
 
 def resolve_clip(run: Run, row: Mapping[str, Any], index: int, rank: int, settled: dict[bytes, Values]) -> Clip:
     """A row with its options settled; `settled` remembers what was settled before. Raises UsageError, naming the clip."""
-    own = {name: value for name, value in row.items() if name not in ("id", "video", "image", "prompt", "prompts")}
+    own = {name: value for name, value in row.items() if name not in OWN}
     prompts = prompts_of(run, row)
     key = canonical(own)
     try:

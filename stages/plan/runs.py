@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +13,15 @@ from stages.plan import schema
 from stages.plan.clips import read_clips
 from stages.plan.families import ALL
 from stages.plan.jobs import Job, weights_state
+from stages.plan.names import template_fault
 from stages.plan.recipes import RECIPES
-from stages.plan.resolve import Clip, Run, Values, check_template, options_of, prompts_of, resolve_clip
+from stages.plan.resolve import Clip, Run, Values, options_of, prompts_of, resolve_clip
 from stages.plan.shards import assign
-from stages.runtime.errors import UsageError
+from stages.runtime.errors import UsageError, shown
 from stages.runtime.items import Item
 from stages.runtime.model import Model
 from stages.runtime.stages import STAGES
-
-PLAN_VERSION = 1
+from stages.runtime.text import parse_json, read_text
 
 
 @dataclass
@@ -37,13 +37,24 @@ class RunPlan:
     films: dict[str, Job] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Broken:
+    """A run or a training that cannot be planned: a job that fails with the reason, so that the others go on."""
+
+    name: str  # by which Snakemake is asked for it
+    reason: str
+    output: str  # never made
+    log: str
+
+
 def plan_run(
     name: str, config: Mapping[str, Any], models: Mapping[str, Model], folder: str, store: str, workers: int
 ) -> RunPlan:
     entry = config["runs"][name]
     fixed = read_fixed(Path(folder) / "plan.json")
     film = entry.get("name", "{clip}.mp4")
-    check_template(film, f"name of run {name}")
+    if fault := template_fault(film):
+        raise UsageError(f"name of run {name} is {shown(film)}", fault)
     recipe = RECIPES[entry["recipe"]]
     run = Run(
         name=name,
@@ -57,7 +68,8 @@ def plan_run(
         seed=fixed["seed"] if fixed else secrets.randbelow(2**31),
         resources=config.get("resources", {}),
     )
-    rows, warnings = read_clips(entry["clips"], f"run {name}")
+    found, warnings = read_clips(entry["clips"], f"run {name}")
+    rows = [{key: value for key, value in row.items() if not schema.is_left_out(key, value)} for row in found]
     for row in rows:
         schema.check(row, "clip", f"clip {row['id']} of run {name}")
         if missing := [need for need in recipe.NEEDS if need not in row and not (need == "prompt" and prompts_of(run, row))]:
@@ -80,7 +92,7 @@ def pick_models(name: str, entry: Mapping[str, Any], models: Mapping[str, Model]
         if key not in entry:
             continue
         if entry[key] not in models:
-            raise UsageError(f"{key} of run {name} is {entry[key]!r}", f"declared models are {', '.join(models)}")
+            raise UsageError(f"{key} of run {name} is {shown(entry[key])}", f"declared models are {', '.join(models)}")
         model = models[entry[key]]
         if model.family not in picked or ("caption_vlm" in ALL[model.family].workers) != (key == "captioner"):
             raise UsageError(
@@ -109,12 +121,14 @@ def add_jobs(planned: RunPlan, recipe) -> None:
             for item in items:
                 group = (clip.index, f"concat.{item.output}") if lane == "concat" else (clip.rank, lane)
                 groups.setdefault(group, []).append(item)
-                if item.output in outputs:
-                    raise UsageError(
-                        f"{item.output} of run {run.name} would be made for {outputs[item.output]} and for {item.id}",
-                        "use {clip} in the name templates, and {link} in that of the links",
-                    )
-                outputs[item.output] = item.id
+                beside = [f"{item.output.removesuffix('.mp4')}.json"] if lane == "concat" else []  # a film's description
+                for output in (item.output, *beside):
+                    if output in outputs:
+                        raise UsageError(
+                            f"{output} of run {run.name} would be made for {outputs[output]} and for {item.id}",
+                            "use {clip} in the name templates, and {link} in that of the links",
+                        )
+                    outputs[output] = item.id
     models = {model.name: (model, weights_state(model)) for model in run.models.values() if model}
     for (rank, lane), items in groups.items():
         stage = STAGES[lane.partition(".")[0]]
@@ -134,15 +148,18 @@ def check_captioner(run: Run, clip: Clip, lane: str, items: Sequence[Item]) -> N
 
 def read_fixed(path: Path) -> dict[str, Any] | None:
     """What an earlier plan fixed. Raises UsageError where the file is not one of ours."""
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        fixed = json.loads(path.read_text())
-        if fixed["version"] == PLAN_VERSION and isinstance(fixed["seed"], int) and isinstance(fixed["shards"], list):
-            return fixed
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise UsageError(f"{path} is not a plan of this version", "remove it to plan anew (the store keeps what was made)")
+        fixed = parse_json(read_text(path), str(path))
+        schema.check(fixed, "fixed", str(path))
+        clips = Counter(identity for shard in fixed["shards"] for identity in shard)
+        if twice := [identity for identity, count in clips.items() if count > 1]:
+            raise UsageError(f"{path}.shards has clip {twice[0]} twice")
+    except UsageError as error:
+        remedy = "remove the file to plan anew (the store keeps what was made)"
+        raise UsageError(f"{path} is not a plan of this version ({error.reason})", remedy) from None
+    return fixed
 
 
 def resolved_row(clip: Clip) -> dict[str, Any]:

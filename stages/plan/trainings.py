@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stages.models import FAMILIES
+from stages.plan.names import PATTERN
 from stages.runtime.artifacts import file_digest
-from stages.runtime.errors import UsageError
+from stages.runtime.errors import UsageError, shown
+from stages.runtime.text import is_plain, read_yaml
 
 KINDS = sorted(name for family in FAMILIES.values() for name in family.trainings)
 
@@ -46,29 +46,33 @@ class TrainingJob:
         return shlex.join(words)
 
 
-def plan_trainings(files: Mapping[str, str], results: str) -> list[TrainingJob]:
-    """The trainings of a config: name -> file. Raises UsageError for a file that is none of a training."""
-    folders = {name: f"{results}/training/{name}" for name in files}
-    jobs = []
-    for name, path in files.items():
-        options = read(name, path)
-        needed = [
-            folder
-            for value in options.values()
-            for other, folder in folders.items()
-            if other != name and isinstance(value, str) and Path(value).is_relative_to(folder)
-        ]
-        inputs = (path, *(f"{folder}/training.json" for folder in dict.fromkeys(needed)))
-        named = (value for value in options.values() if isinstance(value, str) and os.path.exists(value))
-        jobs.append(TrainingJob(name, options["training"], path, folders[name], inputs, (path, *named)))
-    return jobs
+def plan_training(name: str, path: str, folders: Mapping[str, str]) -> TrainingJob:
+    """The training `name`, whose options are in a file; `folders` are those of all trainings, by name.
+
+    Raises UsageError for a file that is none of a training.
+    """
+    path = os.path.expanduser(path)
+    options = read(name, path)
+    needed = [
+        folder
+        for value in options.values()
+        for other, folder in folders.items()
+        if other != name and isinstance(value, str) and Path(value).is_relative_to(folder)
+    ]
+    inputs = (path, *(f"{folder}/training.json" for folder in dict.fromkeys(needed)))
+    places = (os.path.expanduser(value) for value in options.values() if isinstance(value, str))
+    named = (place for place in places if is_plain(place) and os.path.exists(place))
+    return TrainingJob(name, options["training"], path, folders[name], inputs, (path, *named))
 
 
 def read(name: str, path: str) -> dict[str, Any]:
+    remedy = f"that must be a YAML file with training: {', '.join(KINDS)}"
+    if PATTERN.search(path):
+        raise UsageError(f"training {name} names {shown(path)}", "leave out braces, < and >, and control characters")
     try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if options["training"] in KINDS:
-            return options
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-        pass
-    raise UsageError(f"training {name} names {path}", f"that must be a YAML file with training: {', '.join(KINDS)}")
+        options = read_yaml(path)
+    except UsageError as error:
+        raise UsageError(f"training {name} names {path} ({error.reason})", remedy) from None
+    if not isinstance(options, dict) or options.get("training") not in KINDS:
+        raise UsageError(f"training {name} names {path}", remedy)
+    return options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -20,6 +21,16 @@ from stages.runtime.stages import Stage
 
 FOLLOW_HELP = "Begin before the input is whole: --output is an .mp4 that grows with it, and can be watched while it does."
 CLICK_TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING, bool: click.BOOL}
+
+
+class PathType(click.Path):
+    """A path on a command line; "~" is the home folder, also in --store=~/x, where no shell expands it."""
+
+    def __init__(self, **checks: bool):
+        super().__init__(path_type=Path, **checks)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path:
+        return super().convert(os.path.expanduser(value), parameter, context)
 
 
 def clean_errors(command: Callable) -> Callable:
@@ -70,7 +81,7 @@ def stage_command(stage: Stage, families: Mapping[str, Family]) -> click.Command
     if stage.model:
         params += [
             click.Option(["--model", "-m"], help="A model's folder, Hub id, or name in the config."),
-            click.Option(["--config"], type=click.Path(path_type=Path), help="Declares models. Default: ./config.yaml."),
+            click.Option(["--config"], type=PathType(), help="Declares models. Default: ./config.yaml."),
         ]
     params += _family_parameters(stage, families)
     if stage.follows:
@@ -84,10 +95,10 @@ def stage_command(stage: Stage, families: Mapping[str, Family]) -> click.Command
     params += [
         click.Option(
             ["--manifest"],
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            type=PathType(exists=True, dir_okay=False),
             help="Many items: a JSON object per line, with the names of these options.",
         ),
-        click.Option(["--store"], type=click.Path(path_type=Path), help="Folder of finished items, to reuse and to add to."),
+        click.Option(["--store"], type=PathType(), help="Folder of finished items, to reuse and to add to."),
         click.Option(
             ["--mark-failed"], is_flag=True, help="Leave a failed item's reason in its output's place, exit with 0."
         ),

@@ -5,6 +5,8 @@ Every message is one sentence that names the thing, its value and the remedy, be
 
 import errno
 import re
+from datetime import date
+from typing import Any
 
 PLACES = {  # errors of a file or folder that stands where something is to be written, or may not be written
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP),
@@ -35,6 +37,28 @@ class JobError(KinemakeError):
 def one_line(error: Exception) -> str:
     """The first line of what an error says; its class where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def shown(value: Any) -> str:
+    """A value for a message: at most some 80 characters of it."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a list within itself
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether YAML may have made the value of a word without quotes: a number, a truth value, a date."""
+    return isinstance(value, (bool, int, float, date))
+
+
+def in_quotes(value: Any) -> str:
+    """The remedy where a value of `is_scalar` should have been text."""
+    example = {True: "yes", False: "no"}[value] if isinstance(value, bool) else shown(value)
+    if isinstance(value, date):
+        example = value.isoformat()
+    return f'it must be text: write it in quotes, such as "{example}"'
 
 
 def job_fault(error: Exception) -> str:

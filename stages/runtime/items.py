@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.runtime.errors import UsageError
+from stages.runtime.errors import UsageError, shown
 from stages.runtime.stages import Stage
+from stages.runtime.text import is_plain, read_jsonl
 
 RESERVED = {"id", "output", "model"}
 
@@ -40,34 +43,66 @@ class Item:
 def read_manifest(path: Path, stage: Stage) -> list[Item]:
     """The items of a manifest. Raises UsageError, with the line's number, for what cannot be an item of the stage."""
     items = []
-    for number, text in enumerate(Path(path).read_text().split("\n"), 1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            raise UsageError(f"line {number} of {path} is not JSON ({error})", "one object per line") from None
-        if not isinstance(row, dict) or not isinstance(row.get("output"), str):
-            raise UsageError(f"line {number} of {path} has no output", 'add "output": the path of the file to make')
-        items.append(item_of_row(row, stage, f"line {number} of {path}"))
-    outputs = [item.output for item in items]
-    if twice := {output for output in outputs if outputs.count(output) > 1}:
-        raise UsageError(f"{path} makes {sorted(twice)[0]} twice", "every item needs an output of its own")
+    for place, row in read_jsonl(path):
+        if not isinstance(row.get("output"), str) or not row["output"]:
+            raise UsageError(f"{place} has no output", 'add "output": the path of the file to make')
+        items.append(item_of_row(row, stage, place))
+    if not items:
+        raise UsageError(f"{path} has no line", "write one object per line")
+    outputs = Counter(os.path.abspath(item.output) for item in items)
+    if twice := next((output for output, count in outputs.items() if count > 1), ""):
+        raise UsageError(f"{path} makes {os.path.relpath(twice)} twice", "every item needs an output of its own")
     return items
 
 
 def item_of_row(row: Mapping[str, Any], stage: Stage, where: str) -> Item:
+    """An item of named values. A null is as if it were absent, and "~" is the home folder. Raises UsageError."""
+    row = {name: value for name, value in row.items() if value is not None}
     names = {spec.name: spec for spec in stage.inputs}
     if missing := [spec.name for spec in stage.inputs if spec.required and not row.get(spec.name)]:
         raise UsageError(f"{where} has no {missing[0]}", f"{stage.name} reads {', '.join(names)}")
-    for name, spec in names.items():
-        wanted = list if spec.many else str
-        if row.get(name) is not None and not isinstance(row[name], wanted):
-            raise UsageError(f"{name} of {where} is {row[name]!r}", "it must be a path" + "s in a list" * spec.many)
-    return Item(
+    inputs = {name: _paths(row[name], spec.many, name, where) for name, spec in names.items() if row.get(name)}
+    model = row.get("model", "")
+    if not isinstance(model, str):
+        raise UsageError(f"model of {where} is {shown(model)}", "it must be a model's folder, Hub id, or name in the config")
+    item = Item(
         id=str(row.get("id") or Path(row["output"]).name),
-        inputs={name: row[name] for name in names if row.get(name)},
-        output=row["output"],
+        inputs=inputs,
+        output=_path(row["output"], "output", where),
         options={key: value for key, value in row.items() if key not in names and key not in RESERVED},
-        model=row.get("model") or "",
+        model=os.path.expanduser(model),
     )
+    check_output(item)
+    return item
+
+
+def _paths(value: Any, many: bool, name: str, where: str) -> str | list[str]:
+    if not isinstance(value, list if many else str):
+        raise UsageError(f"{name} of {where} is {shown(value)}", f"it must be {'paths in a list' if many else 'a path'}")
+    return [_path(one, name, where) for one in value] if many else _path(value, name, where)
+
+
+def _path(value: Any, name: str, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{name} of {where} is {shown(value)}", "it must be a path")
+    if not is_plain(value):
+        raise UsageError(f"{name} of {where} is {shown(value)}, whose name is not UTF-8", "rename the file")
+    return os.path.expanduser(value)
+
+
+def check_output(item: Item) -> None:
+    """Raise UsageError where an output would take the place of what the item reads, under whatever name."""
+    output = Path(item.output)
+    claimed = [output, output.with_suffix(".json")] if output.suffix == ".mp4" else [output]  # a film has a file beside it
+    for path in item.files:
+        for place in claimed:
+            if os.path.realpath(place) == os.path.realpath(path) or _same(place, path):
+                raise UsageError(f"output {output} would overwrite {path}, which is read", "choose another output")
+
+
+def _same(one: Path, other: str) -> bool:
+    """Whether two names are of one file, as hard links are."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False

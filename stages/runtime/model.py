@@ -7,15 +7,15 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stages.runtime.artifacts import canonical, file_digest
-from stages.runtime.errors import JobError, UsageError
+from stages.runtime.errors import JobError, UsageError, in_quotes, is_scalar, shown
 from stages.runtime.options import Family
+from stages.runtime.size import size_text
+from stages.runtime.text import read_yaml
 
 DEFAULT_CONFIG = Path("config.yaml")
 HUB_ID = r"^[A-Za-z0-9][\w.-]*/[\w.-]+$"
@@ -106,8 +106,25 @@ def cached_file_digest(path: Path) -> str:
 
 
 def declared_model(name: str, entry: Mapping[str, Any]) -> Model:
-    """A model as the config declares it."""
-    return Model(name=name, **{**entry, "sizes": tuple(entry.get("sizes", ())), "options": entry.get("options", {})})
+    """A model as the config declares it. Raises UsageError for a key that there is not, or a value of a wrong type."""
+    if not isinstance(entry, Mapping):
+        raise UsageError(f"model {name} is {shown(entry)}", "it must be a table with family and path")
+    types = {"sizes": list, "options": dict}
+    known = [field.name for field in fields(Model) if field.name != "name"]
+    for key, value in entry.items():
+        if key not in known:
+            raise UsageError(f"model {name} has the unknown key {shown(key)}", f"known are {', '.join(known)}")
+        if not isinstance(value, types.get(key, str)):
+            remedy = in_quotes(value) if key not in types and is_scalar(value) else "compare it with docs/config.md"
+            raise UsageError(f"{key} of model {name} is {shown(value)}", remedy)
+    if "family" not in entry:
+        raise UsageError(f"model {name} has no family", "add family: which code runs the model")
+    given = {
+        "sizes": tuple(map(size_text, entry.get("sizes", ()))),
+        "options": entry.get("options", {}),
+        "path": os.path.expanduser(entry.get("path", "")),
+    }
+    return Model(name=name, **{**entry, **given})
 
 
 def find_model(name: str, config: Path | None, families: Mapping[str, Family]) -> Model:
@@ -146,12 +163,20 @@ def declared_models(config: Path | None) -> dict[str, Model]:
         raise UsageError(f"the config {config} does not exist", "mend the path")
     if not path.is_file():
         return {}
-    try:
-        entries = (yaml.safe_load(path.read_text()) or {}).get("models") or {}
-        return {name: declared_model(name, entry) for name, entry in entries.items()}
-    except (OSError, yaml.YAMLError, AttributeError, TypeError) as error:
-        reason = str(error).replace("\n", " ")
-        raise UsageError(f"the models of {path} cannot be read ({reason})", "compare them with docs/config.md") from None
+    return {name: declared_model(name, entry) for name, entry in table_of(path, "models").items()}
+
+
+def table_of(path: Path, key: str) -> dict[str, Any]:
+    """The table under a key of a config, empty where there is none. Raises UsageError."""
+    config = read_yaml(path)
+    if config is None:
+        config = {}
+    table = config.get(key) if isinstance(config, dict) else config
+    if table is None:
+        table = {}
+    if not isinstance(table, dict):
+        raise UsageError(f"{key} of {path} is {shown(table)}", "it must be a table of names: compare it with docs/config.md")
+    return {str(name): entry for name, entry in table.items()}
 
 
 def pick_declared(name: str, declared: Mapping[str, Model]) -> Model:

@@ -6,12 +6,15 @@ option is written down once. Nothing here may import torch: `--help` and the pla
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.runtime.errors import UsageError
+from stages.runtime.errors import UsageError, in_quotes, is_scalar, shown
+from stages.runtime.text import is_plain
 
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 DTYPES = ("bfloat16", "float16", "float32")  # the precisions that models can be run in
@@ -40,6 +43,8 @@ class Option:
     reloads: bool = False  # another value needs the model loaded anew
     offloads: tuple = ()  # the values with which weights stay in main memory
     is_file: bool = False  # the value is a path, and the file's content is what changes the result
+    is_path: bool = False  # the value is a path, in which "~" is the home folder, as in that of a file
+    form: Callable[[Any], Any] | None = None  # value -> the one spelling of it; raises UsageError
     check: Callable[[Any], str | None] | None = None  # -> what is wrong with the value, or None
     default_text: str = ""
     by_recipe: bool = False  # set by the recipe: a person sets it by hand only, not in a config
@@ -49,7 +54,7 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
     def parse(self, value: Any) -> Any:
-        """The value, converted from text where it came from a CSV cell or a command line.
+        """The value in its one form, converted from text where it came from a CSV cell or a command line.
 
         Raises UsageError when the value has the wrong type or lies outside what is allowed.
         """
@@ -61,37 +66,49 @@ class Option:
 
     def _parse_one(self, value: Any) -> Any:
         value = self._convert(value)
+        if self.is_path or self.is_file:
+            value = os.path.expanduser(value)
+        if self.form:
+            value = self.form(value)
         if self.choices and value not in self.choices:
             raise self._wrong(value, f"it must be one of {', '.join(map(str, self.choices))}")
         if self.minimum is not None and value < self.minimum:
-            raise self._wrong(value, f"it must be at least {self.minimum:g}")
+            raise self._wrong(value, f"it must be at least {self.minimum}")
         if self.maximum is not None and value > self.maximum:
-            raise self._wrong(value, f"it must be at most {self.maximum:g}")
+            raise self._wrong(value, f"it must be at most {self.maximum}")
         if self.check and (problem := self.check(value)):
             raise self._wrong(value, problem)
         return value
 
     def _convert(self, value: Any) -> Any:
-        if self.type is bool and isinstance(value, str) and value.lower() in TRUE | FALSE:
-            return value.lower() in TRUE
-        if self.type in (int, float) and isinstance(value, str):
+        """The value as the option's type, a number finite. Raises UsageError."""
+        if self.type is bool and isinstance(value, str) and value.strip().lower() in TRUE | FALSE:
+            return value.strip().lower() in TRUE
+        converted = value
+        if self.type in (int, float) and isinstance(value, str) or self.type is float and type(value) is int:
             try:
-                return self.type(value)
-            except ValueError:
+                converted = self.type(value)
+            except (ValueError, OverflowError):
                 pass
-        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if self.type is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return str(value)
-        if type(value) is self.type:
-            return value
-        raise self._wrong(value, f"it must be of type {JSON_TYPES[self.type]}")
+        if self.type is int and type(value) is float and value.is_integer():
+            converted = int(value)
+        if type(converted) is not self.type:
+            remedy = f"it must be of type {JSON_TYPES[self.type]}"
+            raise self._wrong(value, in_quotes(value) if self.type is str and is_scalar(value) else remedy)
+        if self.type is float and not math.isfinite(converted):
+            raise self._wrong(value, "it must be a finite number")
+        if self.type is str and not is_plain(converted):
+            raise self._wrong(value, "it must be UTF-8 text without NUL characters")
+        return converted
 
     def _wrong(self, value: Any, remedy: str) -> UsageError:
-        return UsageError(f"option {self.name} is {value!r}", remedy)
+        return UsageError(f"option {self.name} is {shown(value)}", remedy)
 
     def schema(self) -> dict[str, Any]:
-        """The option as a JSON schema property. Text is allowed for numbers, because CSV cells are text."""
+        """The option as a JSON schema property: what `parse` takes.
+
+        Text is allowed for numbers and truth values, because CSV cells and command lines are text; one value for a list too.
+        """
         one: dict[str, Any] = {"type": JSON_TYPES[self.type]}
         if self.choices:
             one["enum"] = list(self.choices)
@@ -99,9 +116,11 @@ class Option:
             one["minimum"] = self.minimum
         if self.maximum is not None:
             one["maximum"] = self.maximum
+        forms = [one] if self.type is str else [one, {"type": "string"}]
         if self.many:
-            one = {"type": "array", "items": one}
-        return {**one, "description": f"{self.help}{f' [{self.unit}]' if self.unit else ''}. Default: {self.says()}."}
+            forms = [{"type": "array", "items": {"anyOf": forms} if len(forms) > 1 else one}, *forms]
+        description = f"{self.help}{f' [{self.unit}]' if self.unit else ''}. Default: {self.says()}."
+        return {**(one if forms == [one] else {"anyOf": forms}), "description": description}
 
     def says(self) -> str:
         """The default, in words."""
@@ -119,6 +138,7 @@ GPUS = Option(
     "GPUs of a job; the model's layers are spread over them",
     ("generate",),
     minimum=1,
+    maximum=64,
     changes_result=False,
     reloads=True,
 )

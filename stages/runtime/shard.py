@@ -16,6 +16,7 @@ from stages.runtime.items import Item
 from stages.runtime.loop import Loop, Plant, Running
 from stages.runtime.model import Model, find_model
 from stages.runtime.options import Family, resolve
+from stages.runtime.places import writing_fault
 from stages.runtime.stages import Stage
 from stages.runtime.store import Store
 
@@ -57,6 +58,8 @@ def batch_by_model(
     for item in items:
         if not item.output.endswith(suffix):
             raise UsageError(f"output {item.output} does not end with {suffix}", f"{stage.name} writes {suffix}")
+        if Path(item.output).is_dir():
+            raise UsageError(f"output {item.output} is a folder", "remove it, or choose another output")
         try:
             model, family, completed = complete(stage, families, item, config)
         except ItemError as error:
@@ -70,6 +73,8 @@ def batch_by_model(
 def store_of(batch: Batch, folder: Path | None) -> Iterator[Store]:
     """The store that was named, or one for this run alone, beside the first output so that its files can be linked."""
     if folder is not None:
+        if fault := writing_fault(folder):
+            raise JobError(f"the store {folder} cannot be written ({fault})", "mend that, or choose another --store")
         store = Store(folder)
         store.sweep()
         yield store

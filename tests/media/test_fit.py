@@ -2,15 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.media.fit import fit_image, parse_size, target_size
+from stages.media.fit import fit_image, target_size
 from stages.runtime.errors import UsageError
-
-
-def test_parses_width_before_height():
-    assert parse_size("1280*704") == parse_size(" 1280x704 ") == parse_size("1280 * 704") == (1280, 704)
-    for text in ("1280", "704*", "0*704", "-1*5", "1280*704*3", "a*b", ""):
-        with pytest.raises(UsageError, match="WIDTH"):
-            parse_size(text)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Clips from a list, a file, a folder; ids that are safe in paths and differ."""
 
+import json
 import re
 
 import pytest
+import yaml
 
-from stages.plan.clips import ID, read_clips, slug
+from stages.plan.clips import read_clips
+from stages.plan.names import ID, slug
 from stages.runtime.errors import UsageError
 
 
@@ -71,6 +74,9 @@ def test_names_that_differ_in_lost_letters_stay_apart():
     [
         ([{"vido": "x", "steps": 2}], "clip 1 of run x has no video, no picture, no prompt and no id: it has vido, steps"),
         ([{"video": "caf\udce9.mp4"}], "the name of the video of clip 1 of run x is not UTF-8: rename the file"),
+        ([{"prompt": 1984}], 'the prompt of clip 1 of run x is 1984: it must be text: write it in quotes, such as "1984"'),
+        ([{"id": "a", "video": True}], "the video of clip 1 of run x is True: it must be text"),
+        ([{"id": "a", "prompt": ["p"]}], "the prompt of clip 1 of run x is ['p']: it must be text"),
         ([{"id": "a/b", "video": "x"}], "the id of clip 1 of run x is 'a/b'"),
         ([{"id": "..", "video": "x"}], "is '..'"),
         ([{"id": "plan", "video": "x"}], "is 'plan'"),
@@ -95,6 +101,11 @@ def test_a_file_that_cannot_be_read_names_the_line(tmp_path, name, text, message
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=message):
         read_clips(str(tmp_path / name), "run x")
+
+
+def test_a_folder_that_is_named_like_a_list_is_told_how_folders_are(tmp_path):
+    with pytest.raises(UsageError, match="is a folder: write clips: {videos: FOLDER}"):
+        read_clips(str(tmp_path), "run x")
 
 
 @pytest.mark.parametrize("source", ["missing.jsonl", {"videos": "missing"}])
@@ -122,3 +133,99 @@ def test_a_text_file_is_a_prompt_per_line(tmp_path):
     rows, _ = read_clips(str(tmp_path / "prompts.txt"), "run x")
     assert [row["prompt"] for row in rows] == ["a red ring", "海边的风筝"]
     assert rows[0]["id"] == "001-a-red-ring" and rows[1]["id"].startswith("003-")
+
+
+def test_hidden_files_and_folders_are_no_clips(tmp_path):
+    """As macOS and others leave them on the disks that they see."""
+    for name in ("a.MP4", "._a.mp4", ".b.mp4", "folder.mp4/inner.mp4", ".hidden.mp4/inner.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a.TXT").write_text("a prompt")
+    (tmp_path / "._a.txt").write_bytes(b"\0\5\x16\7")
+    rows, warnings = read_clips({"videos": str(tmp_path), "prompts": str(tmp_path)}, "run x")
+    assert [(row["id"], row["prompt"]) for row in rows] == [("a", "a prompt")]
+    assert warnings == []
+
+
+@pytest.mark.parametrize(("kind", "taken", "left"), [("videos", "a.mp4", "b.webm"), ("images", "a.png", "b.WebP")])
+def test_files_that_look_like_clips_and_are_left_out_are_told_once(tmp_path, kind, taken, left):
+    for name in (taken, left, f"c{left[1:]}", "d.m4v", "notes.md", "a.txt"):
+        (tmp_path / name).write_text("a prompt")
+    rows, (warning,) = read_clips({kind: str(tmp_path)}, "run x")
+    assert [row["id"] for row in rows] == ["a"]
+    assert warning.startswith(f"3 files of {tmp_path} are left out, the first is {left} (endings .m4v, {left[1:].lower()});")
+    assert "convert them, or name them in a list of clips" in warning
+
+
+def test_two_prompts_for_one_video_are_refused(tmp_path):
+    for name in ("a.mp4", "a.txt", "a.TXT"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=r"a.txt and a.TXT are both prompts for a: remove one of them"):
+        read_clips({"videos": str(tmp_path), "prompts": str(tmp_path)}, "run x")
+
+
+@pytest.mark.parametrize("name", ["c.CSV", "c.JsonL", "c.TXT"])
+def test_endings_of_lists_are_known_in_any_case(tmp_path, name):
+    text = {".csv": "prompt\na cat\n", ".jsonl": '{"prompt": "a cat"}\n', ".txt": "a cat\n"}[
+        (tmp_path / name).suffix.lower()
+    ]
+    (tmp_path / name).write_text(text)
+    assert [row["prompt"] for row in read_clips(str(tmp_path / name), "run x")[0]] == ["a cat"]
+
+
+def test_a_separator_within_a_line_makes_no_second_prompt(tmp_path):
+    text = "a red ring\u2028on a black background\u0085that glides"
+    (tmp_path / "c.txt").write_text(text + "\n")
+    (tmp_path / "c.jsonl").write_text(json.dumps({"prompt": text}, ensure_ascii=False) + "\n")
+    for name in ("c.txt", "c.jsonl"):
+        assert [row["prompt"] for row in read_clips(str(tmp_path / name), "run x")[0]] == [text]
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v/a.mp4").touch()
+    assert read_clips({"videos": str(tmp_path / "v"), "prompts": str(tmp_path / "c.txt")}, "x")[0][0]["prompt"] == text
+
+
+def test_null_and_blank_are_absent(tmp_path):
+    row = {"id": None, "video": "a.mp4", "prompt": " ", "image": "", "steps": None, "negative_prompt": ""}
+    (tmp_path / "c.jsonl").write_text(json.dumps(row))
+    expected = [{"video": "a.mp4", "id": "a", "negative_prompt": ""}]  # an empty text is a value of that option
+    assert read_clips(str(tmp_path / "c.jsonl"), "run x")[0] == expected
+    assert read_clips([row], "run x")[0] == expected
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "id,video\n", "id,video\n,\n,,\n"])
+@pytest.mark.parametrize("name", ["c.csv", "c.jsonl", "c.txt"])
+def test_an_empty_list_is_an_error(tmp_path, name, text):
+    if "," in text and name != "c.csv":
+        return
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=f"{name} has no clips"):
+        read_clips(str(tmp_path / name), "run x")
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [("007", "7"), ("yes", "yes"), ("off", "no"), ("1.50", "1.5"), ("2026-01-02", "2026-01-02"), ("0x10", "16")],
+)
+def test_an_id_that_yaml_took_for_something_else_is_told_with_quotes(written, told):
+    row = yaml.safe_load(f"{{id: {written}, video: a.mp4}}")
+    with pytest.raises(UsageError, match=f'the id of clip 1 of run x is .*: write it in quotes, such as "{told}"'):
+        read_clips([row], "run x")
+
+
+def test_numbers_are_ids_where_nothing_is_lost(tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"id": 7, "video": "a.mp4"}\n')
+    (tmp_path / "c.csv").write_text("id,video\n007,a.mp4\n")
+    assert [read_clips(str(tmp_path / name), "x")[0][0]["id"] for name in ("c.jsonl", "c.csv")] == ["7", "007"]
+
+
+def test_paths_start_from_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("v/a.mp4", "p/a.txt", "m/a.mkv"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("a prompt")
+    rows, _ = read_clips({"videos": "~/v", "prompts": "~/p", "masks": "~/m"}, "x")
+    assert rows == [
+        {"video": f"{tmp_path}/v/a.mp4", "id": "a", "prompt": "a prompt", "masks": f"{tmp_path}/m/a.mkv"},
+    ]
+    (tmp_path / "c.csv").write_text("video_path\n~/v/a.mp4\n")
+    assert read_clips("~/c.csv", "x")[0] == [{"id": "a", "video": f"{tmp_path}/v/a.mp4"}]

@@ -252,7 +252,7 @@ def test_captions_that_are_all_given_take_no_gpu(config, jobs):
         ({"model": "medium"}, "model of run demo is 'medium': declared models are big, small, eye"),
         ({"model": "eye"}, "model of run demo is eye, of family vlm: name a model of another family"),
         ({"name": "film.mp4"}, "would be made for .*: use {clip} in the name template"),
-        ({"name": "{nonsense}.mp4"}, "name of run demo has the field 'nonsense': known are clip"),
+        ({"name": "{nonsense}.mp4"}, "name of run demo is '{nonsense}.mp4': it has the field 'nonsense', known are clip"),
         ({"name": "../{clip}.mp4"}, "a name stays inside the run's folder"),
         (
             {"options": {"size": "720*1280"}},
@@ -406,9 +406,9 @@ def test_new_weights_of_a_lora_under_the_same_path_are_a_change(config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"options": {"size": "1280x704"}}, "option size is '1280x704': write width\\*height"),
+        ({"options": {"size": "1280"}}, "size '1280' is not WIDTH\\*HEIGHT: write it like"),
         ({"name": "{clip.mp4"}, "name of run demo is '{clip.mp4'"),
-        ({"name": "plan.mp4", "clips": [{"video": "a.mp4"}]}, "gives 'plan.mp4': a name stays inside"),
+        ({"name": "plan.mp4", "clips": [{"video": "a.mp4"}]}, "gives clip a the name 'plan.mp4': a name stays inside"),
         ({"clips": [{"video": "a.mp4", "prompts": ["p", "q"]}]}, "clip a of run demo has 2 prompts: v2v takes one"),
         ({"options": {"frame_num": 1, "source_first": True}}, "has frame_num 1: a clip that is joined needs 5 or more"),
         ({"options": {"select": "all"}}, "config.runs.demo.options has the unknown key 'select'"),

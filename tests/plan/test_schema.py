@@ -1,5 +1,6 @@
 """The schema says one sentence per mistake, and takes every config of the project."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,16 @@ ROOT = Path(__file__).parents[2]
             3,
             "config.runs.demo.options has the unknown key 'stesp': did you mean steps?",
         ),
-        (["models", "big", "hub"], "a/b", "config.models.big must have either path or hub"),
+        (["models", "big", "hub"], "a/b", "config.models.big has both path and hub: it must have one of them"),
         (["models", "big", "family"], "vae", "config.models.big.family is 'vae': it must be one of"),
-        (["runs", "demo", "clips"], {"videos": "v", "promts": "p"}, "config.runs.demo.clips"),
-        (["runs", "demo", "name"], "{clip}.avi", "Template of the film's name"),
+        (
+            ["runs", "demo", "clips"],
+            {"videos": "v", "promts": "p"},
+            "config.runs.demo.clips has the unknown key 'promts': did you mean prompts?",
+        ),
+        (["runs", "demo", "name"], "{clip}.avi", "config.runs.demo.name is '{clip}.avi': it must end with .mp4"),
         (["runs", "store"], {"recipe": "v2v", "clips": []}, "store"),
-        (["results"], "", "Folder of the results"),
+        (["results"], "", "config.results is '': it must not be empty"),
     ],
     ids=lambda value: ".".join(value) if isinstance(value, list) else "",
 )
@@ -42,6 +47,63 @@ def test_one_sentence_names_the_key_and_the_remedy(config, keys, value, message)
     with pytest.raises(UsageError) as caught:
         schema.check(config, "config", "config")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (["options"], {"steps": 0}, "config.options.steps is 0: it must be at least 1"),
+        (["options"], {"frame_num": 10**10}, "config.options.frame_num is 10000000000: it must be at most"),
+        (["options"], {"guidance_scale": math.nan}, "config.options.guidance_scale is nan: it must be of type number"),
+        (["options"], {"guidance_scale": -math.inf}, "config.options.guidance_scale is -inf: it must be of type number"),
+        (["options"], {"steps": [3]}, "config.options.steps is [3]: it must be of type integer"),
+        (["options"], {"steps": 2.5}, "config.options.steps is 2.5: it must be of type integer"),
+        (["options"], {"save_gif": 1}, "config.options.save_gif is 1: it must be of type boolean"),
+        (["options"], {"engine": "magic"}, "config.options.engine is 'magic': it must be one of auto, "),
+        (["options"], {"patch_size": 4}, "config.options.patch_size is 4: it must be one of 3, 5, 7"),
+        (
+            ["options"],
+            {"denoising_step_list": [1000, 0]},
+            "config.options.denoising_step_list.1 is 0: it must be at least 1",
+        ),
+        (["options"], {"prefix": 7}, 'config.options.prefix is 7: it must be text: write it in quotes, such as "7"'),
+        (["options"], {"negative_prompt": False}, 'it must be text: write it in quotes, such as "no"'),
+        (["options"], {7: 7}, "config.options has the unknown key 7"),
+        (["runs", "demo", "clips"], 7, "config.runs.demo.clips is 7: it must be of type array or object"),
+        (["runs", "demo", "clips"], [], "config.runs.demo.clips is []: it must not be empty"),
+        (["runs", "demo", "clips"], ["a.mp4"], "config.runs.demo.clips.0 is 'a.mp4': it must be of type object"),
+        (["runs", "demo", "clips"], {"prompts": "p"}, "config.runs.demo.clips has neither videos nor images"),
+        (["runs", "demo", "clips"], {"videos": "a", "images": "b"}, "config.runs.demo.clips has both videos and images"),
+        (["runs", "demo", "clips"], {"videos": 7}, "config.runs.demo.clips.videos is 7: it must be text"),
+        (["runs", "demo"], [], "config.runs.demo is []: it must be of type object"),
+        (
+            ["models", "small", "hub"],
+            "nothing",
+            "config.models.small.hub is 'nothing': an id on the model hub is OWNER/NAME",
+        ),
+        (["models", "big", "variant"], 256, 'config.models.big.variant is the number 256: write it in quotes: "256"'),
+        (["resources"], {"generate": {"mem_mb": 0}}, "config.resources.generate.mem_mb is 0: it must be at least 1"),
+        (["steps"], 2, "config has the unknown key 'steps': it is an option: write --config 'options={steps: 2}'"),
+        (["seed"], 4, "config has the unknown key 'seed': it is an option: write --config 'options={seed: 4}'"),
+        (["size"], "64*64", "it is an option: write --config 'options={size: 64*64}'"),
+        (["model"], "big", "it is a key of a run: write --config 'runs={demo: {model: big}}'"),
+        (["runs"], None, "config.runs is None: it must be of type object"),
+    ],
+    ids=lambda value: ".".join(value) if isinstance(value, list) else "",
+)
+def test_an_error_states_the_rule(config, keys, value, message):
+    place = config
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    with pytest.raises(UsageError) as caught:
+        schema.check(config, "config", "config")
+    assert message in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_blank_cells_of_numbers_are_absent_and_blank_texts_are_texts():
+    assert schema.is_left_out("steps", " ") and schema.is_left_out("save_gif", "")
+    assert not schema.is_left_out("negative_prompt", "") and not schema.is_left_out("steps", "3")
 
 
 def test_a_clip_without_an_id_is_told_what_that_is():

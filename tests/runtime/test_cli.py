@@ -85,7 +85,7 @@ def test_a_config_that_is_no_yaml_is_one_sentence(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("models: {a: ")
     arguments = ("a.png", "--output", tmp_path / "x.safetensors", "--model", "a", "--config", config)
-    assert f"the models of {config} cannot be read" in stage("encode", *arguments, fails=2)
+    assert f"line 2 of {config} is not YAML" in stage("encode", *arguments, fails=2)
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from stages.runtime.stages import STAGES
 from tests import zoo
 from tests.commands import stage
-from tests.workflow.conftest import ROOT
+from tests.workflow.conftest import ONE_WORKER, ROOT, TINY, Project
 
 ROOM = 24 * 2**20  # bytes of the disk: more than the films of tiny models take
 
@@ -62,6 +62,17 @@ def test_every_stage_on_a_full_disk(disk, tiny_wan, tiny_vlm, monkeypatch, own_c
         assert set(os.listdir(disk)) - before <= {"store"}, name
         stage(name, *arguments, *store)
     assert os.path.getsize("film.mp4") > 0
+
+
+def test_results_on_a_full_disk_are_said_before_any_job(disk, tmp_path, models):
+    project = Project(tmp_path / "project", models)
+    clip = {"video": "a.mp4", "prompt": "p"}
+    run = {"recipe": "v2v", "clips": [clip], "model": "one-expert", "options": TINY}
+    project.configure(results=str(disk / "results"), store=str(disk / "store"), demo=run)
+    fill(disk)
+    report = project.run(*ONE_WORKER, fails=1)
+    assert f"error: {disk / 'results'} cannot be written (the disk is full): mend that" in report
+    assert "Traceback" not in report and "rule demo." not in report
 
 
 @pytest.mark.parametrize("room", [0, 2**17])

@@ -3,8 +3,6 @@
 import pytest
 import yaml
 
-from stages.plan.trainings import plan_trainings
-from stages.runtime.errors import UsageError
 from tests.conftest import TINY_TEXT2VIDEO
 
 
@@ -32,12 +30,3 @@ def test_a_training_comes_after_the_one_that_it_starts_from(trainings):
 
 def test_without_being_asked_for_nothing_is_trained(trainings):
     assert "training." not in trainings.output("--cores", 2, "-n")
-
-
-@pytest.mark.parametrize("text", ["training: unknown\n", "- 1\n", "{", None])
-def test_a_file_that_is_no_training_is_one_sentence(tmp_path, text):
-    path = tmp_path / "t.yaml"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(UsageError, match="training mine names .*t.yaml: that must be a YAML file with training: captioner"):
-        plan_trainings({"mine": str(path)}, "results")

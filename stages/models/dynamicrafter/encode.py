@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.media.fit import parse_size
 from stages.media.read import read_picture
 from stages.models.dynamicrafter.condition import Encoders, as_pixels
 from stages.models.dynamicrafter.options import MULTIPLE, TRAINED_LENGTH, check_last
@@ -16,6 +15,7 @@ from stages.models.shared.words import warn_of_unknown_words
 from stages.runtime.artifacts import write_tensors
 from stages.runtime.errors import ItemError
 from stages.runtime.log import log
+from stages.runtime.size import parse_size
 from stages.runtime.worker import Work, Worker
 
 

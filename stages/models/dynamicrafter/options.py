@@ -17,6 +17,7 @@ from stages.models.shared.noise import SEED
 from stages.models.shared.training.options import STAGE, shared
 from stages.runtime.errors import UsageError
 from stages.runtime.options import DTYPES, Family, Option, Training
+from stages.runtime.size import parse_size, size_text
 
 INTERPOLATING = "512_interp"
 SIZES = {"256": "256*256", "512": "512*320", "1024": "1024*576", INTERPOLATING: "512*320"}
@@ -51,7 +52,7 @@ def detect(folder: Path) -> str | None:
 
 def disk(values: Mapping[str, Any]) -> float:
     """Bytes of a clip's files, about: text and image tokens, latents at a sixteenth of a float32 per pixel, H.264."""
-    width, height = map(int, values["size"].split("*"))
+    width, height = parse_size(values["size"])
     return 2 * (77 + 256) * 1024 * 4 + width * height * values["video_length"]
 
 
@@ -60,10 +61,20 @@ TRAINING = Training(
     (
         *shared(without=("num_workers",)),  # its clips are encoded once, by the VAE in this process
         Option("variant", str, "256", "Which parameterisation", STAGE, choices=("256", "512", "1024")),
-        Option("vae", str, "", "Folder with vae/, of train sd-vae; empty: that of start_from", STAGE),
+        Option("vae", str, "", "Folder with vae/, of train sd-vae; empty: that of start_from", STAGE, is_path=True),
         Option("freeze_encoders", bool, True, "With start_from: leave its text and image encoders as they are", STAGE),
-        Option("dropout", float, 0.1, "Part of the captions, and of the pictures, left out for guidance", STAGE, maximum=1),
-        Option("noisy_share", float, 1.0, "1 draws timesteps evenly; the more, the more noise", STAGE, minimum=0.1),
+        Option(
+            "dropout",
+            float,
+            0.1,
+            "Part of the captions, and of the pictures, left out for guidance",
+            STAGE,
+            minimum=0,
+            maximum=1,
+        ),
+        Option(
+            "noisy_share", float, 1.0, "1 draws timesteps evenly; the more, the more noise", STAGE, minimum=0.1, maximum=100
+        ),
         Option(
             "weight_limit",
             float,
@@ -71,9 +82,10 @@ TRAINING = Training(
             "Up to so many times as much counts an error where a clip is all but noise (256)",
             STAGE,
             minimum=1,
+            maximum=10**6,
         ),
-        Option("sample_steps", int, 20, "DDIM steps of the sample strips", STAGE, minimum=1),
-        Option("sample_guidance", float, 2.0, "Their guidance", STAGE, minimum=0),
+        Option("sample_steps", int, 20, "DDIM steps of the sample strips", STAGE, minimum=1, maximum=1000),
+        Option("sample_guidance", float, 2.0, "Their guidance", STAGE, minimum=0, maximum=100),
     ),
     "Train DynamiCrafter on clips with captions, going on from their first frames.",
 )
@@ -88,6 +100,7 @@ FAMILY = Family(
             lambda variant, values: SIZES.get(variant, SIZES["256"]),
             "Size of the clip, width*height; the picture is scaled to cover it and cut",
             ("encode",),
+            form=size_text,
             default_text="256*256, 512*320 or 1024*576, by variant",
         ),
         Option("prompt", str, "", "The prompt", ("encode",), by_recipe=True),
@@ -113,9 +126,18 @@ FAMILY = Family(
             ("generate",),
             minimum=1,
             default_text="3 for 256, 24 for 512, 10 for 1024, 5 for 512_interp",
+            maximum=100,
         ),
         Option("num_inference_steps", int, 50, "DDIM steps", ("generate",), minimum=1, maximum=1000),
-        Option("guidance_scale", float, 7.5, "Classifier-free guidance; 1 switches it off", ("generate",), minimum=0),
+        Option(
+            "guidance_scale",
+            float,
+            7.5,
+            "Classifier-free guidance; 1 switches it off",
+            ("generate",),
+            minimum=0,
+            maximum=100,
+        ),
         Option(
             "guidance_rescale",
             float,
@@ -150,7 +172,7 @@ FAMILY = Family(
             choices=DTYPES,
             reloads=True,
         ),
-        Option("fps", float, 8.0, "Rate of the clip", ("decode",), "frames per second", minimum=1),
+        Option("fps", float, 8.0, "Rate of the clip", ("decode",), "frames per second", minimum=1, maximum=240),
         *WRITE_OPTIONS,
     ),
     workers={

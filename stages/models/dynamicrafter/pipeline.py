@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages.media.fit import parse_size
 from stages.media.read import as_rgb
 from stages.media.write import VideoWriter
 from stages.models.dynamicrafter.condition import Encoders, as_pixels
@@ -19,6 +18,7 @@ from stages.models.dynamicrafter.options import FAMILY, SIZES, check_last
 from stages.runtime.errors import UsageError
 from stages.runtime.model import find_model
 from stages.runtime.options import resolve
+from stages.runtime.size import parse_size
 
 
 def save_video(frames: Sequence[np.ndarray], path: str | Path, fps: float = 8) -> None:

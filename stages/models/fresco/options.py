@@ -56,12 +56,24 @@ VAE_TRAINING = Training(
     "stages.models.fresco.train_vae:PictureVAETask",
     (
         *shared(num_frames=1),
-        Option("latent_noise", float, 0.05, "Noise on the latents, that makes the decoder robust", STAGE, minimum=0),
-        Option("kl_weight", float, 1e-4, "Weight of the latents' square, that keeps them small", STAGE, minimum=0),
-        Option("foreground_weight", float, 4.0, "Further weight of what differs from the ground", STAGE, minimum=0),
-        Option("crop_size", int, 64, "Side of what a step looks at", STAGE, "pixels", minimum=16),
         Option(
-            "crop_share", float, 0.5, "Part of the steps that look at squares, not at the whole shrunk", STAGE, maximum=1
+            "latent_noise", float, 0.05, "Noise on the latents, that makes the decoder robust", STAGE, minimum=0, maximum=10
+        ),
+        Option(
+            "kl_weight", float, 1e-4, "Weight of the latents' square, that keeps them small", STAGE, minimum=0, maximum=1000
+        ),
+        Option(
+            "foreground_weight", float, 4.0, "Further weight of what differs from the ground", STAGE, minimum=0, maximum=1000
+        ),
+        Option("crop_size", int, 64, "Side of what a step looks at", STAGE, "pixels", minimum=16, maximum=4096),
+        Option(
+            "crop_share",
+            float,
+            0.5,
+            "Part of the steps that look at squares, not at the whole shrunk",
+            STAGE,
+            minimum=0,
+            maximum=1,
         ),
         Option(
             "freeze_encoder", bool, False, "Train the decoder alone: the latents of start_from stay what they are", STAGE
@@ -74,12 +86,12 @@ TRAINING = Training(
     "stages.models.fresco.train:EdgesTask",
     (
         *shared(without=("num_workers",), num_frames=1, frame_size=128),  # encoded once, by the VAE in this process
-        Option("vae", str, "", "Folder with vae/, of train sd-vae; empty: that of start_from", STAGE),
+        Option("vae", str, "", "Folder with vae/, of train sd-vae; empty: that of start_from", STAGE, is_path=True),
         Option("freeze_unet", bool, False, "Train the ControlNet alone, for the U-Net of start_from", STAGE),
-        Option("text_dropout", float, 0.1, "Part of the captions left out, for guidance", STAGE, maximum=1),
-        Option("control_dropout", float, 0.2, "Part of the frames of which no edges are shown", STAGE, maximum=1),
-        Option("sample_steps", int, 20, "DDIM steps of the sample strips", STAGE, minimum=1),
-        Option("sample_guidance", float, 2.0, "Their guidance", STAGE, minimum=0),
+        Option("text_dropout", float, 0.1, "Part of the captions left out, for guidance", STAGE, minimum=0, maximum=1),
+        Option("control_dropout", float, 0.2, "Part of the frames of which no edges are shown", STAGE, minimum=0, maximum=1),
+        Option("sample_steps", int, 20, "DDIM steps of the sample strips", STAGE, minimum=1, maximum=1000),
+        Option("sample_guidance", float, 2.0, "Their guidance", STAGE, minimum=0, maximum=100),
     ),
     "Train Stable Diffusion and a ControlNet for hard edges (canny) on frames of clips with captions.",
 )
@@ -119,22 +131,44 @@ FAMILY = Family(
             choices=FLOWS,
             reloads=True,
         ),
-        Option("batch_size", int, 8, "Keyframes that look at each other", ("encode",), "keyframes", minimum=FEWEST),
-        Option("num_inference_steps", int, 20, "Steps of the noise schedule", GENERATE, minimum=1),
+        Option(
+            "batch_size", int, 8, "Keyframes that look at each other", ("encode",), "keyframes", minimum=FEWEST, maximum=256
+        ),
+        Option("num_inference_steps", int, 20, "Steps of the noise schedule", GENERATE, minimum=1, maximum=1000),
         Option(
             "num_warmup_steps",
             int,
             5,
             "Its first steps that are left out: the more, the nearer to the source; below 0 it begins from pure noise",
             GENERATE,
+            minimum=-1000,
+            maximum=1000,
         ),
-        Option("end_opt_step", int, 15, "Features are optimised in the steps before this one", GENERATE, minimum=0),
-        Option("guidance_scale", float, 7.5, "Classifier-free guidance", GENERATE, minimum=0),
-        Option("cond_scale", float, 0.7, "Strength of the ControlNet", GENERATE, minimum=0),
-        Option("temporal_end", int, 350, "Timestep below which the paths are not looked along", GENERATE, minimum=0),
-        Option("feature_iterations", int, 20, "Steps of an optimisation", GENERATE, minimum=0),
-        Option("feature_rate", float, 0.2, "Its rate", GENERATE, minimum=0),
-        Option("gram_weight", float, 100.0, "Weight of the likeness within a frame, beside the flow", GENERATE, minimum=0),
+        Option(
+            "end_opt_step", int, 15, "Features are optimised in the steps before this one", GENERATE, minimum=0, maximum=1000
+        ),
+        Option("guidance_scale", float, 7.5, "Classifier-free guidance", GENERATE, minimum=0, maximum=100),
+        Option("cond_scale", float, 0.7, "Strength of the ControlNet", GENERATE, minimum=0, maximum=100),
+        Option(
+            "temporal_end",
+            int,
+            350,
+            "Timestep below which the paths are not looked along",
+            GENERATE,
+            minimum=0,
+            maximum=1000,
+        ),
+        Option("feature_iterations", int, 20, "Steps of an optimisation", GENERATE, minimum=0, maximum=1000),
+        Option("feature_rate", float, 0.2, "Its rate", GENERATE, minimum=0, maximum=100),
+        Option(
+            "gram_weight",
+            float,
+            100.0,
+            "Weight of the likeness within a frame, beside the flow",
+            GENERATE,
+            minimum=0,
+            maximum=10**6,
+        ),
         Option("use_freeu", bool, False, "FreeU: stronger features, weaker skip connections", GENERATE, reloads=True),
         SEED,
         Option(
@@ -146,7 +180,7 @@ FAMILY = Family(
             choices=DTYPES,
             reloads=True,
         ),
-        Option("fps", float, 8.0, "Rate of the clip of keyframes", ("decode",), "frames per second", minimum=1),
+        Option("fps", float, 8.0, "Rate of the clip of keyframes", ("decode",), "frames per second", minimum=1, maximum=240),
         *WRITE_OPTIONS,
     ),
     workers={

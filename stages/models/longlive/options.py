@@ -17,9 +17,11 @@ from stages.models.shared.training.options import STAGE, shared
 from stages.models.shared.wan.options import DTYPE, ON_LATENTS, TEXT_LENGTH, VAE_TILING, disk
 from stages.runtime.errors import UsageError
 from stages.runtime.options import Family, Option, Training
+from stages.runtime.size import size_text
 
 SIZES = ("832*480",)
 LONGEST = 1024  # latent frames: the rows of the rotary table that the model was trained with
+LONGEST_FILM = 15_000  # latent frames: an hour
 LATENT = "latent frames"
 
 
@@ -38,10 +40,6 @@ def lengths(frames: int, block: int) -> Lengths:
 
 def pixel_frames(latent: int) -> int:
     return max(0, 4 * latent - 3)
-
-
-def check_steps(value: int) -> str | None:
-    return None if 0 < value <= 1000 else "it must be 1 to 1000"
 
 
 def check_lengths(values: Mapping[str, Any]) -> None:
@@ -92,14 +90,31 @@ TRAINING = Training(
     (
         *shared(without=("num_workers",), num_frames=81),  # its clips are encoded once, by the VAE in this process
         *ON_LATENTS,
-        Option("num_frame_per_block", int, 3, "Frames made together", STAGE, LATENT, minimum=1),
-        Option("local_attn_size", int, 12, "Frames that are seen, sinks and the block with them", STAGE, LATENT, minimum=1),
-        Option("sink_size", int, 3, "First frames, which are seen to the end", STAGE, LATENT, minimum=0),
+        Option("num_frame_per_block", int, 3, "Frames made together", STAGE, LATENT, minimum=1, maximum=128),
         Option(
-            "recache_share", float, 0.3, "Part of the clips in which a switch goes over the window again", STAGE, maximum=1
+            "local_attn_size",
+            int,
+            12,
+            "Frames that are seen, sinks and the block with them",
+            STAGE,
+            LATENT,
+            minimum=1,
+            maximum=4096,
         ),
-        Option("context_fault", float, 0.1, "Noise at most on the frames that were made before", STAGE, minimum=0),
-        Option("training_shift", float, 5.0, "Shift of the sigmas that are drawn", STAGE, minimum=0.01),
+        Option("sink_size", int, 3, "First frames, which are seen to the end", STAGE, LATENT, minimum=0, maximum=4096),
+        Option(
+            "recache_share",
+            float,
+            0.3,
+            "Part of the clips in which a switch goes over the window again",
+            STAGE,
+            minimum=0,
+            maximum=1,
+        ),
+        Option(
+            "context_fault", float, 0.1, "Noise at most on the frames that were made before", STAGE, minimum=0, maximum=10
+        ),
+        Option("training_shift", float, 5.0, "Shift of the sigmas that are drawn", STAGE, minimum=0.01, maximum=100),
     ),
     "Train a causal Wan (WanTransformer3DModel) on clips whose prompt changes on the way.",
 )
@@ -108,7 +123,7 @@ FAMILY = Family(
     name="longlive",
     version=2,
     options=(
-        Option("size", str, SIZES[0], "Size of the film, width*height", ("encode",)),
+        Option("size", str, SIZES[0], "Size of the film, width*height", ("encode",), form=size_text),
         Option("prompt1", str, "", "What the source shows, where no caption file is given", ("encode",), by_recipe=True),
         Option("prompt", str, "", "What is made; behind a source this is its prompt2", ("encode",), by_recipe=True),
         Option(
@@ -129,6 +144,7 @@ FAMILY = Family(
             LATENT,
             minimum=1,
             many=True,
+            maximum=LONGEST_FILM,
         ),
         Option(
             "num_conditioning_frames",
@@ -138,6 +154,7 @@ FAMILY = Family(
             ("encode",),
             "frames",
             minimum=1,
+            maximum=4096,
         ),
         Option(
             "num_output_frames",
@@ -147,8 +164,9 @@ FAMILY = Family(
             ("encode",),
             LATENT,
             minimum=1,
+            maximum=LONGEST_FILM,
         ),
-        Option("num_frame_per_block", int, 3, "Frames made together", ("encode",), LATENT, minimum=1),
+        Option("num_frame_per_block", int, 3, "Frames made together", ("encode",), LATENT, minimum=1, maximum=128),
         TEXT_LENGTH,
         Option(
             "denoising_step_list",
@@ -157,10 +175,11 @@ FAMILY = Family(
             "Denoising steps of a block, from 1000 down",
             ("generate",),
             many=True,
-            check=check_steps,
+            minimum=1,
+            maximum=1000,
         ),
         Option("warp_denoising_step", bool, True, "Shift those steps by timestep_shift", ("generate",)),
-        Option("timestep_shift", float, 5.0, "That shift: higher is more noise", ("generate",), minimum=0.01),
+        Option("timestep_shift", float, 5.0, "That shift: higher is more noise", ("generate",), minimum=0.01, maximum=100),
         Option(
             "context_noise",
             float,
@@ -178,8 +197,11 @@ FAMILY = Family(
             ("generate",),
             LATENT,
             minimum=1,
+            maximum=4096,
         ),
-        Option("sink_size", int, 3, "First frames, which are seen to the end", ("generate",), LATENT, minimum=0),
+        Option(
+            "sink_size", int, 3, "First frames, which are seen to the end", ("generate",), LATENT, minimum=0, maximum=4096
+        ),
         Option(
             "recache_on_switch",
             bool,
@@ -214,6 +236,8 @@ FAMILY = Family(
             "Alpha of lora where its file states none; 256 is that of LongLive's own. A LoRA counts alpha / rank times",
             ("generate",),
             reloads=True,
+            minimum=-(10**6),
+            maximum=10**6,
         ),
         Option(
             "low_memory",
@@ -235,10 +259,11 @@ FAMILY = Family(
             "blocks",
             minimum=0,
             changes_result=False,
+            maximum=LONGEST_FILM,
         ),
         VAE_TILING,
         Option("new_only", bool, False, "Leave the source out of the film", ("decode",)),
-        Option("fps", float, 16.0, "Rate of the film", ("decode",), "frames per second", minimum=1),
+        Option("fps", float, 16.0, "Rate of the film", ("decode",), "frames per second", minimum=1, maximum=240),
         *WRITE_OPTIONS,
     ),
     workers={

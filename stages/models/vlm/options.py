@@ -34,6 +34,7 @@ NUM_SEGMENTS = Option(
     ("caption_vlm",),
     "frames",
     minimum=1,
+    maximum=512,
 )
 INCLUDE_LAST = Option("include_last", bool, False, "Also show the very last frame", ("caption_vlm",))
 
@@ -42,7 +43,9 @@ TRAINING = Training(
     (
         *shared(num_frames=17),
         *(replace(option, stages=STAGE) for option in (INSTRUCTION, NUM_SEGMENTS, INCLUDE_LAST)),
-        Option("pixel_noise", float, 0.1, "Noise on the frames, up to this, of a range of -1 to 1", STAGE, minimum=0),
+        Option(
+            "pixel_noise", float, 0.1, "Noise on the frames, up to this, of a range of -1 to 1", STAGE, minimum=0, maximum=2
+        ),
     ),
     "Train a captioner (InternVL) on clips with captions.",
 )
@@ -58,7 +61,16 @@ FAMILY = Family(
         INSTRUCTION,
         NUM_SEGMENTS,
         INCLUDE_LAST,
-        Option("max_new_tokens", int, 256, "Length of the description at most", ("caption_vlm",), "tokens", minimum=1),
+        Option(
+            "max_new_tokens",
+            int,
+            256,
+            "Length of the description at most",
+            ("caption_vlm",),
+            "tokens",
+            minimum=1,
+            maximum=16384,
+        ),
         Option(
             "dtype",
             str,

@@ -4,7 +4,6 @@ Nothing is left to a library's default. What differs from upstream is the guidan
 frames of the 5B (upstream 50 and 121): the defaults here are those of the video-to-video program that this replaces.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from stages.models.shared.training.options import STAGE, shared
 from stages.models.shared.wan.options import DTYPE, ON_LATENTS, TEXT_LENGTH, VAE_TILING, disk
 from stages.runtime.errors import UsageError
 from stages.runtime.options import GPUS, Family, Option, Training
+from stages.runtime.size import parse_size, size_text
 
 SIZES = {
     "14b": ("1280*720", "720*1280", "832*480", "480*832"),
@@ -35,14 +35,10 @@ NEGATIVE_PROMPT = (
 def default_shift(variant: str, values: Mapping[str, Any]) -> float:
     """Upstream's shift is 5.0; for the 14B its documentation advises 3.0 at 480p."""
     if "size" in values:
-        width, height = map(int, values["size"].split("*"))
+        width, height = parse_size(values["size"])
     else:  # by hand: of the encoded clip; the item will be refused where that is not readable
         width, height = values.get("width", 0), values.get("height", 0)
     return 3.0 if variant == "14b" and 0 < width * height <= 832 * 480 else 5.0
-
-
-def check_size(value: str) -> str | None:
-    return None if re.fullmatch(r"[1-9]\d*\*[1-9]\d*", value) else 'write width*height, for example "1280*720"'
 
 
 def check_frame_num(value: int) -> str | None:
@@ -78,14 +74,31 @@ VAE_TRAINING = Training(
     "stages.models.wan.train_vae:VAETask",
     (
         *shared(num_frames=9),
-        Option("latent_noise", float, 0.05, "Noise on the latents, that makes the decoder robust", STAGE, minimum=0),
-        Option("kl_weight", float, 1e-4, "Weight of the latents' square, that keeps them small", STAGE, minimum=0),
-        Option("foreground_weight", float, 6.0, "Further weight of what differs from the ground", STAGE, minimum=0),
-        Option("image_steps", int, 1000, "Steps on single frames, before the clips", STAGE, minimum=0),
-        Option("crop_size", int, 32, "Side of the squares that a part of the steps looks at", STAGE, "pixels", minimum=16),
+        Option(
+            "latent_noise", float, 0.05, "Noise on the latents, that makes the decoder robust", STAGE, minimum=0, maximum=10
+        ),
+        Option(
+            "kl_weight", float, 1e-4, "Weight of the latents' square, that keeps them small", STAGE, minimum=0, maximum=1000
+        ),
+        Option(
+            "foreground_weight", float, 6.0, "Further weight of what differs from the ground", STAGE, minimum=0, maximum=1000
+        ),
+        Option("image_steps", int, 1000, "Steps on single frames, before the clips", STAGE, minimum=0, maximum=10**8),
+        Option(
+            "crop_size",
+            int,
+            32,
+            "Side of the squares that a part of the steps looks at",
+            STAGE,
+            "pixels",
+            minimum=16,
+            maximum=4096,
+        ),
         Option("crop_share", float, 0.65, "That part of the steps on clips", STAGE, minimum=0, maximum=1),
         Option("image_crop_share", float, 0.0, "That part of the steps on single frames", STAGE, minimum=0, maximum=1),
-        Option("crop_frames", int, 1, "Single frames of each clip that such a step looks at", STAGE, minimum=1),
+        Option(
+            "crop_frames", int, 1, "Single frames of each clip that such a step looks at", STAGE, minimum=1, maximum=4096
+        ),
         Option(
             "freeze_encoder", bool, False, "Train the decoder alone: the latents of start_from stay what they are", STAGE
         ),
@@ -102,11 +115,35 @@ DENOISER_TRAINING = Training(
         Option("text_dropout", float, 0.08, "Part of the captions left out, for guidance", STAGE, minimum=0, maximum=1),
         Option("prefix", str, "continue video", "Put before a part of the captions, as recipe chain does", STAGE),
         Option("prefix_share", float, 0.2, "That part of the captions", STAGE, minimum=0, maximum=1),
-        Option("first_frame_share", float, 0.5, "Part of the clips with their first frame given (5b)", STAGE, maximum=1),
-        Option("training_shift", float, 2.0, "Shift of the sigmas that are drawn (5b)", STAGE, minimum=0.01),
-        Option("boundary_ratio", float, 0.9, "Sigma from which on the high-noise expert is trained (14b)", STAGE),
-        Option("sample_steps", int, 12, "Denoising steps of the sample strips", STAGE, minimum=1),
-        Option("sample_shift", float, 3.0, "Their shift, also written into the scheduler's config", STAGE, minimum=0.01),
+        Option(
+            "first_frame_share",
+            float,
+            0.5,
+            "Part of the clips with their first frame given (5b)",
+            STAGE,
+            minimum=0,
+            maximum=1,
+        ),
+        Option("training_shift", float, 2.0, "Shift of the sigmas that are drawn (5b)", STAGE, minimum=0.01, maximum=100),
+        Option(
+            "boundary_ratio",
+            float,
+            0.9,
+            "Sigma from which on the high-noise expert is trained (14b)",
+            STAGE,
+            minimum=0,
+            maximum=1,
+        ),
+        Option("sample_steps", int, 12, "Denoising steps of the sample strips", STAGE, minimum=1, maximum=1000),
+        Option(
+            "sample_shift",
+            float,
+            3.0,
+            "Their shift, also written into the scheduler's config",
+            STAGE,
+            minimum=0.01,
+            maximum=100,
+        ),
     ),
     "Train a denoiser (WanTransformer3DModel) and its text encoder on clips with captions.",
 )
@@ -123,7 +160,7 @@ FAMILY = Family(
             "Size of the clip, width*height: 14b takes 1280*720, 720*1280, 832*480, 480*832; 5b 1280*704, 704*1280. "
             "encode takes it where there is no first frame",
             ("encode",),
-            check=check_size,
+            form=size_text,
             default_text="14b: 1280*720, 5b: 1280*704",
         ),
         Option("prompt", str, "", "The prompt, where no caption file is given", ("encode",), by_recipe=True),
@@ -135,9 +172,19 @@ FAMILY = Family(
             ("encode",),
             default_text="upstream's text (Chinese)",
         ),
-        Option("frame_num", int, 81, "Frames of the clip, 4n+1", ("encode",), "frames", minimum=1, check=check_frame_num),
+        Option(
+            "frame_num",
+            int,
+            81,
+            "Frames of the clip, 4n+1",
+            ("encode",),
+            "frames",
+            minimum=1,
+            check=check_frame_num,
+            maximum=4093,
+        ),
         TEXT_LENGTH,
-        Option("steps", int, 40, "Denoising steps", ("generate",), minimum=1),
+        Option("steps", int, 40, "Denoising steps", ("generate",), minimum=1, maximum=1000),
         Option(
             "guidance_scale",
             float,
@@ -145,6 +192,7 @@ FAMILY = Family(
             "Classifier-free guidance; 1 switches it off. Of the high-noise expert, where guidance_scale_2 is given",
             ("generate",),
             minimum=0,
+            maximum=100,
         ),
         Option(
             "guidance_scale_2",
@@ -154,6 +202,7 @@ FAMILY = Family(
             ("generate",),
             minimum=0,
             default_text="the same as guidance_scale",
+            maximum=100,
         ),
         Option(
             "shift",
@@ -163,6 +212,7 @@ FAMILY = Family(
             ("generate",),
             minimum=0.01,
             default_text="5.0; 14b up to 832*480: 3.0",
+            maximum=100,
         ),
         Option(
             "sigma_grid",
@@ -194,9 +244,9 @@ FAMILY = Family(
             reloads=True,
             is_file=True,
         ),
-        Option("lora_scale", float, 1.0, "Strength of lora", ("generate",), reloads=True),
+        Option("lora_scale", float, 1.0, "Strength of lora", ("generate",), reloads=True, minimum=-100, maximum=100),
         Option("lora_2", str, "", "LoRA weights of the low-noise expert (14b)", ("generate",), reloads=True, is_file=True),
-        Option("lora_scale_2", float, 1.0, "Strength of lora_2", ("generate",), reloads=True),
+        Option("lora_scale_2", float, 1.0, "Strength of lora_2", ("generate",), reloads=True, minimum=-100, maximum=100),
         Option(
             "offload",
             str,
@@ -218,6 +268,7 @@ FAMILY = Family(
             minimum=1,
             changes_result=False,
             reloads=True,
+            maximum=1000,
         ),
         Option(
             "offload_stream",
@@ -265,6 +316,7 @@ FAMILY = Family(
             "steps",
             minimum=0,
             changes_result=False,
+            maximum=1000,
         ),
         VAE_TILING,
         Option(
@@ -276,6 +328,7 @@ FAMILY = Family(
             "frames per second",
             minimum=1,
             default_text="14b: 16, 5b: 24",
+            maximum=240,
         ),
         *WRITE_OPTIONS,
     ),

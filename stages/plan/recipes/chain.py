@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stages.plan.names import template_fault
 from stages.plan.recipes.v2v import SOURCE_FIRST, caption_item, check_seam, first_frame
 from stages.runtime.errors import UsageError
 from stages.runtime.options import Option
@@ -26,7 +27,14 @@ OPTIONS = (
         (),
         choices=("each", "first"),
     ),
-    Option("link_name", str, "video_{link:02d}_{clip}.mp4", "Template of a link's file name", ()),
+    Option(
+        "link_name",
+        str,
+        "video_{link:02d}_{clip}.mp4",
+        "Template of a link's file name",
+        (),
+        check=template_fault,
+    ),
 )
 
 

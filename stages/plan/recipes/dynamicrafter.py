@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from stages.media.fit import parse_size
+from stages.plan.names import part_of_name
 from stages.runtime.errors import UsageError
+from stages.runtime.size import parse_size
 
 if TYPE_CHECKING:
     from stages.plan.resolve import Clip
@@ -31,7 +32,11 @@ def items(clip: Clip) -> dict[str, list[Item]]:
     else:
         told = {"caption": clip.step("caption.json")}
         jobs["caption_vlm"] = [clip.item("caption_vlm", told["caption"], video=clip.image)]
-    fields = {"image": PurePath(clip.image).stem, "resolution": parse_size(values["size"])[0], "seed": values["seed"]}
+    fields = {
+        "image": part_of_name(PurePath(clip.image).stem),
+        "resolution": parse_size(values["size"])[0],
+        "seed": values["seed"],
+    }
     return jobs | {
         "encode": [clip.item("encode", encoded, image=clip.image, **told)],
         "generate": [clip.item("generate", latents, encoded=encoded)],

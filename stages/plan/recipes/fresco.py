@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from stages.plan.recipes.v2v import caption_item
 from stages.runtime.errors import UsageError
 from stages.runtime.options import Option
+from stages.runtime.size import size_text
 
 if TYPE_CHECKING:
     from stages.plan.resolve import Clip
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 FAMILIES = ("fresco", "vlm")
 NEEDS = ("video",)
 DEFAULTS: dict = {}
-OPTIONS = (Option("size", str, "512*512", "Its shorter side is that of the film; both sides are multiples of 64", ()),)
+OPTIONS = (
+    Option(
+        "size", str, "512*512", "Its shorter side is that of the film; both sides are multiples of 64", (), form=size_text
+    ),
+)
 MULTIPLE = 64
 
 

@@ -16,12 +16,15 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from stages.media.folders import TEXT_ENDINGS, by_stem, files, overlooked
 from stages.media.options import VIDEO_ENDINGS
 from stages.media.probe import probe
 from stages.media.select import midpoint_indices, pick, whole
 from stages.media.shapes import world
 from stages.models.shared.training.options import SHAPES
 from stages.runtime.errors import ItemError, UsageError
+from stages.runtime.log import log
+from stages.runtime.text import read_text
 
 SHAPES_CLIPS = 100_000
 ENOUGH = 5000  # scenes to meet each of the 360 captions
@@ -46,8 +49,8 @@ class TextVideoDataset(Dataset):
         seed: int = 0,
     ):
         folder = Path(folder)
-        captions = {path.stem: path for path in sorted((folder / "captions").glob("*.txt"))}
-        videos = [path for path in sorted((folder / "videos").glob("*")) if path.suffix.lower() in VIDEO_ENDINGS]
+        captions = by_stem(files(folder / "captions", TEXT_ENDINGS), "captions")
+        videos = files(folder / "videos", VIDEO_ENDINGS)
         self.pairs = [(video, captions[video.stem]) for video in videos if video.stem in captions]
         if not self.pairs:
             raise UsageError(
@@ -105,10 +108,7 @@ class TextVideoDataset(Dataset):
 
 def read_caption(path: Path) -> str:
     """A caption's text. Raises UsageError where it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the caption {path} is not UTF-8 text (byte {error.start + 1})", "save it as UTF-8") from None
+    return read_text(path).strip()
 
 
 class ShapesDataset(Dataset):
@@ -179,6 +179,8 @@ def datasets(options: Mapping[str, Any], shapes: Callable[..., ShapesDataset] = 
         )
     if not options["data"]:
         raise UsageError("no data is given", f"add --data FOLDER (with videos/ and captions/), or --data {SHAPES}")
+    if left := overlooked(Path(options["data"]) / "videos", VIDEO_ENDINGS):
+        log("warning", reason=f"{len(left)} files of {left[0].parent} are left out, the first is {left[0].name}")
     folder = TextVideoDataset(options["data"], **size, augment=options["augment"], seed=options["seed"])
     plain = TextVideoDataset(options["data"], **size, augment=False)
     pairs = folder.pairs[: options["max_samples"] or None]

@@ -119,6 +119,20 @@ def test_only_pairs_count_and_max_samples_cuts_them(folder):
     assert len(TextVideoDataset(folder, max_samples=2)) == 2
 
 
+def test_hidden_files_are_no_clips_and_endings_count_in_any_case(folder, capsys):
+    for name in ("videos/._a.mp4", "captions/._a.txt", "videos/d.webm", "captions/d.txt"):
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    (folder / "captions" / "b.txt").rename(folder / "captions" / "b.TXT")
+    assert [(v.name, c.name) for v, c in TextVideoDataset(folder).pairs] == [("a.mp4", "a.txt"), ("b.mp4", "b.TXT")]
+    datasets({**resolve(shared(), {}), "data": str(folder)})
+    assert "1 files of" in (said := capsys.readouterr().err) and "left out, the first is d.webm" in said
+
+
+def test_a_separator_within_a_caption_is_no_end_of_line(folder):
+    (folder / "captions" / "b.txt").write_bytes("\ufeffa red ring\u2028that glides\r\n".encode())
+    assert TextVideoDataset(folder)[1]["text"] == "a red ring\u2028that glides"
+
+
 def test_folder_without_a_pair_is_one_sentence(tmp_path):
     with pytest.raises(UsageError, match=r"has no video in videos/ with a caption of the same stem in captions/: put pairs"):
         TextVideoDataset(tmp_path)
@@ -132,7 +146,7 @@ def test_video_that_cannot_be_read_is_named(folder):
 
 def test_caption_that_is_not_utf8_is_named(folder):
     (folder / "captions" / "b.txt").write_bytes("红色".encode("gbk"))
-    with pytest.raises(UsageError, match=r"the caption .*b.txt is not UTF-8 text \(byte 1\): save it as UTF-8"):
+    with pytest.raises(UsageError, match=r"captions/b.txt is not UTF-8 text \(byte 1\): save it as UTF-8"):
         TextVideoDataset(folder)[1]
 
 

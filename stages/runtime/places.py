@@ -1,0 +1,36 @@
+"""Places that are to be written: whether they can be, before hours of work end there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from stages.runtime.errors import job_fault
+
+PROBE = 2**16  # bytes: more than a nearly full file system hands out of what it has reserved
+
+
+def folder_fault(place: Path | str) -> str | None:
+    """What stands where a folder is or would be made, if it is none; None where there is nothing."""
+    if os.path.isdir(place) or not os.path.lexists(place):
+        return None
+    if os.path.islink(place) and not os.path.exists(place):
+        return f"{place} is a link to {os.readlink(place)}, which does not exist"
+    return f"{place} is a file, not a folder"
+
+
+def writing_fault(folder: Path) -> str | None:
+    """Why no file can be written in a folder, which is made where it is missing; None where one can."""
+    for place in (folder, *folder.parents):
+        if fault := folder_fault(place):
+            return fault
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(PROBE))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return job_fault(error) if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+    return None

@@ -1,0 +1,137 @@
+"""Options: what they take, in every place where a value can come from."""
+
+import math
+import os
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from stages.plan.families import ALL
+from stages.plan.recipes import RECIPES
+from stages.plan.schema import Validator, all_options
+from stages.runtime.errors import UsageError
+from stages.runtime.options import Option
+
+DECLARED = [(name, option) for name, family in ALL.items() for option in family.options]
+DECLARED += [
+    (name, option) for family in ALL.values() for name, training in family.trainings.items() for option in training.options
+]
+DECLARED += [(name, option) for name, recipe in RECIPES.items() for option in recipe.OPTIONS]
+NUMBERS = [(name, option) for name, option in DECLARED if option.type in (int, float) and not option.choices]
+
+
+def named(of, options):
+    return pytest.mark.parametrize(("of", "option"), options, ids=[f"{name}-{option.name}" for name, option in options])
+
+
+@named("number", NUMBERS)
+def test_every_number_has_bounds_and_keeps_them(of, option):
+    assert option.minimum is not None and option.maximum is not None
+    assert -math.inf < option.minimum <= option.maximum < 10**19
+    low, high = ([one] if option.many else one for one in (option.minimum, option.maximum))
+    for bad in (option.maximum + 1, option.minimum - 1, 10**30, -(10**30)):
+        with pytest.raises(UsageError, match=f"option {option.name} is .*: it must be at (most|least)"):
+            option.parse(bad)
+    if not (option.check or option.form):
+        assert option.parse(low) == low and option.parse(high) == high
+
+
+@named("number", NUMBERS)
+def test_nan_and_infinity_are_refused_by_every_option(of, option):
+    for value in (math.nan, math.inf, -math.inf, "nan", "inf", "-Infinity", "1e999", " NaN "):
+        with pytest.raises(UsageError, match=f"option {option.name} is"):
+            option.parse(value)
+        if isinstance(value, float):
+            assert not Validator(option.schema()).is_valid(value)
+
+
+VALUES = [
+    *(0, 1, -1, 3, 5, 0.5, 1.0, True, False, None, "", "1", "0.5", "yes", "abc", "7 ", [1], ["1"], [], [None], {}, {"a": 1}),
+    *(10**30, "9" * 5000, "none", "bfloat16"),
+]
+
+
+@named("option", DECLARED)
+def test_the_schema_takes_what_parse_takes(of, option):
+    """Of text the schema says nothing: only `parse` looks into it."""
+    validator = Validator(option.schema())
+    for value in VALUES:
+        texts = [value] if not isinstance(value, list) else value
+        if any(isinstance(text, str) for text in texts) and option.type is not str:
+            continue
+        try:
+            option.parse(value)
+        except UsageError:
+            looks_deeper = option.check or option.form
+            assert looks_deeper or not validator.is_valid(value), (option.name, value)
+        else:
+            optional = value is None and (option.default is None or callable(option.default))
+            assert optional or validator.is_valid(value), (option.name, value)
+
+
+def test_options_of_one_name_take_in_a_config_what_any_of_them_takes():
+    steps = all_options()["batch_size"]
+    assert (steps.minimum, steps.maximum) == (1, 256)  # clips of DynamiCrafter, keyframes of FRESCO
+    for name, option in all_options().items():
+        Draft202012Validator.check_schema(option.schema())
+        assert name == option.name
+
+
+@pytest.mark.parametrize(
+    ("type", "value", "parsed"),
+    [
+        (int, "7", 7),
+        (int, " 7 ", 7),
+        (int, 7.0, 7),
+        (float, "7", 7.0),
+        (float, 7, 7.0),
+        (float, "1e-4", 1e-4),
+        (bool, "Yes", True),
+        (bool, " off ", False),
+        (str, "7", "7"),
+    ],
+)
+def test_text_of_cells_and_command_lines_becomes_the_type(type, value, parsed):
+    assert Option("x", type, type(), "", ()).parse(value) == parsed
+
+
+@pytest.mark.parametrize(
+    ("type", "value", "message"),
+    [
+        (int, 7.5, "option x is 7.5: it must be of type integer"),
+        (int, True, "of type integer"),
+        (int, "0x10", "of type integer"),
+        (int, int("9" * 4000), r"option x is 9+\.\.\. \(4000 characters\): it must be at most 9"),
+        (float, [16**5000], "option x is a value of type list: it must be of type number"),
+        (float, "1_0e", "of type number"),
+        (str, 7, 'option x is 7: it must be text: write it in quotes, such as "7"'),
+        (str, True, 'it must be text: write it in quotes, such as "yes"'),
+        (str, "caf\udce9", "it must be UTF-8 text without NUL"),
+        (str, "a\0b", "it must be UTF-8 text without NUL"),
+        (str, ["a"], "it must be of type string"),
+        (bool, "maybe", "of type boolean"),
+        (bool, 1, "of type boolean"),
+    ],
+)
+def test_what_is_no_value_is_one_short_sentence(type, value, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        Option("x", type, type(), "", (), maximum=None if type in (str, bool) else 9).parse(value)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["lora", "masks", "last_image"])
+def test_files_may_be_named_from_the_home_folder(name):
+    assert all_options()[name].parse("~/a.mp4") == os.path.expanduser("~/a.mp4")
+
+
+def test_folders_of_a_training_may_be_named_from_the_home_folder():
+    for name in ("data", "start_from", "vae"):
+        options = [option for _, option in DECLARED if option.name == name and option.stages == ("train",)]
+        assert options and all(option.parse("~/here") == os.path.expanduser("~/here") for option in options)
+
+
+@pytest.mark.parametrize("spelling", ["64*64", "64x64", "64X64", "64 x 64", " 64 * 64 "])
+def test_a_size_has_one_spelling_in_every_family(spelling):
+    sizes = [option for _, option in DECLARED if option.name == "size"]
+    assert len(sizes) == 5
+    assert {option.parse(spelling) for option in sizes} == {"64*64"}
