@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 
 import av
 
-# Containers whose clock may start anew within the file, as where two files were joined by `cat`; as ffmpeg treats them.
-RESTARTING = ("mpegts", "mpeg", "ogg")
+# A clock that jumps back by as many seconds has started anew, as where two files were joined by `cat`.
+BACK = 0.5
+BROADCAST = ("mpegts", "mpeg")  # containers whose clock may jump ahead too
+AHEAD = 10.0  # seconds: by more than that; and no gap that is longer is one of lost frames
+GUESSING = ("mpeg",)  # containers with few stored times, between which libavformat's guesses are no good
 RATE_PACKETS = 400  # enough to see a phone's or a screen recorder's varying rate, cheap in a file of any length
-BACK, AHEAD = 0.1, 10.0  # seconds: a jump of their clock by more than that is a new start
+BEHIND = 2  # packets that may follow a damaged one before the clock starts anew: the parser holds some back
 
 
 def available_threads() -> int:
@@ -38,53 +42,62 @@ def tick_of(packet) -> int:
 class Packets:
     """The packets of a stream in stored order, on one clock. Iterating yields (packet, whether it is damaged).
 
-    `ends_early`: reading broke off within a packet, or by an error. `restarts`: how often the clock started anew.
-    `ticks`: when the frames of the first packets are shown, as many as RATE_PACKETS, and none behind the first damage.
+    `ends_early`: reading broke off within a packet, or by an error. `restarts`: how often the clock started anew. `end`:
+    where in the file the last packet ends. `ticks`: when the frames of the first packets are shown, as many as RATE_PACKETS,
+    and none behind the first damage.
     """
 
     def __init__(self, container, stream):
         self.container, self.stream = container, stream
-        self.ends_early, self.restarts, self.ticks = False, 0, []
+        self.ends_early, self.restarts, self.end, self.ticks = False, 0, 0, []
+        self.damaged = False
         self._shift, self._expected = 0, None
-        self._sound = True
 
     def __iter__(self) -> Iterator[tuple[av.Packet, bool]]:
         for packet, damaged in self._read():
-            self._sound &= not damaged
-            if self._sound and not packet.is_discard and len(self.ticks) < RATE_PACKETS:
+            self.damaged |= damaged
+            self.end = max(self.end, (packet.pos or 0) + packet.size)
+            if not self.damaged and not packet.is_discard and len(self.ticks) < RATE_PACKETS:
                 self.ticks.append(tick_of(packet))
             yield packet, damaged
 
     def _read(self) -> Iterator[tuple[av.Packet, bool]]:
-        held = None  # a damaged packet: it may be the last one, or the last one of a file that another was appended to
+        held = []  # a damaged packet and what follows: that may be the end of a file, or of one that another was appended to
         try:
             for packet in self.container.demux(self.stream):
                 if not packet.size:
                     continue
                 restarted = self._put_on_clock(packet)
-                if held is not None:
-                    yield held, not restarted
-                held = packet if packet.is_corrupt else None
-                if held is None:
+                if held and (restarted or len(held) > BEHIND):
+                    yield from ((one, one.is_corrupt and not restarted) for one in held)
+                    held = []
+                if held or packet.is_corrupt:
+                    held.append(packet)
+                else:
                     yield packet, False
         except av.FFmpegError:
             self.ends_early = True
-        self.ends_early |= held is not None
+        if held and held[-1].is_corrupt:
+            held.pop()  # a part of a frame is none
+            self.ends_early = True
+        yield from ((one, one.is_corrupt) for one in held)
 
     def _put_on_clock(self, packet) -> bool:
         """Shift a packet's times to follow those before it; whether the file's clock started anew with it."""
-        dts = packet.dts
-        if dts is None or self.container.format.name not in RESTARTING:
-            return False
-        ahead = float((dts + self._shift - self._expected) * self.stream.time_base) if self._expected is not None else 0.0
-        restarted = not -BACK <= ahead <= AHEAD
-        if restarted:
-            self._shift = self._expected - dts
-            self.restarts += 1
+        restarted, stored = False, packet.dts
+        if stored is None and packet.is_keyframe:
+            stored = packet.pts
+        if stored is not None and self._expected is not None:
+            ahead = float((stored + self._shift - self._expected) * self.stream.time_base)
+            restarted = ahead < -BACK or ahead > AHEAD and self.container.format.name in BROADCAST
+            if restarted:
+                self._shift = self._expected - stored
+                self.restarts += 1
         if self._shift:
-            packet.dts = dts + self._shift
+            packet.dts = packet.dts + self._shift if packet.dts is not None else None
             packet.pts = packet.pts + self._shift if packet.pts is not None else None
-        self._expected = dts + self._shift + (packet.duration or 0)
+        if packet.dts is not None:
+            self._expected = packet.dts + (packet.duration or 0)
         return restarted
 
 
@@ -102,20 +115,23 @@ class Decoder:
 
     Packets before the first keyframe may give no frame and then do not count. What is damaged after it leaves out frames,
     whose places and times stay free. With `stop_at_damage`, the good frames before the first damage are the last ones.
-    `interval` is ticks from one frame to the next where the rate is constant, else None.
+    `interval` is ticks from one frame to the next where they lie on a grid, else None.
 
     `damage` lists the ticks where something was damaged, `error` is what the decoder said of it last, `ends_early` says that
     the stream broke off, and `unfinished` that frames at the end were kept back, which happens on several threads only.
-    `stored` gives the packets that were not decoded yet.
+    `stored` gives the packets that were not decoded yet, `clock` is seconds of a tick.
     """
 
     def __init__(self, container, stream, *, threads: int, interval: Fraction | None = None, stop_at_damage: bool = False):
-        self.stream, self.interval, self.stop_at_damage, self.threads = stream, interval, stop_at_damage, threads
+        self.interval, self.stop_at_damage, self.threads = interval, stop_at_damage, threads
         self.packets = Packets(container, stream)
         self.stored = iter(self.packets)
+        self.clock = float(stream.time_base)
         self.decoder = decoder_of(stream)
         self.decoder.thread_type, self.decoder.thread_count = "AUTO", threads
         self.has_times = stores_times(container.format.name)
+        self.guesses = container.format.name in GUESSING
+        self.leaves_out_none = container.format.name == "mpegts" and interval is not None
         self.damage: list[int] = []
         self.error = ""
         self.unfinished = False
@@ -143,6 +159,7 @@ class Decoder:
                     self._index += 1
             yield from self._numbered(frames)
             if self.stop_at_damage and self.damage:
+                self.packets.ends_early |= sum(1 for _ in islice(self.stored, BEHIND)) < BEHIND
                 break
         with suppress(av.FFmpegError):
             yield from self._numbered(self.decoder.decode(None))
@@ -155,12 +172,18 @@ class Decoder:
 
     def _numbered(self, frames) -> Iterator[Decoded]:
         for frame in frames:
-            tick, passed = self._tick(frame), 0
+            tick, lost = self._tick(frame), 0
             while self._waiting and self._waiting[0] <= tick:
-                passed += self._waiting.pop(0) < tick
-            if self.damage and self.has_times and self._last is not None:
-                lost = round((tick - self._last) / self.interval) - 1 if self.interval else passed
-                self._index += max(0, lost)
+                lost += self._waiting.pop(0) < tick
+            if self.has_times and self._last is not None:
+                if tick <= self._last:
+                    continue  # come too late, as damage can have it
+                if self.interval and (tick - self._last) * self.clock < AHEAD:
+                    lost = max(0, round((tick - self._last) / self.interval) - 1)
+                if lost and self.leaves_out_none:
+                    self._note(tick)
+                if self.damage:
+                    self._index += lost
             if frame.is_corrupt:
                 self._note(tick)
             elif not (self.stop_at_damage and self.damage and tick >= self.damage[0]):
@@ -169,11 +192,16 @@ class Decoder:
                 self._index, self._last = self._index + 1, tick
 
     def _tick(self, frame) -> int:
-        """When a frame is shown; after the one before it, whatever the file says."""
+        """When a frame is shown; where the file does not say, when the one before it ends."""
+        end = None if self._last is None else self._last + self._length
         self._length = frame.duration or self._length
-        if frame.pts is not None and (self._last is None or frame.pts > self._last):
-            return frame.pts
-        return 0 if self._last is None else self._last + max(1, round(self.interval or self._length))
+        if end is None:
+            return frame.pts or 0
+        if frame.pts is None or not self.has_times:
+            return end
+        if self.guesses and abs(frame.pts - end) * self.clock < BACK:
+            return end
+        return frame.pts if frame.pts > self._last or self.damage else self._last + 1
 
 
 def decoder_of(stream):

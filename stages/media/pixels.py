@@ -130,8 +130,12 @@ def peak_of(frame: av.VideoFrame) -> float:
 
 
 def packed_format(frame: av.VideoFrame, source: Source) -> str:
-    """The packed format that keeps what a frame has. Palettes have alpha in GIF and PNG only."""
-    alpha = frame.format.name.startswith(ALPHA) or (frame.format.name == "pal8" and source.codec in ("gif", "png"))
+    """The packed format that keeps what a frame has."""
+    alpha = frame.format.name.startswith(ALPHA)
+    if frame.format.name == "pal8":
+        alpha = source.codec == "png"
+    elif source.codec == "rawvideo" and source.container == "avi":
+        alpha = False  # the fourth byte of its pixels means nothing
     return "rgba" if alpha else "rgb24"
 
 

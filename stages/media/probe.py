@@ -2,6 +2,7 @@
 
 import os
 import re
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import av
 import numpy as np
 
 from stages.media.decoding import (
+    GUESSING,
     RATE_PACKETS,
     Decoded,
     Decoder,
@@ -38,6 +40,10 @@ MAX_PIXELS = 1 << 26  # 8192 x 8192: 200 MB for one RGB frame; more is a broken 
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 TRANSFERS = {1: "bt709", 6: "bt601", 8: "linear", 13: "srgb", 14: "bt2020", 15: "bt2020", 16: "pq", 18: "hlg"}
 PRIMARIES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 11: "p3", 12: "p3"}
+# Colours that are not converted, by their numbers in ITU-T H.273
+UNKNOWN_MATRICES = {8: "YCgCo", 11: "SMPTE 2085", 12: "chroma-derived", 13: "chroma-derived", 14: "ICtCp"}
+UNKNOWN_TRANSFERS = {9: "log 100:1", 10: "log 316:1", 17: "SMPTE 428"}
+UNKNOWN_PRIMARIES = {8: "film", 10: "SMPTE 428 (XYZ)"}
 RANGES = {1: "limited", 2: "full"}
 
 NOT_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
@@ -51,12 +57,12 @@ class Source:
     """A video file as its header and its first frames describe it.
 
     `width`, `height` are pixels as displayed: upright, with square pixels. `fps` is the average rate, by the frames' own
-    times where the file states none; `duration` the seconds that the file declares for its picture (0.0: it does not),
-    `start` the seconds of its first frame on the file's own clock. `declared_frames` is the container's own count (None:
-    it has none) and may be wrong. For display, the stored picture is mirrored, left to right, where `mirrored` says so,
-    and then turned clockwise by `rotation` degrees. `color_space`, `color_range`, `color_trc` and `color_primaries` are the
-    stored tags in words, "" where the file has none. `stream` is the index of the stream that is read, `container` is
-    libavformat's name of the file's format.
+    times where the file states none; `constant_rate`: they come evenly; `on_grid`: they would if some were not left out.
+    `duration` is the seconds that the file declares for its picture (0.0: it does not), `start` the seconds of its first
+    frame on the file's own clock. `declared_frames` is the container's own count (None: it has none) and may be wrong. For
+    display, the stored picture is mirrored, left to right, where `mirrored` says so, and then turned clockwise by `rotation`
+    degrees. `color_space`, `color_range`, `color_trc` and `color_primaries` are the stored tags in words, "" where the file
+    has none. `stream` is the index of the stream that is read, `container` libavformat's name of the file's format.
     """
 
     path: Path
@@ -73,6 +79,7 @@ class Source:
     mirrored: bool
     sample_aspect: Fraction
     constant_rate: bool
+    on_grid: bool
     interlaced: bool
     color_space: str
     color_range: str
@@ -88,13 +95,18 @@ class Source:
         return self.width, self.height
 
     @property
+    def interval(self) -> Fraction | None:
+        """Seconds between frames that lie on a grid, by which lost ones are counted; None where they cannot be so.
+
+        As in mp4, which lists them all, and where the times are guesses.
+        """
+        counted = self.on_grid and self.container not in GUESSING and not self.container.startswith("mov")
+        return 1 / self.fps if counted else None
+
+    @property
     def stores_times(self) -> bool:
         """Whether the file says when each frame is shown; AVI only says in which order they are decoded."""
         return stores_times(self.container)
-
-    def seconds(self, tick: int, stream) -> float:
-        """Seconds from the first frame on of a time in the stream's time base."""
-        return float(tick * stream.time_base) - self.start
 
 
 def local_url(path) -> str:
@@ -184,13 +196,15 @@ def probe(path) -> Source:
         if first is None:
             raise ItemError(f"{path} has no frames", "give a video with at least one frame")
         read_all = not any(len(decoder.packets.ticks) == RATE_PACKETS for _ in decoder.stored)
+        read_all &= not decoder.packets.damaged
         has_times = stores_times(container.format.name)
         ticks = np.sort([tick for tick in decoder.packets.ticks if tick >= first.tick or not has_times])
-        fps, constant_rate = rate(ticks, read_all, stream)
+        fps, constant_rate, on_grid = rate(ticks, read_all, stream)
         frame = first.frame
         aspect = Fraction(stream.sample_aspect_ratio or 1)
         width, height = max(1, round(frame.width * aspect)), frame.height
         _check_size(path, width, height)
+        _warn_of_colours(path, frame)
         rotation, mirrored = orientation(frame)
         if rotation % 180 == 90:
             width, height = height, width
@@ -210,6 +224,7 @@ def probe(path) -> Source:
             mirrored=mirrored,
             sample_aspect=aspect,
             constant_rate=constant_rate,
+            on_grid=on_grid,
             interlaced=frame.interlaced_frame or stream.codec_context.field_order > 1,
             color_space=MATRICES.get(frame.colorspace, ""),
             color_range=RANGES.get(frame.color_range, ""),
@@ -219,6 +234,17 @@ def probe(path) -> Source:
             stream=stream.index,
             container=container.format.name,
         )
+
+
+def _warn_of_colours(path, frame) -> None:
+    names = (
+        UNKNOWN_MATRICES.get(frame.colorspace),
+        UNKNOWN_TRANSFERS.get(frame.color_trc),
+        UNKNOWN_PRIMARIES.get(frame.color_primaries),
+    )
+    if any(names):
+        said = ", ".join(name for name in names if name)
+        log("warning", file=str(path), reason=f"its colours ({said}) cannot be converted, and are taken for BT.709's")
 
 
 def orientation(frame) -> tuple[int, bool]:
@@ -237,28 +263,36 @@ def orientation(frame) -> tuple[int, bool]:
     return round(atan2(b, a) / (pi / 2)) % 4 * 90, mirrored
 
 
-def rate(ticks: np.ndarray, read_all: bool, stream) -> tuple[Fraction, bool]:
-    """Frames per second, and whether they come evenly, of a stream whose first frames (or all) are shown at `ticks`, sorted.
+def rate(ticks: np.ndarray, read_all: bool, stream) -> tuple[Fraction, bool, bool]:
+    """Frames per second, whether they come evenly, and whether they do where none is left out.
+
+    Of a stream whose first frames (or all) are shown at `ticks`, sorted.
 
     The stream's own average counts unless the frames belie it: containers that state no rate give that of their clock.
     """
     stated = Fraction(stream.average_rate or stream.guessed_rate or 0)
-    shown = ticks if read_all else ticks[:-16]  # stored after frames shown later: not all may have been read
-    if len(shown) < 3 or shown[-1] == shown[0]:
-        return stated or Fraction(25), True
+    late = stream.codec_context.reorder_depth + 2  # frames that are stored after others shown later
+    shown = ticks if read_all else ticks[:-late]
+    if len(shown) < 3 or shown[-1] == shown[0] or stated and stream.container.format.name in GUESSING:
+        return stated or Fraction(25), True, True
     clock, steps = 1 / stream.time_base, len(shown) - 1
     span = int(shown[-1] - shown[0])
     even = bool(np.abs(shown - (shown[0] + span / steps * np.arange(len(shown)))).max() <= 1)
     own = steps * clock / span
     usual = clock / max(Fraction(1, 1000), Fraction(float(np.median(np.diff(shown)))))
-    if stated and abs(stated / own - 1) < 0.005:
-        return stated, even
-    if stated and not even and stated < 1.5 * max(own, usual):
-        return stated, False
+    if stated and (abs(stated / own - 1) < 0.005 or not even and stated < 1.5 * max(own, usual)):
+        return stated, even and abs(stated / own - 1) < 0.005, _on_grid(shown, clock / stated)
     if even:
         common = (Fraction(round(own)), Fraction(round(own * 1001 / 1000) * 1000, 1001))
         own = next((fps for fps in common if fps and abs(steps * clock / fps - span) <= 1), own)
-    return own.limit_denominator(1001) or own, even and read_all
+    own = own.limit_denominator(1001) or own
+    return own, even and read_all, _on_grid(shown, clock / own)
+
+
+def _on_grid(ticks: np.ndarray, interval: Fraction) -> bool:
+    """Whether frames lie on a grid, in which some are left out."""
+    steps = np.diff(ticks) / float(interval)
+    return bool((np.abs(steps - steps.round()) < 0.05 + 1 / float(interval)).all() and (steps.round() == 1).mean() > 0.5)
 
 
 def frame_times(source: Source) -> np.ndarray:
@@ -272,14 +306,24 @@ def frame_times(source: Source) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
-    """When each frame is shown: `times`, seconds from the first frame on, float64 [N], and `ticks` of the stream, int64 [N].
+    """When each frame is shown: `times`, seconds from the first frame on, float64 [N]; `ticks` of the stream, int64 [N].
 
-    Decoding can begin at each of the ticks `keys`, int64 [K]; where there are none, at the beginning only.
+    Decoding can begin with the frame at each of the ticks `keys`, int64 [K], for which `entries`, int64 [K], are sought;
+    where there are none, at the beginning only. `places`, int64 [M, 3], has the tick of each packet, ascending, where in
+    the file it lies, and its size.
     """
 
     times: np.ndarray
     ticks: np.ndarray
     keys: np.ndarray
+    entries: np.ndarray
+    places: np.ndarray
+
+    def has(self, packet) -> bool:
+        """Whether a packet is the one that was met at its tick before."""
+        tick = tick_of(packet)
+        row = self.places[min(np.searchsorted(self.places[:, 0], tick), len(self.places) - 1)]
+        return row.tolist() == [tick, -1 if packet.pos is None else packet.pos, packet.size]
 
 
 def packet_timeline(source: Source) -> Timeline | None:
@@ -289,32 +333,40 @@ def packet_timeline(source: Source) -> Timeline | None:
 
 
 def _packet_timeline(source: Source, container, stream) -> Timeline | None:
-    may_be_fields = source.interlaced and source.container in ("mpegts", "mpeg", "matroska,webm")
+    if source.container in GUESSING:
+        return None
+    may_be_fields = source.interlaced and source.container in ("mpegts", "matroska,webm")
     if may_be_fields or source.codec == "vp8":  # which has packets that are not shown
         return None
-    packets, ticks, keys = Packets(container, stream), [], []
+    by_order = source.container == "mpegts"  # sought in by when packets are decoded, not shown
+    packets, ticks, keys, places = Packets(container, stream), array("q"), {}, array("q")
     for packet, damaged in packets:
         if damaged or not (keys or packet.is_keyframe):
             return None
         if source.codec == "mpeg4" and packet.size < 10:  # "not coded": the frame before it is shown again
             return None
         if packet.is_keyframe:
-            keys.append(tick_of(packet))
+            keys[tick_of(packet)] = packet.dts if by_order else tick_of(packet)
         if not packet.is_discard:
             ticks.append(tick_of(packet))
+        places.extend((tick_of(packet), -1 if packet.pos is None else packet.pos, packet.size))
     if packets.ends_early or packets.restarts or not ticks:
         return None
-    ticks, keys = np.sort(np.array(ticks, np.int64)), np.sort(np.array(keys, np.int64))
+    ticks = np.sort(np.array(ticks))
     times = ticks * float(stream.time_base)
     if not np.diff(ticks).all() or source.stores_times and abs(times[0] - source.start) > float(stream.time_base) / 2:
         return None
+    if source.stores_times and source.interval and np.diff(times).max(initial=0.0) > 1.5 * float(source.interval):
+        return None  # some may have been lost
     can_seek = source.stores_times and not source.interlaced and not has_hidden_alpha(stream)
-    return Timeline(times - times[0], ticks, keys if can_seek else keys[:0])
+    keys = np.array(sorted(keys.items()) if can_seek else [], np.int64).reshape(-1, 2)
+    places = np.array(places).reshape(-1, 3)
+    return Timeline(times - times[0], ticks, *keys.T, places[places[:, 0].argsort()])
 
 
 def decoded(source: Source, *, threads: int, stop_at_damage: bool = False) -> Iterator[tuple[Decoder, Decoded]]:
     """Every frame of a video, and the decoder that gave it, which knows of damage; see Decoder."""
-    interval = 1 / source.fps if source.constant_rate else None
+    interval = source.interval
     given = 0
     for count in (threads, 1):
         with open_video(source.path) as (container, stream):
@@ -347,7 +399,8 @@ def decoded_times(source: Source) -> np.ndarray:
 def missing_bytes(path) -> bool | None:
     """Whether a file is shorter than its own outermost parts say; None where its format has none that say it.
 
-    They are the boxes of mp4 (ISO/IEC 14496-12), the elements of Matroska (RFC 8794) and the chunks of AVI (RIFF).
+    They are the boxes of mp4 (ISO/IEC 14496-12), the elements of Matroska (RFC 8794) and the chunks of AVI (RIFF); a GIF has
+    its mark of the end. True also where these parts are broken.
     """
     size, end = os.path.getsize(path), 0
     with open(path, "rb") as file:
@@ -358,15 +411,20 @@ def missing_bytes(path) -> bool | None:
             part_size = _element_size
         elif head[:4] == b"RIFF":
             part_size = _chunk_size
+        elif head[:4] == b"GIF8":
+            file.seek(max(0, size - 64))
+            return not file.read().rstrip(b"\0").endswith(b";")
         else:
             return None
         while end < size:
             file.seek(end)
-            length = part_size(file.read(16))
+            head = file.read(16)
+            length = part_size(head)
             if length is None:
                 return None
             if not length:
-                return False
+                file.seek(max(0, size - 16))
+                return bool((head + file.read()).strip(b"\0"))  # zeros up to the end are padding, else it is damage
             end += length
     return end > size
 
@@ -404,10 +462,11 @@ def _declared_duration(container, stream, start: float) -> float:
 
     The container's own figure counts only where there is no other stream, which could be longer than the picture.
     """
-    if stream.duration:
-        return max(0.0, float(stream.duration * stream.time_base))
     end = 0.0
-    if match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska
+    if stream.duration:
+        begin = min(start, float((stream.start_time or 0) * stream.time_base))  # which may be later, by a fault
+        end = begin + float(stream.duration * stream.time_base)
+    elif match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska
         hours, minutes, seconds = map(float, match.groups())
         end = hours * 3600 + minutes * 60 + seconds
     elif container.duration and len(container.streams) == 1:

@@ -1,6 +1,7 @@
 """Frames of a video, one at a time, and pictures, as upright RGB arrays."""
 
-from collections.abc import Container, Iterator
+import os
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -52,11 +53,11 @@ def frames(
     accurate: bool = True,
     threads: int | None = None,
     allow_damage: bool = False,
-    only: Container[int] | None = None,
+    only: Set[int] | None = None,
 ) -> Iterator[Frame]:
     """Every frame of a video in display order; memory does not grow with its length.
 
-    `only`: those with these indices, and in the place of one that damage took the next one.
+    `only`: those with these indices, and in the place of one that damage took the next one, or the last one of all.
 
     `accurate` converts by the picture's own matrix and range with interpolated chroma: for frames that become pixels of
     the result. Otherwise swscale's default conversion: faster, 1 to 2 levels darker, fine for looking at.
@@ -71,7 +72,10 @@ def frames(
         to_rgb = converter(source, accurate)
         stream = decoded(source, threads=threads or decoding_threads(), stop_at_damage=not allow_damage)
         for decoder, one in deinterlaced(stream):
-            before, time = time, source.seconds(one.tick, decoder.stream) if times is None else float(times[one.index])
+            before, time = (
+                time,
+                one.tick * decoder.clock - source.start if times is None else float(times[min(one.index, len(times) - 1)]),
+            )
             wanted = only is None or any(place in only for place in range(index, one.index + 1))
             index, longest = one.index + 1, max(longest, time - before)
             if wanted:
@@ -80,10 +84,12 @@ def frames(
                 yield frame
     if decoder is None:
         raise ItemError(f"{source.path} has no frame that can be decoded", "check the file, or encode it again")
-    damage = [max(0.0, source.seconds(tick, decoder.stream)) for tick in decoder.damage]
-    if damage and not allow_damage:
+    if only and max(only) >= index and not wanted:
+        yield Frame(one.index, time, to_rgb(one.frame))
+    damage = [max(0.0, tick * decoder.clock - source.start) for tick in decoder.damage]
+    if damage and not (allow_damage or decoder.ends_early):
         raise Damaged(source.path, damage[0])
-    if decoder.ends_early or ends_early(source, time, longest):
+    if decoder.ends_early or ends_early(source, time, longest, decoder.packets.end):
         if not allow_damage:
             declared = source.declared_frames or round(source.duration * source.fps)
             raise Truncated(source.path, index, max(declared, index + 1))
@@ -93,21 +99,22 @@ def frames(
         log("warning", file=str(source.path), reason=f"the video is damaged at {places}; its good frames are used")
 
 
-def ends_early(source: Source, last: float, longest: float) -> bool:
+def ends_early(source: Source, last: float, longest: float, end: int) -> bool:
     """Whether a video that could be read to its end must have been longer.
 
-    `last`: seconds of its last frame; `longest`: between two of its frames. A file that has all the bytes it speaks of is
-    whole, whatever its header says of durations. Where that cannot be known, the declared duration counts, but the last
-    frame may stand for as long as any other.
+    `last`: seconds of its last frame; `longest`: between two of its frames; `end`: where in the file the last packet ends. A
+    file that has all the bytes it speaks of, and whose packets fill it, is whole, whatever its header says of durations.
+    Where that cannot be known, the declared duration counts, but the last frame may stand for as long as any other.
     """
-    missing = missing_bytes(source.path)
-    if missing is False:
-        return False
-    usual = float(1 / source.fps)
-    if missing and not source.duration:
+    missing, usual = missing_bytes(source.path), float(1 / source.fps)
+    unread = 1 - end / os.path.getsize(source.path)
+    grows = source.container == "gif" or source.container.startswith("mov") and not source.declared_frames
+    if missing and (grows or not source.duration or unread > 0.3):  # whose durations are those of what is there
         return True
-    patience = usual if missing else max(usual, longest)
-    return source.duration - (last + usual) > (0.5 if missing else 1.5) * patience
+    left = source.duration - (last + usual)
+    if left < (0.5 * usual if missing else 1.5 * max(usual, longest)):
+        return False
+    return missing is not False or unread > 0.5 * left / source.duration
 
 
 def read_picture(path) -> np.ndarray:
@@ -119,7 +126,7 @@ def read_picture(path) -> np.ndarray:
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ItemError(f"{path} claims {picture.width}x{picture.height} pixels", "scale it down")
-            return as_rgb(picture)
+            return as_rgb(picture, str(path))
     except FileNotFoundError as error:
         raise ItemError(f"no picture at {path}", "check the path") from error
     except ItemError:
@@ -128,29 +135,29 @@ def read_picture(path) -> np.ndarray:
         raise ItemError(f"{path} is not a picture that can be read ({said(error)})", "give a PNG or JPEG file") from error
 
 
-def as_rgb(picture: Image.Image) -> np.ndarray:
+def as_rgb(picture: Image.Image, name: str = "the picture") -> np.ndarray:
     """A picture as it looks on white: upright, in sRGB, uint8 [H, W, 3]. Greys of 16 and 32 bits become 8.
 
-    Raises ItemError for 32-bit greys whose white is unknown.
+    `name` is what errors and warnings call it. Raises ItemError for 32-bit greys whose white is unknown.
     """
-    picture = in_srgb(eight_bits(upright(picture)))
+    picture = in_srgb(eight_bits(upright(picture, name), name), name)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return np.array(picture.convert("RGB"))
 
 
-def upright(picture: Image.Image) -> Image.Image:
+def upright(picture: Image.Image, name: str) -> Image.Image:
     """A picture turned and mirrored as its EXIF data says; as it lies where they cannot be read."""
     picture.load()
     try:
         return ImageOps.exif_transpose(picture)
     except Exception as error:  # Pillow raises all kinds of errors for damaged EXIF data
-        log("warning", file=picture_name(picture), reason=f"its EXIF data cannot be read ({said(error)})")
+        log("warning", file=name, reason=f"its EXIF data cannot be read ({said(error)})")
         return picture
 
 
-def eight_bits(picture: Image.Image) -> Image.Image:
+def eight_bits(picture: Image.Image, name: str) -> Image.Image:
     """A picture whose greys of 16 or 32 bits, integers or floats, have become 8; any other as it is."""
     if not picture.mode.startswith(("I", "F")):
         return picture
@@ -163,7 +170,7 @@ def eight_bits(picture: Image.Image) -> Image.Image:
         white = next((white for white in whites if low >= 0 and high <= white), 0)
         if not white:
             raise ItemError(
-                f"{picture_name(picture)} holds greys of 32 bits from {low:g} to {high:g}, whose white is not known",
+                f"{name} holds greys of 32 bits from {low:g} to {high:g}, whose white is not known",
                 "save it with 8 or 16 bits, or as floats from 0 to 1",
             )
     scaled = Image.fromarray(np.round(greys * (255 / white)).astype(np.uint8))
@@ -171,7 +178,7 @@ def eight_bits(picture: Image.Image) -> Image.Image:
     return scaled
 
 
-def in_srgb(picture: Image.Image) -> Image.Image:
+def in_srgb(picture: Image.Image, name: str) -> Image.Image:
     """A picture with its ICC profile applied, in RGB or RGBA; as it is where it has none, or one that cannot be used."""
     data = picture.info.get("icc_profile")
     if not data and picture.mode != "LAB":
@@ -193,13 +200,8 @@ def in_srgb(picture: Image.Image) -> Image.Image:
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
     except Exception as error:  # damaged profiles make Pillow raise all kinds of errors
-        log("warning", file=picture_name(picture), reason=f"its colour profile cannot be used ({said(error)})")
+        log("warning", file=name, reason=f"its colour profile cannot be used ({said(error)})")
         return picture
     if alpha:
         converted.putalpha(alpha)
     return converted
-
-
-def picture_name(picture: Image.Image) -> str:
-    """The file of a picture, as far as it is known."""
-    return str(getattr(picture, "filename", "")) or "the picture"

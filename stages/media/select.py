@@ -11,7 +11,7 @@ import numpy as np
 
 from stages.media.decoding import decoding_threads, tick_of
 from stages.media.pixels import converter
-from stages.media.probe import Source, decoded_times, frame_times, open_video, packet_timeline, probe
+from stages.media.probe import Source, Timeline, decoded_times, frame_times, open_video, packet_timeline, probe
 from stages.media.read import Frame, ends_early, frames
 from stages.runtime.errors import ItemError, UsageError
 
@@ -47,9 +47,12 @@ def midpoints(path, count: int, *, allow_truncated: bool = False) -> list[Frame]
 
 
 def evenly(path, count: int) -> list[Frame]:
-    """`count` frames spread evenly over those of a video, all of them where it has as many. Raises as `last`."""
-    source = probe(path)
-    return _chosen(source, lambda times: range(count) if len(times) == count else midpoint_indices(times, count), False)
+    """`count` frames spread evenly over all, whatever their times; all where there are as many. Raises as `last`."""
+
+    def indices(times: np.ndarray) -> Sequence[int]:
+        return range(count) if len(times) == count else midpoint_indices(times, count)
+
+    return _chosen(probe(path), indices, False)
 
 
 def sample(path, n_segments: int, include_last: bool = False) -> list[Frame]:
@@ -91,31 +94,34 @@ def _sought(source: Source, choose: Choice, *, accurate: bool) -> list[Frame] | 
     timeline = packet_timeline(source)
     if timeline is None or not len(timeline.keys):
         return None
-    if ends_early(source, timeline.times[-1], np.diff(timeline.times).max(initial=0.0)):
+    end = int(timeline.places[:, 1:].sum(axis=1).max())
+    if ends_early(source, timeline.times[-1], np.diff(timeline.times).max(initial=0.0), end):
         return None
     indices = list(choose(timeline.times))
     ticks = timeline.ticks[sorted(set(indices))].tolist()
     to_rgb = converter(source, accurate)
     with open_video(source.path) as (container, stream):
-        found = {frame.pts: to_rgb(frame) for frame in _frames_at(container, stream, timeline.keys, ticks)}
+        found = {frame.pts: to_rgb(frame) for frame in _frames_at(container, stream, timeline, ticks)}
     if len(found) < len(ticks):
         return None
     return [Frame(index, float(timeline.times[index]), found[timeline.ticks[index]]) for index in indices]
 
 
-def _frames_at(container, stream, keys: np.ndarray, ticks: Sequence[int]) -> Iterator[av.VideoFrame]:
-    """The decoded frames at ascending `ticks`, each from the last of the `keys` before it on; ends where one is missing."""
+def _frames_at(container, stream, timeline: Timeline, ticks: Sequence[int]) -> Iterator[av.VideoFrame]:
+    """The decoded frames at ascending `ticks`, each from the last keyframe before it on; ends where one is missing."""
     decoder = stream.codec_context
     decoder.thread_type, decoder.thread_count = "AUTO", decoding_threads()
     wanted, packets, reached = deque(ticks), iter(()), None
     with suppress(av.FFmpegError):
         while wanted:
-            key = int(keys[max(0, np.searchsorted(keys, wanted[0], side="right") - 1)])
-            if reached is None or key > reached:
-                container.seek(key, stream=stream)
-                packets, reached = container.demux(stream), key
+            place = max(0, np.searchsorted(timeline.keys, wanted[0], side="right") - 1)
+            if reached is None or timeline.keys[place] > reached:
+                container.seek(int(timeline.entries[place]), stream=stream)
+                packets, reached = container.demux(stream), timeline.keys[place]
             packet = next(packets, None)
             if packet is None:
+                return
+            if packet.size and not timeline.has(packet):
                 return
             reached = max(reached, tick_of(packet))
             # What nothing refers to need not be decoded on the way.

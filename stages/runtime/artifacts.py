@@ -73,7 +73,7 @@ KINDS = {
                 "height": "pixels",
                 "select": "which frames: last, tail, segments, first, keyframes or all",
                 "frames": "per frame: index in the video, time in seconds, suffix of its PNG, and canny, of its edges",
-                "source": "facts of the video: size, rate, duration, frames decoded and declared, codec",
+                "source": "facts of the video: stream, size, orientation, rate, duration, frames declared, codec, colours",
             },
             members={
                 "/NNNNNN.png": "a frame, by its index in the video",
@@ -166,7 +166,7 @@ KINDS = {
                 "height": "pixels",
                 "frames": "per frame: index in the video, time in seconds, suffix of its PNG",
                 "keys": "indices of the clip's keys",
-                "source": "facts of the video: size, rate, duration, frames decoded and declared, codec",
+                "source": "facts of the video: stream, size, orientation, rate, duration, frames declared, codec, colours",
             },
             members={"/NNNNNN.png": "a frame, by its index in the video"},
         ),
