@@ -7,7 +7,6 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.filter import Graph
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from stages.media.colour import HDR, PEAK, is_foreign, table, table_file
 from stages.media.decoding import Decoded
@@ -15,19 +14,14 @@ from stages.media.probe import Source
 
 # swscale's fast path rounds down and takes chroma from the nearest sample: frames come out 1 to 2 levels darker.
 # These flags give the formula to within its rounding.
-ACCURATE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-ACCURATE |= Interpolation.FULL_CHR_H_INP
-ACCURATE_FLAGS = "bilinear+accurate_rnd+full_chroma_int+full_chroma_inp"  # the same for ffmpeg's scale filter
+FAST, ACCURATE = "bilinear", "bilinear+accurate_rnd+full_chroma_int+full_chroma_inp"
 
-MATRICES = {
-    "bt709": Colorspace.ITU709,
-    "bt601": Colorspace.ITU601,
-    "fcc": Colorspace.FCC,
-    "smpte240m": Colorspace.SMPTE240M,
-    "bt2020": Colorspace.BT2020,
-}
+# Where a sample of chroma lies between those of luma, as libavcodec's decoders say; frames of PyAV do not tell.
+CHROMA_ON_THE_LEFT = ("h264", "hevc", "mpeg2video", "mpeg4")
 RGB = ("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr", "pal")
 ALPHA = ("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya")
+RANGES = {"limited": "tv", "full": "pc"}
+MATRICES = {"bt709": "bt709", "bt601": "smpte170m", "fcc": "fcc", "smpte240m": "smpte240m", "bt2020": "bt2020nc"}
 
 WHITE = 255  # what transparent video lies on, as transparent pictures do
 
@@ -38,11 +32,15 @@ def converter(source: Source, accurate: bool) -> Callable[[av.VideoFrame], np.nd
     `accurate` converts by the frame's own matrix and range with interpolated chroma, else swscale's default conversion does,
     which is faster and 1 to 2 levels darker. Colours that need a table are always converted accurately.
     """
-    foreign = is_foreign(source.color_trc, source.color_primaries)
-    to_packed = _by_table(source) if foreign else _by_swscale(source, accurate)
+    graphs: dict[tuple[int, int, str], Graph] = {}
 
     def to_rgb(frame: av.VideoFrame) -> np.ndarray:
-        pixels = to_packed(frame)
+        shape = frame.width, frame.height, frame.format.name
+        if shape not in graphs:
+            graphs.clear()
+            graphs[shape] = packing_graph(frame, source, accurate)
+        graphs[shape].push(frame)
+        pixels = packed_pixels(graphs[shape].pull())
         if pixels.shape[2] == 4:
             pixels = on_white(pixels)
         if source.mirrored:
@@ -54,56 +52,32 @@ def converter(source: Source, accurate: bool) -> Callable[[av.VideoFrame], np.nd
     return to_rgb
 
 
-def _by_swscale(source: Source, accurate: bool) -> Callable[[av.VideoFrame], np.ndarray]:
-    """Frames to packed RGB, or RGBA where they have alpha, uint8 [h, w, 3 or 4], as they are stored."""
-    width, height = stored_size(source)
-    options = {"width": width, "height": height, "threads": 1}  # swscale's own threads cost more than they save here
-    if accurate:
-        options |= {"interpolation": ACCURATE, "dst_color_range": ColorRange.JPEG}
-        if not source.pix_fmt.startswith(RGB):
-            options["src_colorspace"] = MATRICES[source.color_space or usual_matrix(source)]
+def packing_graph(frame: av.VideoFrame, source: Source, accurate: bool) -> Graph:
+    """Filters from frames like this one to packed RGB, or RGBA where they have alpha, of the source's stored size.
 
-    def convert(frame: av.VideoFrame) -> np.ndarray:
-        packed = frame.reformat(format=packed_format(frame, source), **options)
-        pixels = packed_pixels(packed)
-        return pixels.copy() if packed is frame else pixels  # the decoder may need its own frame once more
-
-    return convert
-
-
-def _by_table(source: Source) -> Callable[[av.VideoFrame], np.ndarray]:
-    """The same through a table of colours."""
-    graphs = {}
-
-    def convert(frame: av.VideoFrame) -> np.ndarray:
-        shape = frame.width, frame.height, frame.format.name
-        if shape not in graphs:
-            graphs.clear()
-            graphs[shape] = table_graph(frame, source)
-        graphs[shape].push(frame)
-        return packed_pixels(graphs[shape].pull())
-
-    return convert
-
-
-def table_graph(frame: av.VideoFrame, source: Source) -> Graph:
-    """Filters from frames like this one to packed RGB of BT.709."""
-    width, height = stored_size(source)
-    scaling = f"{width}:{height}:flags={ACCURATE_FLAGS}:out_range=pc"
-    if not source.pix_fmt.startswith(RGB):
-        scaling += f":in_color_matrix={source.color_space or usual_matrix(source)}"
+    Unlike `VideoFrame.reformat`, they use the memory of frames again that nobody holds any more.
+    """
+    foreign = is_foreign(source.color_trc, source.color_primaries)
+    width, height = source.size[::-1] if source.rotation % 180 == 90 else source.size
+    flags, chroma = ACCURATE if accurate or foreign else FAST, "left" if source.codec in CHROMA_ON_THE_LEFT else "center"
+    scaling = f"{width}:{height}:flags={flags}:in_chroma_loc={chroma}:out_range=pc"
     packed = packed_format(frame, source)
+    graph = Graph()
+    graph.threads = 1  # swscale's own threads cost more than they save here
+    filters = [entrance(graph, frame), graph.add("setparams", meaning(source)), graph.add("scale", scaling)]
+    if not foreign:
+        return linked(graph, *filters, graph.add("format", packed))
     peak = peak_of(frame) if source.color_trc in HDR else PEAK
     with table_file(table(source.color_trc, source.color_primaries, peak)) as name:
-        graph = Graph()
-        return linked(
-            graph,
-            entrance(graph, frame),
-            graph.add("scale", scaling),
-            graph.add("format", "gbrap16" if packed == "rgba" else "gbrp16"),
-            graph.add("lut3d", f"file={name}:interp=tetrahedral"),
-            graph.add("format", packed),
-        )
+        planar = graph.add("format", "gbrap16" if packed == "rgba" else "gbrp16")
+        mapping = graph.add("lut3d", f"file={name}:interp=tetrahedral")
+        return linked(graph, *filters, planar, mapping, graph.add("format", packed))
+
+
+def meaning(source: Source) -> str:
+    """What the numbers of a frame are taken for, whatever it says itself: the colours are left to the table."""
+    matrix = "gbr" if source.pix_fmt.startswith(RGB) else MATRICES[source.color_space or usual_matrix(source)]
+    return f"range={RANGES.get(source.color_range, 'auto')}:colorspace={matrix}:color_primaries=bt709:color_trc=bt709"
 
 
 def entrance(graph: Graph, frame: av.VideoFrame):
@@ -152,11 +126,6 @@ def on_white(rgba: np.ndarray) -> np.ndarray:
     if alpha.min() == 255:
         return rgba[..., :3]
     return ((rgba[..., :3] * alpha + WHITE * (255 - alpha) + 127) // 255).astype(np.uint8)
-
-
-def stored_size(source: Source) -> tuple[int, int]:
-    """(width, height) of the picture before it is turned, in square pixels."""
-    return source.size[::-1] if source.rotation % 180 == 90 else source.size
 
 
 def usual_matrix(source: Source) -> str:
