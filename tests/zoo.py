@@ -13,7 +13,7 @@ import pytest
 
 MEDIA = Path(os.environ.get("KINEMAKE_MEDIA", Path(__file__).parents[1].parent / "shared" / "media"))
 
-BT601, BT709, BT2020 = (0.299, 0.114), (0.2126, 0.0722), (0.2627, 0.0593)
+BT601, BT709 = (0.299, 0.114), (0.2126, 0.0722)
 
 WIDTH, HEIGHT, FPS, FRAMES = 128, 96, 16, 33
 
@@ -122,6 +122,47 @@ def playlist(folder):
     return path
 
 
+H264 = ["-c:v", "libx264", "-preset", "fast", "-bf", "2", "-g", "12", "-pix_fmt", "yuv420p"]
+MPEG2 = ["-c:v", "mpeg2video", "-bf", "2", "-g", "12", "-q:v", "2"]
+CORNERS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "yellow": (220, 220, 30)}
+
+
+def numbered_picture(number, size=(WIDTH, HEIGHT)) -> np.ndarray:
+    """A grey picture, uint8 [H, W, 3], with coloured corners, row by row red, green, blue and yellow, and its number.
+
+    The number is a row of eight cells across the middle, white for the ones, the most significant on the left.
+    """
+    width, height = size
+    side, picture = height // 4, np.full((height, width, 3), 90, np.uint8)
+    picture[:side, :side], picture[:side, -side:] = CORNERS["red"], CORNERS["green"]
+    picture[-side:, :side], picture[-side:, -side:] = CORNERS["blue"], CORNERS["yellow"]
+    for cell in range(8):
+        place = slice(cell * width // 8, (cell + 1) * width // 8)
+        picture[height // 2 - side // 2 : height // 2 + side // 2, place] = 255 * (number >> (7 - cell) & 1)
+    return picture
+
+
+def number_of(rgb) -> int:
+    """The number that a picture carries."""
+    height, width = rgb.shape[:2]
+    cells = [rgb[height // 2, int((cell + 0.5) * width / 8)].mean() > 128 for cell in range(8)]
+    return sum(int(white) << (7 - cell) for cell, white in enumerate(cells))
+
+
+def numbered(folder, name, encoder=H264, *, frames=48, fps=12, size=(WIDTH, HEIGHT)):
+    """A video whose frames carry their numbers."""
+    return encoded(folder, name, [numbered_picture(n, size) for n in range(frames)], encoder, fps=fps)
+
+
+def encoded(folder, name, pictures, encoder, *, fps=12):
+    """Pictures, uint8 [H, W, 3 or 4], as a video."""
+    path = Path(folder) / name
+    height, width, channels = pictures[0].shape
+    stored = ["-f", "rawvideo", "-pix_fmt", "rgba" if channels == 4 else "rgb24", "-s", f"{width}x{height}", "-r", fps]
+    ffmpeg(*stored, "-i", "-", *encoder, path, input=b"".join(picture.tobytes() for picture in pictures))
+    return path
+
+
 def rgb_by_ffmpeg(path, size=(WIDTH, HEIGHT), filters="null") -> np.ndarray:
     """All frames of a video as the ffmpeg program shows them with its fast conversion, uint8 [N, H, W, 3]."""
     raw = ffmpeg(
@@ -131,7 +172,7 @@ def rgb_by_ffmpeg(path, size=(WIDTH, HEIGHT), filters="null") -> np.ndarray:
 
 
 def rgb_by_formula(path, size=(WIDTH, HEIGHT), weights=BT601, bits=8, full_range=False) -> np.ndarray:
-    """The stored frames of a 4:2:0 video by the formula of ITU-R BT.601/709/2020, float64 [N, H, W, 3] on 0 to 255.
+    """The stored frames of a 4:2:0 video by the formula of ITU-R BT.601/709, float64 [N, H, W, 3] on 0 to 255.
 
     `weights` are those of red and blue in the luma. Chroma is interpolated linearly; its samples lie on the left of a
     pair of columns and between the two rows.

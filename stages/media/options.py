@@ -32,7 +32,7 @@ WRITE_OPTIONS = (
 
 FAMILY = Family(
     name="media",
-    version=1,
+    version=2,
     options=(
         Option(
             "select",
@@ -113,7 +113,14 @@ FAMILY = Family(
             minimum=1,
             maximum=100_000,
         ),
-        Option("allow_truncated", bool, False, "Take the good frames of a truncated video", ("extract_frames", "concat")),
+        Option(
+            "allow_truncated",
+            bool,
+            False,
+            "Use the good frames of a video that is truncated or damaged, before and after the damage, each at its time; "
+            "otherwise such a video is an error",
+            ("extract_frames", "concat"),
+        ),
         Option("part", int, 0, "Which of PARTS", ("propagate",), minimum=0, by_recipe=True, maximum=99),
         Option(
             "parts",

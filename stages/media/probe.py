@@ -1,16 +1,32 @@
 """What a video file is: opened safely, described before any frame of it is used."""
 
 import os
-from contextlib import contextmanager, suppress
+import re
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
+from math import atan2, pi
 from pathlib import Path
 
 import av
 import numpy as np
 
+from stages.media.decoding import (
+    GUESSING,
+    RATE_PACKETS,
+    Decoded,
+    Decoder,
+    Packets,
+    decoding_threads,
+    has_hidden_alpha,
+    stores_times,
+    tick_of,
+)
 from stages.runtime.errors import ItemError
+from stages.runtime.log import log
 
 # Only containers that hold their own data: a playlist or a concat script could name other files or URLs.
 CONTAINERS = (
@@ -23,20 +39,30 @@ MAX_PIXELS = 1 << 26  # 8192 x 8192: 200 MB for one RGB frame; more is a broken 
 
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 TRANSFERS = {1: "bt709", 6: "bt601", 8: "linear", 13: "srgb", 14: "bt2020", 15: "bt2020", 16: "pq", 18: "hlg"}
+PRIMARIES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 11: "p3", 12: "p3"}
+# Colours that are not converted, by their numbers in ITU-T H.273
+UNKNOWN_MATRICES = {8: "YCgCo", 11: "SMPTE 2085", 12: "chroma-derived", 13: "chroma-derived", 14: "ICtCp"}
+UNKNOWN_TRANSFERS = {9: "log 100:1", 10: "log 316:1", 17: "SMPTE 428"}
+UNKNOWN_PRIMARIES = {8: "film", 10: "SMPTE 428 (XYZ)"}
 RANGES = {1: "limited", 2: "full"}
 
-RATE_PACKETS = 400  # enough to see a phone's or a screen recorder's varying rate, cheap in a file of any length
+NOT_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+
+# What the libraries raise for files that are not what they say. UnicodeDecodeError is a ValueError.
+READER_ERRORS = (av.FFmpegError, ValueError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A video file as its header and first frame describe it.
+    """A video file as its header and its first frames describe it.
 
-    `width`, `height` are pixels as displayed: upright, with square pixels. `fps` is the average rate, `duration` the
-    seconds that the file declares for its picture (0.0: it does not), `start` the seconds of its first frame on the
-    file's own clock. `declared_frames` is the container's own count (None: it has none) and may be wrong. `rotation` is
-    how many degrees the stored picture is turned clockwise for display. `color_space`, `color_range` and `color_trc`
-    are the stored tags in words, "" where the file has none.
+    `width`, `height` are pixels as displayed: upright, with square pixels. `fps` is the average rate, by the frames' own
+    times where the file states none; `constant_rate`: they come evenly; `on_grid`: they would if some were not left out.
+    `duration` is the seconds that the file declares for its picture (0.0: it does not), `start` the seconds of its first
+    frame on the file's own clock. `declared_frames` is the container's own count (None: it has none) and may be wrong. For
+    display, the stored picture is mirrored, left to right, where `mirrored` says so, and then turned clockwise by `rotation`
+    degrees. `color_space`, `color_range`, `color_trc` and `color_primaries` are the stored tags in words, "" where the file
+    has none. `stream` is the index of the stream that is read, `container` libavformat's name of the file's format.
     """
 
     path: Path
@@ -50,12 +76,18 @@ class Source:
     pix_fmt: str
     bit_depth: int
     rotation: int
+    mirrored: bool
     sample_aspect: Fraction
     constant_rate: bool
+    on_grid: bool
+    interlaced: bool
     color_space: str
     color_range: str
     color_trc: str
+    color_primaries: str
     has_audio: bool
+    stream: int
+    container: str
 
     @property
     def size(self) -> tuple[int, int]:
@@ -63,9 +95,18 @@ class Source:
         return self.width, self.height
 
     @property
-    def plain(self) -> bool:
-        """Whether any decoder reads it right: constant rate, unrotated, square pixels, 8 bits."""
-        return self.constant_rate and not self.rotation and self.sample_aspect == 1 and self.bit_depth == 8
+    def interval(self) -> Fraction | None:
+        """Seconds between frames that lie on a grid, by which lost ones are counted; None where they cannot be so.
+
+        As in mp4, which lists them all, and where the times are guesses.
+        """
+        counted = self.on_grid and self.container not in GUESSING and not self.container.startswith("mov")
+        return 1 / self.fps if counted else None
+
+    @property
+    def stores_times(self) -> bool:
+        """Whether the file says when each frame is shown; AVI only says in which order they are decoded."""
+        return stores_times(self.container)
 
 
 def local_url(path) -> str:
@@ -75,26 +116,67 @@ def local_url(path) -> str:
 
 @contextmanager
 def open_video(path):
-    """Open a local video for reading: yields (container, its picture stream). Raises ItemError."""
+    """Open a local video for reading: yields (container, its picture stream).
+
+    Raises ItemError, also for what the libraries raise inside the block.
+    """
     path = Path(path)
     if not path.is_file():
         raise ItemError(f"no video file at {path}", "check the path")
     if path.stat().st_size == 0:
         raise ItemError(f"{path} is empty", "copy or download it again")
     try:
-        container = av.open(local_url(path), container_options=SAFE_INPUT)
-    except av.FFmpegError as error:
+        # Tags may be in any encoding, and none of them is needed.
+        container = av.open(local_url(path), container_options=SAFE_INPUT, metadata_errors="replace")
+    except READER_ERRORS as error:
         raise ItemError(
-            f"{path} is not a readable video ({error.strerror})",
+            f"{path} is not a readable video ({said(error)})",
             "give a whole mp4, mov, mkv, webm or avi; an mp4 cut off before its index (moov) cannot be read at all",
         ) from error
-    with container:
-        pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        if not pictures:
-            raise ItemError(f"{path} has no picture" + " (sound only)" * bool(container.streams.audio), "give a video")
-        stream = pictures[0]
-        _check_size(path, stream.width, stream.height)
-        yield container, stream
+    with container, faults_of(path):
+        yield container, picture_stream(path, container)
+
+
+@contextmanager
+def faults_of(path):
+    """Whatever the libraries raise inside the block for what a video holds becomes an ItemError that names the video."""
+    try:
+        yield
+    except READER_ERRORS as error:
+        raise ItemError(f"{path} cannot be read ({said(error)})", "check the file, or encode it again") from error
+
+
+def said(error: Exception) -> str:
+    """What a library's error says, on one line."""
+    return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+
+
+def picture_streams(container) -> list:
+    """The streams of a container that are videos, no cover art; the one to be shown comes first.
+
+    That is one which can be decoded, which the file itself prefers (its disposition is "default"), and the largest of those.
+    """
+    streams = [s for s in container.streams.video if not s.disposition & NOT_VIDEO]
+
+    def rank(stream) -> tuple:
+        codec = stream.codec_context
+        default = bool(stream.disposition & av.stream.Disposition.default)
+        return codec is None, not default, -(codec.width * codec.height if codec else 0)
+
+    return sorted(streams, key=rank)
+
+
+def picture_stream(path, container):
+    """The stream that is shown of a container. Raises ItemError where there is none, or none that can be decoded."""
+    streams = picture_streams(container)
+    if not streams:
+        raise ItemError(f"{path} has no picture" + " (sound only)" * bool(container.streams.audio), "give a video")
+    codec = streams[0].codec_context
+    if codec is None:
+        raise ItemError(f"{path} is in a codec that no decoder here knows", "encode it again, as H.264 for example")
+    _check_size(path, codec.width, codec.height)
+    codec.options = {"max_pixels": str(MAX_PIXELS)}
+    return streams[0]
 
 
 def probe(path) -> Source:
@@ -104,113 +186,294 @@ def probe(path) -> Source:
     """
     path = Path(path)
     with open_video(path) as (container, stream):
-        first, ticks = _beginning(path, container, stream)
-        fps = Fraction(stream.average_rate or stream.guessed_rate or 25)
+        if (count := len(picture_streams(container))) > 1:
+            log("video_stream", path=str(path), stream=stream.index, of=count, size=f"{stream.width}x{stream.height}")
+        decoder = Decoder(container, stream, threads=1)
+        first = next(iter(decoder), None)
+        if first is None and decoder.packets.ticks:
+            reason = f" ({decoder.error})" if decoder.error else ""
+            raise ItemError(f"{path} has no frame that can be decoded{reason}", "check the file, or encode it again")
+        if first is None:
+            raise ItemError(f"{path} has no frames", "give a video with at least one frame")
+        read_all = not any(len(decoder.packets.ticks) == RATE_PACKETS for _ in decoder.stored)
+        read_all &= not decoder.packets.damaged
+        has_times = stores_times(container.format.name)
+        ticks = np.sort([tick for tick in decoder.packets.ticks if tick >= first.tick or not has_times])
+        fps, constant_rate, on_grid = rate(ticks, read_all, stream)
+        frame = first.frame
         aspect = Fraction(stream.sample_aspect_ratio or 1)
-        width, height = max(1, round(first.width * aspect)), first.height
+        width, height = max(1, round(frame.width * aspect)), frame.height
         _check_size(path, width, height)
-        rotation = -first.rotation % 360
+        _warn_of_colours(path, frame)
+        rotation, mirrored = orientation(frame)
         if rotation % 180 == 90:
             width, height = height, width
+        start = float(first.tick * stream.time_base) if has_times else 0.0
         return Source(
             path=path,
             width=width,
             height=height,
             fps=fps,
-            duration=_declared_duration(container, stream),
-            start=float((stream.start_time or 0) * stream.time_base),
+            duration=_declared_duration(container, stream, start),
+            start=start,
             declared_frames=stream.frames or None,
             codec=stream.codec_context.name,
-            pix_fmt=first.format.name,
-            bit_depth=first.format.components[0].bits,
+            pix_fmt=frame.format.name,
+            bit_depth=frame.format.components[0].bits,
             rotation=rotation,
+            mirrored=mirrored,
             sample_aspect=aspect,
-            constant_rate=_is_constant(np.sort(ticks), stream.time_base, fps),
-            color_space=MATRICES.get(first.colorspace, ""),
-            color_range=RANGES.get(first.color_range, ""),
-            color_trc=TRANSFERS.get(first.color_trc, ""),
+            constant_rate=constant_rate,
+            on_grid=on_grid,
+            interlaced=frame.interlaced_frame or stream.codec_context.field_order > 1,
+            color_space=MATRICES.get(frame.colorspace, ""),
+            color_range=RANGES.get(frame.color_range, ""),
+            color_trc=TRANSFERS.get(frame.color_trc, ""),
+            color_primaries=PRIMARIES.get(frame.color_primaries, ""),
             has_audio=bool(container.streams.audio),
+            stream=stream.index,
+            container=container.format.name,
         )
 
 
-def frame_times(source: Source) -> np.ndarray:
-    """Seconds at which each frame is shown, from the first frame's start on, float64 [N], without decoding any.
+def _warn_of_colours(path, frame) -> None:
+    names = (
+        UNKNOWN_MATRICES.get(frame.colorspace),
+        UNKNOWN_TRANSFERS.get(frame.color_trc),
+        UNKNOWN_PRIMARIES.get(frame.color_primaries),
+    )
+    if any(names):
+        said = ", ".join(name for name in names if name)
+        log("warning", file=str(path), reason=f"its colours ({said}) cannot be converted, and are taken for BT.709's")
 
-    The one trustworthy count of frames short of decoding them all; of a truncated file, those that are there.
+
+def orientation(frame) -> tuple[int, bool]:
+    """How a frame is turned for display, clockwise in degrees, and whether it is mirrored left to right before that.
+
+    By its display matrix, of which ISO/IEC 14496-12 says how it maps stored places to displayed ones: (x, y) to
+    (a x + c y, b x + d y), y downwards. Angles are taken to the nearest quarter.
     """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 0, False
+    a, b, _, c, d, *_ = np.frombuffer(data, np.int32, 9).tolist()
+    mirrored = a * d - b * c < 0
+    if mirrored:
+        a, b = -a, -b
+    return round(atan2(b, a) / (pi / 2)) % 4 * 90, mirrored
+
+
+def rate(ticks: np.ndarray, read_all: bool, stream) -> tuple[Fraction, bool, bool]:
+    """Frames per second, whether they come evenly, and whether they do where none is left out.
+
+    Of a stream whose first frames (or all) are shown at `ticks`, sorted.
+
+    The stream's own average counts unless the frames belie it: containers that state no rate give that of their clock.
+    """
+    stated = Fraction(stream.average_rate or stream.guessed_rate or 0)
+    late = stream.codec_context.reorder_depth + 2  # frames that are stored after others shown later
+    shown = ticks if read_all else ticks[:-late]
+    if len(shown) < 3 or shown[-1] == shown[0] or stated and stream.container.format.name in GUESSING:
+        return stated or Fraction(25), True, True
+    clock, steps = 1 / stream.time_base, len(shown) - 1
+    span = int(shown[-1] - shown[0])
+    even = bool(np.abs(shown - (shown[0] + span / steps * np.arange(len(shown)))).max() <= 1)
+    own = steps * clock / span
+    usual = clock / max(Fraction(1, 1000), Fraction(float(np.median(np.diff(shown)))))
+    if stated and (abs(stated / own - 1) < 0.005 or not even and stated < 1.5 * max(own, usual)):
+        return stated, even and abs(stated / own - 1) < 0.005, _on_grid(shown, clock / stated)
+    if even:
+        common = (Fraction(round(own)), Fraction(round(own * 1001 / 1000) * 1000, 1001))
+        own = next((fps for fps in common if fps and abs(steps * clock / fps - span) <= 1), own)
+    own = own.limit_denominator(1001) or own
+    return own, even and read_all, _on_grid(shown, clock / own)
+
+
+def _on_grid(ticks: np.ndarray, interval: Fraction) -> bool:
+    """Whether frames lie on a grid, in which some are left out."""
+    steps = np.diff(ticks) / float(interval)
+    return bool((np.abs(steps - steps.round()) < 0.05 + 1 / float(interval)).all() and (steps.round() == 1).mean() > 0.5)
+
+
+def frame_times(source: Source) -> np.ndarray:
+    """Seconds at which each frame is shown, from the first frame's start on, float64 [N].
+
+    Without decoding where packets are known to be frames; else by decoding all. Frames that damage took have their place.
+    """
+    timeline = packet_timeline(source)
+    return decoded_times(source) if timeline is None else timeline.times
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """When each frame is shown: `times`, seconds from the first frame on, float64 [N]; `ticks` of the stream, int64 [N].
+
+    Decoding can begin with the frame at each of the ticks `keys`, int64 [K], for which `entries`, int64 [K], are sought;
+    where there are none, at the beginning only. `places`, int64 [M, 3], has the tick of each packet, ascending, where in
+    the file it lies, and its size.
+    """
+
+    times: np.ndarray
+    ticks: np.ndarray
+    keys: np.ndarray
+    entries: np.ndarray
+    places: np.ndarray
+
+    def has(self, packet) -> bool:
+        """Whether a packet is the one that was met at its tick before."""
+        tick = tick_of(packet)
+        row = self.places[min(np.searchsorted(self.places[:, 0], tick), len(self.places) - 1)]
+        return row.tolist() == [tick, -1 if packet.pos is None else packet.pos, packet.size]
+
+
+def packet_timeline(source: Source) -> Timeline | None:
+    """The timeline as the packets have it; None where they may not be what is decoded."""
     with open_video(source.path) as (container, stream):
-        times = np.sort(np.fromiter(map(_tick, _displayed(container, stream)), np.int64)) * float(stream.time_base)
-        return times - (source.start if stores_times(container) else times[:1])
+        return _packet_timeline(source, container, stream)
 
 
-def stores_times(container) -> bool:
-    """Whether the container says when each frame is shown; AVI only says in which order they are decoded."""
-    return container.format.name != "avi"
+def _packet_timeline(source: Source, container, stream) -> Timeline | None:
+    if source.container in GUESSING:
+        return None
+    may_be_fields = source.interlaced and source.container in ("mpegts", "matroska,webm")
+    if may_be_fields or source.codec == "vp8":  # which has packets that are not shown
+        return None
+    by_order = source.container == "mpegts"  # sought in by when packets are decoded, not shown
+    packets, ticks, keys, places = Packets(container, stream), array("q"), {}, array("q")
+    for packet, damaged in packets:
+        if damaged or not (keys or packet.is_keyframe):
+            return None
+        if source.codec == "mpeg4" and packet.size < 10:  # "not coded": the frame before it is shown again
+            return None
+        if packet.is_keyframe:
+            keys[tick_of(packet)] = packet.dts if by_order else tick_of(packet)
+        if not packet.is_discard:
+            ticks.append(tick_of(packet))
+        places.extend((tick_of(packet), -1 if packet.pos is None else packet.pos, packet.size))
+    if packets.ends_early or packets.restarts or not ticks:
+        return None
+    ticks = np.sort(np.array(ticks))
+    times = ticks * float(stream.time_base)
+    if not np.diff(ticks).all() or source.stores_times and abs(times[0] - source.start) > float(stream.time_base) / 2:
+        return None
+    if source.stores_times and source.interval and np.diff(times).max(initial=0.0) > 1.5 * float(source.interval):
+        return None  # some may have been lost
+    can_seek = source.stores_times and not source.interlaced and not has_hidden_alpha(stream)
+    keys = np.array(sorted(keys.items()) if can_seek else [], np.int64).reshape(-1, 2)
+    places = np.array(places).reshape(-1, 3)
+    return Timeline(times - times[0], ticks, *keys.T, places[places[:, 0].argsort()])
 
 
-def _displayed(container, stream):
-    """The stream's packets that become frames on display, in stored order, up to the first damaged one."""
-    try:
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                return
-            if packet.size and not packet.is_discard:
-                yield packet
-    except av.FFmpegError:
-        return
+def decoded(source: Source, *, threads: int, stop_at_damage: bool = False) -> Iterator[tuple[Decoder, Decoded]]:
+    """Every frame of a video, and the decoder that gave it, which knows of damage; see Decoder."""
+    interval = source.interval
+    given = 0
+    for count in (threads, 1):
+        with open_video(source.path) as (container, stream):
+            ticks = interval / stream.time_base if interval else None
+            decoder = Decoder(container, stream, threads=count, interval=ticks, stop_at_damage=stop_at_damage)
+            for one in islice(decoder, given, None):
+                yield decoder, one
+                given += 1
+        if not decoder.unfinished:
+            return
 
 
-def _tick(packet) -> int:
-    """When a packet's frame is shown, or where the container does not say, is decoded; in the stream's time base."""
-    return packet.pts if packet.pts is not None else packet.dts or 0
+def decoded_times(source: Source) -> np.ndarray:
+    """What `frame_times` says, by decoding all."""
+    places, ticks = [], []
+    with open_video(source.path) as (container, stream):
+        clock = float(stream.time_base)
+        stored = None if source.stores_times else np.sort([tick_of(packet) for packet, _ in Packets(container, stream)])
+    for _, one in decoded(source, threads=decoding_threads()):
+        places.append(one.index)
+        ticks.append(one.tick)
+    if not places:
+        raise ItemError(f"{source.path} has no frame that can be decoded", "check the file, or encode it again")
+    if not source.stores_times and len(stored) > places[-1]:  # what AVI says of times is right for packets only
+        return (stored[: places[-1] + 1] - stored[0]) * clock
+    times = np.interp(np.arange(places[-1] + 1), places, ticks) * clock
+    return times - (source.start if source.stores_times else times[0])
 
 
-def _is_constant(ticks: np.ndarray, time_base: Fraction, fps: Fraction) -> bool:
-    """Whether frames lie on an even grid, to one tick, and the file's average rate agrees with it."""
-    shown = ticks[:-16] if len(ticks) > 48 else ticks  # stored after frames shown later: not all may have been read
-    if len(shown) < 3:
-        return True
-    interval = (shown[-1] - shown[0]) / (len(shown) - 1)
-    even = np.abs(shown - (shown[0] + interval * np.arange(len(shown)))).max() <= 1
-    return bool(even and abs(interval * float(time_base * fps) - 1) < 0.005)
+def missing_bytes(path) -> bool | None:
+    """Whether a file is shorter than its own outermost parts say; None where its format has none that say it.
+
+    They are the boxes of mp4 (ISO/IEC 14496-12), the elements of Matroska (RFC 8794) and the chunks of AVI (RIFF); a GIF has
+    its mark of the end. True also where these parts are broken.
+    """
+    size, end = os.path.getsize(path), 0
+    with open(path, "rb") as file:
+        head = file.read(12)
+        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
+            part_size = _box_size
+        elif head[:4] == b"\x1a\x45\xdf\xa3":
+            part_size = _element_size
+        elif head[:4] == b"RIFF":
+            part_size = _chunk_size
+        elif head[:4] == b"GIF8":
+            file.seek(max(0, size - 64))
+            return not file.read().rstrip(b"\0").endswith(b";")
+        else:
+            return None
+        while end < size:
+            file.seek(end)
+            head = file.read(16)
+            length = part_size(head)
+            if length is None:
+                return None
+            if not length:
+                file.seek(max(0, size - 16))
+                return bool((head + file.read()).strip(b"\0"))  # zeros up to the end are padding, else it is damage
+            end += length
+    return end > size
 
 
-def _declared_duration(container, stream) -> float:
+def _box_size(head: bytes) -> int | None:
+    """Bytes of a box of mp4 by its first 16; None: to the end of the file, however long; 0: this is no box."""
+    length = int.from_bytes(head[:4], "big")
+    if length == 1:
+        length = int.from_bytes(head[8:16], "big")
+    elif length == 0:
+        return None
+    return length if length >= 8 and head[4:8].isalnum() else 0
+
+
+def _element_size(head: bytes) -> int | None:
+    """The same of an element of Matroska: an identifier and a size, both of as many bytes as their first one has zeros."""
+    id_bytes = 9 - head[0].bit_length()
+    first = head[id_bytes] if id_bytes < len(head) else 0
+    size_bytes = 9 - first.bit_length()
+    digits = head[id_bytes : id_bytes + size_bytes]
+    if id_bytes > 4 or size_bytes > 8 or len(digits) < size_bytes:
+        return 0
+    value = int.from_bytes(digits, "big") - (1 << 7 * size_bytes)
+    return None if value == (1 << 7 * size_bytes) - 1 else id_bytes + size_bytes + value
+
+
+def _chunk_size(head: bytes) -> int:
+    """The same of a chunk of RIFF, which has an even length."""
+    length = int.from_bytes(head[4:8], "little")
+    return 8 + length + length % 2 if head[:4] in (b"RIFF", b"JUNK") and length else 0
+
+
+def _declared_duration(container, stream, start: float) -> float:
     """Seconds of picture that the file promises, 0.0 where it promises none.
 
-    The container's own figure counts only where there is no sound that could be longer than the picture.
+    The container's own figure counts only where there is no other stream, which could be longer than the picture.
     """
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
     end = 0.0
-    if tag := stream.metadata.get("DURATION"):  # Matroska
-        hours, minutes, seconds = tag.split(":")
-        end = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    elif container.duration and not container.streams.audio:
+    if stream.duration:
+        begin = min(start, float((stream.start_time or 0) * stream.time_base))  # which may be later, by a fault
+        end = begin + float(stream.duration * stream.time_base)
+    elif match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska
+        hours, minutes, seconds = map(float, match.groups())
+        end = hours * 3600 + minutes * 60 + seconds
+    elif container.duration and len(container.streams) == 1:
         end = container.duration / av.time_base
-    return max(0.0, end - float((stream.start_time or 0) * stream.time_base))
+    return max(0.0, end - start)
 
 
 def _check_size(path, width: int, height: int):
     if width * height > MAX_PIXELS:
         raise ItemError(f"{path} claims {width}x{height} pixels, more than {MAX_PIXELS} in all", "scale it down")
-
-
-def _beginning(path, container, stream):
-    """The first frame, which alone tells rotation and colour tags, and the ticks of the first packets, in one pass."""
-    first, ticks, damage = None, [], None
-    for packet in islice(_displayed(container, stream), RATE_PACKETS):
-        ticks.append(_tick(packet))
-        try:
-            first = first or next(iter(stream.decode(packet)), None)
-        except av.FFmpegError as error:
-            damage = damage or error
-    if first is None and not damage:
-        with suppress(av.FFmpegError):
-            first = next(iter(stream.decode(None)), None)  # of a video so short that the decoder holds all of it
-    if first is None and ticks:
-        reason = f" ({damage.strerror})" if damage else ""
-        raise ItemError(f"{path} has no frame that can be decoded{reason}", "check the file, or encode it again")
-    if first is None:
-        raise ItemError(f"{path} has no frames", "give a video with at least one frame")
-    return first, ticks

@@ -1,31 +1,19 @@
 """Frames of a video, one at a time, and pictures, as upright RGB arrays."""
 
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
-import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps
 
-from stages.media.probe import MAX_PIXELS, Source, frame_times, open_video, probe, stores_times
+from stages.media.decoding import decoding_threads
+from stages.media.pixels import converter, deinterlaced
+from stages.media.probe import MAX_PIXELS, Source, decoded, faults_of, frame_times, missing_bytes, probe, said
 from stages.runtime.errors import ItemError
-
-# swscale's fast path rounds down and takes chroma from the nearest sample: frames come out 1 to 2 levels darker.
-# These flags give the formula to within its rounding.
-ACCURATE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-ACCURATE |= Interpolation.FULL_CHR_H_INP
-
-MATRICES = {
-    "bt709": Colorspace.ITU709,
-    "bt601": Colorspace.ITU601,
-    "fcc": Colorspace.FCC,
-    "smpte240m": Colorspace.SMPTE240M,
-    "bt2020": Colorspace.BT2020,
-}
+from stages.runtime.log import log
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +23,17 @@ class Frame:
     index: int
     time: float
     rgb: np.ndarray
+
+
+class Damaged(ItemError):
+    """A video is damaged `at` seconds from its first frame on, and can be read before and after that."""
+
+    def __init__(self, path: Path, at: float):
+        self.at = at
+        super().__init__(
+            f"{path} is damaged at {at:.1f} s, and what lies before and after it can be read",
+            "copy it again, or allow a truncated video to use the frames that are good",
+        )
 
 
 class Truncated(ItemError):
@@ -48,121 +47,161 @@ class Truncated(ItemError):
         )
 
 
-def available_threads() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def frames(video: Source | Path | str, *, accurate: bool = True, threads: int | None = None) -> Iterator[Frame]:
+def frames(
+    video: Source | Path | str,
+    *,
+    accurate: bool = True,
+    threads: int | None = None,
+    allow_damage: bool = False,
+    only: Set[int] | None = None,
+) -> Iterator[Frame]:
     """Every frame of a video in display order; memory does not grow with its length.
+
+    `only`: those with these indices, and in the place of one that damage took the next one, or the last one of all.
 
     `accurate` converts by the picture's own matrix and range with interpolated chroma: for frames that become pixels of
     the result. Otherwise swscale's default conversion: faster, 1 to 2 levels darker, fine for looking at.
     `threads` of the decoder (default: the cores of this process, at most 4).
-    Raises ItemError for what is not a video, and Truncated after the last good frame of a damaged one.
+    Raises ItemError for what is not a video; Damaged after the last good frame before the damage, and Truncated after the
+    last good frame of a video that ends early. With `allow_damage`, all good frames come instead, and the log says so.
     """
     source = video if isinstance(video, Source) else probe(video)
-    with open_video(source.path) as (container, stream):
-        yield from _frames(source, container, stream, accurate, threads)
+    times = frame_times(source) if not source.stores_times else None
+    index, time, longest, decoder = 0, 0.0, 0.0, None
+    with faults_of(source.path):
+        to_rgb = converter(source, accurate)
+        stream = decoded(source, threads=threads or decoding_threads(), stop_at_damage=not allow_damage)
+        for decoder, one in deinterlaced(stream):
+            before, time = (
+                time,
+                one.tick * decoder.clock - source.start if times is None else float(times[min(one.index, len(times) - 1)]),
+            )
+            wanted = only is None or any(place in only for place in range(index, one.index + 1))
+            index, longest = one.index + 1, max(longest, time - before)
+            if wanted:
+                # Held until the next one exists: its memory is then reused, not handed back and faulted in anew.
+                frame = Frame(one.index, time, to_rgb(one.frame))
+                yield frame
+    if decoder is None:
+        raise ItemError(f"{source.path} has no frame that can be decoded", "check the file, or encode it again")
+    if only and max(only) >= index and not wanted:
+        yield Frame(one.index, time, to_rgb(one.frame))
+    damage = [max(0.0, tick * decoder.clock - source.start) for tick in decoder.damage]
+    if damage and not (allow_damage or decoder.ends_early):
+        raise Damaged(source.path, damage[0])
+    if decoder.ends_early or ends_early(source, time, longest, decoder.packets.end):
+        if not allow_damage:
+            declared = source.declared_frames or round(source.duration * source.fps)
+            raise Truncated(source.path, index, max(declared, index + 1))
+        damage.append(time)
+    if damage:
+        places = ", ".join(f"{at:.1f} s" for at in damage[:5]) + ", ..." * (len(damage) > 5)
+        log("warning", file=str(source.path), reason=f"the video is damaged at {places}; its good frames are used")
 
 
-def frames_near_end(source: Source, seconds: float, *, threads: int | None = None) -> Iterator[Frame]:
-    """Frames from a keyframe at least `seconds` before the declared end on (all, where the file cannot be sought in).
+def ends_early(source: Source, last: float, longest: float, end: int) -> bool:
+    """Whether a video that could be read to its end must have been longer.
 
-    Their `index` counts from the first one yielded; `time` is the video's. Accurate conversion. Raises as `frames`.
+    `last`: seconds of its last frame; `longest`: between two of its frames; `end`: where in the file the last packet ends. A
+    file that has all the bytes it speaks of, and whose packets fill it, is whole, whatever its header says of durations.
+    Where that cannot be known, the declared duration counts, but the last frame may stand for as long as any other.
     """
-    with open_video(source.path) as (container, stream):
-        if stores_times(container):
-            target = source.start + max(0.0, source.duration - seconds)
-            with suppress(av.FFmpegError):
-                container.seek(int(target / stream.time_base), stream=stream)
-        yield from _frames(source, container, stream, True, threads)
-
-
-def _frames(source, container, stream, accurate, threads):
-    stream.thread_type = "AUTO"
-    stream.thread_count = threads or min(available_threads(), 4)
-    to_rgb = _converter(source, accurate)
-    index, time, length = 0, 0.0, float(1 / source.fps)
-    times = None if stores_times(container) else frame_times(source)
-    declared = source.declared_frames or round(source.duration * source.fps)
-    try:
-        for picture in _decode(container, stream):
-            if times is not None:
-                time = float(times[min(index, len(times) - 1)])
-            elif picture.pts is not None:
-                time = float(picture.pts * stream.time_base) - source.start
-            else:
-                time += length if index else 0.0
-            length = float((picture.duration or 0) * stream.time_base) or length
-            # Held until the next one exists: its memory is then reused, not handed back and faulted in anew (a tenth
-            # of all time).
-            frame = Frame(index, time, to_rgb(picture))
-            yield frame
-            index += 1
-    except av.FFmpegError as error:
-        raise Truncated(source.path, index, max(declared, index + 1)) from error
-    # Some containers just end: the clock tells, since the count of frames in a header is not to be trusted.
-    if source.duration and source.duration - (time + length) > 1.5 * max(length, float(1 / source.fps)):
-        raise Truncated(source.path, index, max(declared, index + 1))
-
-
-def _decode(container, stream):
-    """Pictures of a stream; at damage, first those that the decoder still holds, then the error."""
-    try:
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise av.InvalidDataError(0, "the file ends within a frame")
-            yield from stream.decode(packet)
-    except av.FFmpegError as damage:
-        with suppress(av.FFmpegError):
-            yield from stream.decode(None)
-        raise damage
-
-
-def _converter(source: Source, accurate: bool):
-    """picture -> uint8 [H, W, 3], upright, square pixels."""
-    options = {"format": "rgb24", "threads": 1}  # swscale's own threads cost more than they save here
-    if source.sample_aspect != 1:
-        options["width"] = source.height if source.rotation % 180 == 90 else source.width
-    if accurate:
-        options |= {"interpolation": ACCURATE, "dst_color_range": ColorRange.JPEG}
-        if not source.pix_fmt.startswith(("rgb", "bgr", "gbr", "argb", "abgr", "pal")):
-            options["src_colorspace"] = MATRICES[source.color_space or _usual_matrix(source)]
-    turns = source.rotation // 90
-
-    def to_rgb(picture) -> np.ndarray:
-        rgb = picture.to_ndarray(**options)
-        return np.ascontiguousarray(np.rot90(rgb, -turns) if turns else rgb)
-
-    return to_rgb
-
-
-def _usual_matrix(source: Source) -> str:
-    """What players assume of an untagged picture: BT.709 from high definition on, else BT.601."""
-    return "bt709" if source.height >= 720 or source.width >= 1280 else "bt601"
+    missing, usual = missing_bytes(source.path), float(1 / source.fps)
+    unread = 1 - end / os.path.getsize(source.path)
+    grows = source.container == "gif" or source.container.startswith("mov") and not source.declared_frames
+    if missing and (grows or not source.duration or unread > 0.3):  # whose durations are those of what is there
+        return True
+    left = source.duration - (last + usual)
+    if left < (0.5 * usual if missing else 1.5 * max(usual, longest)):
+        return False
+    return missing is not False or unread > 0.5 * left / source.duration
 
 
 def read_picture(path) -> np.ndarray:
-    """The picture at `path`, upright, as uint8 [H, W, 3]. Raises ItemError: missing, not a picture, damaged, absurd size."""
+    """The picture at `path`, upright, in sRGB, on white, as uint8 [H, W, 3].
+
+    Raises ItemError: missing, not a picture, damaged, absurd size, greys of an unknown scale.
+    """
     try:
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ItemError(f"{path} claims {picture.width}x{picture.height} pixels", "scale it down")
-            return as_rgb(picture)
+            return as_rgb(picture, str(path))
     except FileNotFoundError as error:
         raise ItemError(f"no picture at {path}", "check the path") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise ItemError(f"{path} is not a picture that can be read ({error})", "give a PNG or JPEG file") from error
+    except ItemError:
+        raise
+    except Exception as error:  # Pillow's plugins raise all kinds of errors for damaged files
+        raise ItemError(f"{path} is not a picture that can be read ({said(error)})", "give a PNG or JPEG file") from error
 
 
-def as_rgb(picture: Image.Image) -> np.ndarray:
-    """A picture as it looks on white: upright, uint8 [H, W, 3]. 16 bits of grey become 8."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):  # PIL itself would cut off what lies above 255
-        grey = np.round(np.asarray(picture) / 257).astype(np.uint8)
-        return np.stack([grey] * 3, axis=-1)
+def as_rgb(picture: Image.Image, name: str = "the picture") -> np.ndarray:
+    """A picture as it looks on white: upright, in sRGB, uint8 [H, W, 3]. Greys of 16 and 32 bits become 8.
+
+    `name` is what errors and warnings call it. Raises ItemError for 32-bit greys whose white is unknown.
+    """
+    picture = in_srgb(eight_bits(upright(picture, name), name), name)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return np.array(picture.convert("RGB"))
+
+
+def upright(picture: Image.Image, name: str) -> Image.Image:
+    """A picture turned and mirrored as its EXIF data says; as it lies where they cannot be read."""
+    picture.load()
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception as error:  # Pillow raises all kinds of errors for damaged EXIF data
+        log("warning", file=name, reason=f"its EXIF data cannot be read ({said(error)})")
+        return picture
+
+
+def eight_bits(picture: Image.Image, name: str) -> Image.Image:
+    """A picture whose greys of 16 or 32 bits, integers or floats, have become 8; any other as it is."""
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    greys = np.asarray(picture)
+    if picture.mode.startswith("I;16"):
+        white = 65535
+    else:
+        low, high = float(greys.min()), float(greys.max())
+        whites = (1, 255, 65535) if picture.mode == "F" else (255, 65535)
+        white = next((white for white in whites if low >= 0 and high <= white), 0)
+        if not white:
+            raise ItemError(
+                f"{name} holds greys of 32 bits from {low:g} to {high:g}, whose white is not known",
+                "save it with 8 or 16 bits, or as floats from 0 to 1",
+            )
+    scaled = Image.fromarray(np.round(greys * (255 / white)).astype(np.uint8))
+    scaled.info = picture.info
+    return scaled
+
+
+def in_srgb(picture: Image.Image, name: str) -> Image.Image:
+    """A picture with its ICC profile applied, in RGB or RGBA; as it is where it has none, or one that cannot be used."""
+    data = picture.info.get("icc_profile")
+    if not data and picture.mode != "LAB":
+        return picture
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(data)) if data else ImageCms.createProfile("LAB")
+        if data and "srgb" in ImageCms.getProfileDescription(profile).lower():
+            return picture  # rounding alone would change it
+        alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+        modes = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
+        space = profile.profile.xcolor_space.strip() if data else "Lab"
+        coloured = picture if picture.mode == modes[space] else picture.convert(modes[space])
+        converted = ImageCms.profileToProfile(
+            coloured,
+            profile,
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except Exception as error:  # damaged profiles make Pillow raise all kinds of errors
+        log("warning", file=name, reason=f"its colour profile cannot be used ({said(error)})")
+        return picture
+    if alpha:
+        converted.putalpha(alpha)
+    return converted

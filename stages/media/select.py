@@ -1,21 +1,23 @@
 """Choosing frames of a video: the last ones, the first ones, the middles of equal segments, those where it moves."""
 
-import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 
+import av
 import cv2
 import numpy as np
 
-from stages.media.probe import Source, frame_times, probe
-from stages.media.read import Frame, Truncated, available_threads, frames, frames_near_end
+from stages.media.decoding import decoding_threads, tick_of
+from stages.media.pixels import converter
+from stages.media.probe import Source, Timeline, decoded_times, frame_times, open_video, packet_timeline, probe
+from stages.media.read import Frame, ends_early, frames
 from stages.runtime.errors import ItemError, UsageError
 
 SEEK_BEYOND = 20.0  # seconds: shorter videos are read from the start, which is as fast and needs no index
-PREROLL = 5.0  # seconds decoded before the frames that are wanted
 
-_IMPORTED_BY = os.getpid()
+Choice = Callable[[np.ndarray], Sequence[int]]  # from the seconds of all frames to ascending indices, which may repeat
 
 
 def first(path, count: int = 1, *, allow_truncated: bool = False) -> list[Frame]:
@@ -27,44 +29,111 @@ def first(path, count: int = 1, *, allow_truncated: bool = False) -> list[Frame]
 def last(path, count: int = 1, *, allow_truncated: bool = False) -> list[Frame]:
     """The last `count` frames in display order (fewer where the video is shorter), holding no more than those.
 
-    A long video is read from near its end. Raises Truncated for a damaged video, unless `allow_truncated` takes the
-    last frames that can be read.
+    A long video is read from near its end. Raises Damaged and Truncated for a damaged video, unless `allow_truncated` takes
+    the last frames that are good.
     """
     _check_count(count)
     source = probe(path)
     if source.duration > SEEK_BEYOND:
-        try:
-            tail = deque(frames_near_end(source, PREROLL + count / float(source.fps)), maxlen=count)
-        except Truncated:
-            tail = ()
-        if len(tail) == count:
-            return _numbered(tail, frame_times(source))
+        if (tail := _sought(source, lambda times: range(max(0, len(times) - count), len(times)), accurate=True)) is not None:
+            return tail
     return list(deque(whole(source, allow_truncated), maxlen=count))
 
 
 def midpoints(path, count: int, *, allow_truncated: bool = False) -> list[Frame]:
     """The frames in the middle of `count` equal segments; frames of a short video repeat. Raises as `last`."""
     source = probe(path)
-    indices = midpoint_indices(frame_times(source), count, source.constant_rate)
-    return pick(whole(source, allow_truncated), indices)
+    return _chosen(source, lambda times: midpoint_indices(times, count, source.constant_rate), allow_truncated)
+
+
+def evenly(path, count: int) -> list[Frame]:
+    """`count` frames spread evenly over all, whatever their times; all where there are as many. Raises as `last`."""
+
+    def indices(times: np.ndarray) -> Sequence[int]:
+        return range(count) if len(times) == count else midpoint_indices(times, count)
+
+    return _chosen(probe(path), indices, False)
 
 
 def sample(path, n_segments: int, include_last: bool = False) -> list[Frame]:
     """Frames for a model to look at: the middles of `n_segments` equal segments, then the last frame if asked for.
 
-    As `midpoints`, but faster: the default conversion, and random access where the file is plain. A truncated video is
-    sampled over the frames that it has.
+    As `midpoints`, but faster: the default conversion, and only the parts of the video that are needed are read. A damaged
+    video is sampled over the frames that are good.
     """
     source = probe(path)
+
+    def indices(times: np.ndarray) -> list[int]:
+        return midpoint_indices(times, n_segments, source.constant_rate) + [len(times) - 1] * include_last
+
+    found = _sought(source, indices, accurate=False)
+    return found if found is not None else _chosen(source, indices, True, accurate=False)
+
+
+def _chosen(source: Source, choose: Choice, allow_truncated: bool, accurate: bool = True) -> list[Frame]:
+    """The frames that are chosen by the times of all, read from the first one on."""
+
+    def read(times: np.ndarray) -> list[Frame]:
+        indices = choose(times)
+        stream = frames(source, accurate=accurate, allow_damage=allow_truncated, only=set(indices))
+        return pick(stream, list(indices))
+
     times = frame_times(source)
-    indices = midpoint_indices(times, n_segments, source.constant_rate)
-    if include_last:
-        indices.append(len(times) - 1)
-    complete = len(times) >= (source.declared_frames or 0)
-    if source.plain and complete and os.getpid() == _IMPORTED_BY:  # decord's threads do not survive a fork
-        if (chosen := _sample_decord(source, indices, times)) is not None:
-            return chosen
-    return pick(whole(source, True, accurate=False), indices)
+    found = read(times)
+    if all(frame.index < len(times) and abs(times[frame.index] - frame.time) < 1e-4 for frame in found):
+        return found
+    return read(decoded_times(source))  # the packets' times were not those of the frames
+
+
+def _sought(source: Source, choose: Choice, *, accurate: bool) -> list[Frame] | None:
+    """The frames that are chosen by the times of all, each decoded from the keyframe before it.
+
+    None where that cannot be trusted: where packets may not be frames, or one comes that is damaged or not the one at the
+    packet's very time.
+    """
+    timeline = packet_timeline(source)
+    if timeline is None or not len(timeline.keys):
+        return None
+    end = int(timeline.places[:, 1:].sum(axis=1).max())
+    if ends_early(source, timeline.times[-1], np.diff(timeline.times).max(initial=0.0), end):
+        return None
+    indices = list(choose(timeline.times))
+    ticks = timeline.ticks[sorted(set(indices))].tolist()
+    to_rgb = converter(source, accurate)
+    with open_video(source.path) as (container, stream):
+        found = {frame.pts: to_rgb(frame) for frame in _frames_at(container, stream, timeline, ticks)}
+    if len(found) < len(ticks):
+        return None
+    return [Frame(index, float(timeline.times[index]), found[timeline.ticks[index]]) for index in indices]
+
+
+def _frames_at(container, stream, timeline: Timeline, ticks: Sequence[int]) -> Iterator[av.VideoFrame]:
+    """The decoded frames at ascending `ticks`, each from the last keyframe before it on; ends where one is missing."""
+    decoder = stream.codec_context
+    decoder.thread_type, decoder.thread_count = "AUTO", decoding_threads()
+    wanted, packets, reached = deque(ticks), iter(()), None
+    with suppress(av.FFmpegError):
+        while wanted:
+            place = max(0, np.searchsorted(timeline.keys, wanted[0], side="right") - 1)
+            if reached is None or timeline.keys[place] > reached:
+                container.seek(int(timeline.entries[place]), stream=stream)
+                packets, reached = container.demux(stream), timeline.keys[place]
+            packet = next(packets, None)
+            if packet is None:
+                return
+            if packet.size and not timeline.has(packet):
+                return
+            reached = max(reached, tick_of(packet))
+            # What nothing refers to need not be decoded on the way.
+            decoder.skip_frame = "DEFAULT" if packet.pts in ticks else "NONREF"
+            for frame in decoder.decode(packet):
+                if frame.pts is None or wanted and frame.pts > wanted[0]:
+                    return
+                if wanted and frame.pts == wanted[0]:
+                    if frame.is_corrupt or frame.interlaced_frame:
+                        return
+                    wanted.popleft()
+                    yield frame
 
 
 def midpoint_indices(times: np.ndarray, count: int, constant_rate: bool = True) -> list[int]:
@@ -133,36 +202,8 @@ def pick(stream: Iterable[Frame], indices: list[int]) -> list[Frame]:
 
 
 def whole(source: Source, allow_truncated: bool, accurate: bool = True) -> Iterator[Frame]:
-    """Every frame, as `frames`; of a truncated video, where that is allowed, those that are there, and no error."""
-    decoded = 0
-    try:
-        for frame in frames(source, accurate=accurate):
-            yield frame
-            decoded += 1
-    except Truncated:
-        if not (allow_truncated and decoded):
-            raise
-
-
-def _numbered(tail: Iterable[Frame], times: np.ndarray) -> list[Frame]:
-    """Frames read from the middle of a video on, with their places in the whole."""
-    return [Frame(int(np.abs(times - frame.time).argmin()), frame.time, frame.rgb) for frame in tail]
-
-
-def _sample_decord(source: Source, indices: list[int], times: np.ndarray) -> list[Frame] | None:
-    """The frames at `indices` by random access; None where decord is missing or cannot be relied on for the file."""
-    try:
-        import decord
-    except ImportError:
-        return None
-    try:
-        reader = decord.VideoReader(os.path.abspath(source.path), num_threads=available_threads())
-        if len(reader) != len(times):
-            return None
-        batch = reader.get_batch(indices).asnumpy()
-    except decord.DECORDError:
-        return None
-    return [Frame(i, float(times[i]), rgb) for i, rgb in zip(indices, batch, strict=True)]
+    """Every frame, as `frames`; of a damaged video, where that is allowed, those that are good, and no error."""
+    return frames(source, accurate=accurate, allow_damage=allow_truncated)
 
 
 def _check_count(count: int):

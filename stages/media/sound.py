@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from stages.media.probe import SAFE_INPUT, local_url
+from stages.media.probe import open_video
 from stages.runtime.errors import ItemError
 from stages.runtime.log import log
 
@@ -39,7 +39,7 @@ def find_sound(path: Path, start: float, seconds: float) -> Sound | None:
     A track that cannot be decoded gives way to the next, with a warning in the log. None where none is left, or the file has
     no audio.
     """
-    with _open(path) as container:
+    with open_video(path) as (container, _):
         tracks = list(container.streams.audio)
     default = av.stream.Disposition.default
     for stream in sorted(tracks, key=lambda stream: not stream.disposition & default):
@@ -91,7 +91,7 @@ def _heard(path: Path, track: int, start: float) -> _Heard:
 
 def _decoded(path: Path, track: int, packets: int | None = None) -> Iterator[av.AudioFrame]:
     """The frames of an audio track, or of its first packets; what is damaged is passed over."""
-    with _open(path) as container:
+    with open_video(path) as (container, _):
         stream = container.streams.audio[track]
         if stream.codec_context is None:  # no decoder knows it
             return
@@ -100,7 +100,3 @@ def _decoded(path: Path, track: int, packets: int | None = None) -> Iterator[av.
             for packet in islice(demuxed, packets):
                 with suppress(av.FFmpegError):
                     yield from stream.decode(packet)
-
-
-def _open(path: Path):
-    return av.open(local_url(path), container_options=SAFE_INPUT, metadata_errors="replace")

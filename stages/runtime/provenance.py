@@ -22,7 +22,6 @@ LIBRARIES = (
     "accelerate",
     "safetensors",
     "av",
-    "decord",
     "imageio-ffmpeg",  # its version tells that of the ffmpeg program in it
     "numpy",
     "pillow",

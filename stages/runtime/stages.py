@@ -44,7 +44,7 @@ STAGES = {
         ),
         Stage(
             "caption_vlm",
-            1,
+            2,
             (Input("video", ("file", "clip"), "the video, or the picture, to describe"),),
             "caption",
             "Describe a video or a picture with a vision-language model, or take the prompt that is given.",
@@ -52,7 +52,7 @@ STAGES = {
         ),
         Stage(
             "encode",
-            1,
+            2,
             (
                 Input(
                     "image",

@@ -14,19 +14,20 @@ def test_describes_a_plain_video(tmp_path):
     assert source.fps == zoo.FPS and source.constant_rate
     assert source.duration == pytest.approx(zoo.FRAMES / zoo.FPS, abs=1e-3)
     assert (source.codec, source.pix_fmt, source.bit_depth) == ("h264", "yuv420p", 8)
-    assert source.plain and not source.has_audio
+    assert not source.has_audio and not source.interlaced
+    assert (source.rotation, source.mirrored, source.sample_aspect) == (0, False, 1)
 
 
 def test_describes_what_is_odd(tmp_path):
     quarter = probe(zoo.rotated(tmp_path, 90))
-    assert quarter.size == (zoo.HEIGHT, zoo.WIDTH) and quarter.rotation == 270 and not quarter.plain
+    assert quarter.size == (zoo.HEIGHT, zoo.WIDTH) and quarter.rotation == 270
     wide = probe(zoo.anamorphic(tmp_path))
-    assert wide.size == (zoo.WIDTH * 3 // 2, zoo.HEIGHT) and wide.sample_aspect == Fraction(3, 2) and not wide.plain
+    assert wide.size == (zoo.WIDTH * 3 // 2, zoo.HEIGHT) and wide.sample_aspect == Fraction(3, 2)
     assert not probe(zoo.varying_rate(tmp_path)).constant_rate
     assert probe(zoo.ten_bit(tmp_path)).bit_depth == 10
     assert probe(zoo.with_sound(tmp_path)).has_audio
     hdr = probe(zoo.hdr(tmp_path))
-    assert (hdr.color_space, hdr.color_range, hdr.color_trc) == ("bt2020", "limited", "pq")
+    assert (hdr.color_space, hdr.color_range, hdr.color_trc, hdr.color_primaries) == ("bt2020", "limited", "pq", "bt2020")
 
 
 def test_sound_that_outlasts_the_picture_does_not_count_as_duration(tmp_path):

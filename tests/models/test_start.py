@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "diffusers", "transformers", "safetensors", "cv2", "av", "decord")
+HEAVY = ("torch", "diffusers", "transformers", "safetensors", "cv2", "av")
 
 
 @pytest.mark.parametrize("name", ["extract_frames", "caption_vlm", "encode", "generate", "propagate", "decode", "concat"])

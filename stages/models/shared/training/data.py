@@ -18,8 +18,7 @@ from torch.utils.data import Dataset
 
 from stages.media.folders import TEXT_ENDINGS, by_stem, files, overlooked
 from stages.media.options import VIDEO_ENDINGS
-from stages.media.probe import probe
-from stages.media.select import midpoint_indices, pick, whole
+from stages.media.select import evenly
 from stages.media.shapes import world
 from stages.models.shared.training.options import SHAPES
 from stages.runtime.errors import ItemError, UsageError
@@ -78,10 +77,7 @@ class TextVideoDataset(Dataset):
     def _read(self, video: Path) -> np.ndarray:
         """uint8 [T, S, S, 3]: frames spread evenly, the middle square of the picture."""
         try:
-            source = probe(video)
-            count = sum(1 for _ in whole(source, False)) if not source.declared_frames else source.declared_frames
-            indices = midpoint_indices(np.arange(count), self.num_frames) if count != self.num_frames else range(count)
-            frames = [frame.rgb for frame in pick(whole(source, False), list(indices))]
+            frames = [frame.rgb for frame in evenly(video, self.num_frames)]
         except ItemError as error:
             raise UsageError(f"the training video {video} cannot be read: {error.reason}", error.remedy) from error
         height, width = frames[0].shape[:2]

@@ -1,0 +1,85 @@
+"""Colours of other systems in those of BT.709: HDR is tone mapped, wide gamuts are brought in, both by one table.
+
+The table is made by the formulas of the recommendations that are named at each, and applied by ffmpeg's lut3d filter.
+"""
+
+import tempfile
+from contextlib import contextmanager
+
+import numpy as np
+
+POINTS = 65  # along each side of the table: with fewer, dark colours are off by more than a level or two
+
+# x and y of red, green and blue, ITU-T H.273; the white of all is D65
+PRIMARIES = {
+    "bt709": ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060)),
+    "bt2020": ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),
+    "p3": ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
+}
+D65 = (0.3127, 0.3290)
+
+HDR = ("pq", "hlg")
+WHITE = 100.0  # cd/m2 of BT.709's white (BT.1886), by which HDR is measured
+PEAK = 1000.0  # cd/m2 of the brightest light in HDR that says nothing of it: BT.2100's nominal peak for HLG
+KNEE = 0.3  # share of white up to which light is left as it is
+
+
+def is_foreign(transfer: str, primaries: str) -> bool:
+    """Whether colours have to go through a table to look right as BT.709; an empty name is taken for BT.709."""
+    return transfer in (*HDR, "linear") or primaries in ("bt2020", "p3")
+
+
+def table(transfer: str, primaries: str, peak: float = PEAK) -> np.ndarray:
+    """RGB of BT.709 for each RGB of another system, float64 [R, G, B, 3], both on 0..1 and as they are stored.
+
+    `peak` is the brightest light of HDR in cd/m2. HDR of unknown primaries is taken for BT.2020.
+    """
+    axis = np.linspace(0, 1, POINTS)
+    stored = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
+    primaries = primaries or ("bt2020" if transfer in HDR else "bt709")
+    light = to_light(stored, transfer) @ (np.linalg.inv(rgb_to_xyz("bt709")) @ rgb_to_xyz(primaries)).T
+    light = light.clip(0)
+    if transfer in HDR:
+        light = tone_mapped(light, peak / WHITE)
+    return light.clip(0, 1) ** (1 / 2.4)
+
+
+def to_light(stored: np.ndarray, transfer: str) -> np.ndarray:
+    """Light of a display, where 1 is BT.709's white, for stored RGB [..., 3] on 0..1."""
+    if transfer == "pq":  # SMPTE ST 2084 / BT.2100, table 4
+        m1, m2, c1, c2, c3 = 1305 / 8192, 2523 / 32, 107 / 128, 2413 / 128, 2392 / 128
+        power = stored ** (1 / m2)
+        return 10_000 / WHITE * ((power - c1).clip(0) / (c2 - c3 * power)) ** (1 / m1)
+    if transfer == "hlg":  # BT.2100, table 5, for a display of 1000 cd/m2; its gamma is taken of each channel, as zimg does
+        a, b, c = 0.17883277, 0.28466892, 0.55991073
+        scene = np.where(stored <= 0.5, stored**2 / 3, (np.exp((stored - c) / a) + b) / 12)
+        return PEAK / WHITE * scene**1.2
+    return stored if transfer == "linear" else stored**2.4  # BT.1886
+
+
+def tone_mapped(light: np.ndarray, peak: float) -> np.ndarray:
+    """Light of 0..`peak` in 0..1: dark parts stay (below KNEE), the rest bends (ffmpeg's tonemap=mobius); hues are kept."""
+    brightest = light.max(axis=-1, keepdims=True).clip(1e-6)
+    peak = max(peak, 1.01)
+    a = -(KNEE**2) * (peak - 1) / (KNEE**2 - 2 * KNEE + peak)
+    b = (KNEE**2 - 2 * KNEE * peak + peak) / (peak - 1)
+    bent = (b + KNEE) ** 2 / (b - a) * (brightest + a) / (brightest + b)
+    return light * np.where(brightest <= KNEE, brightest, bent) / brightest
+
+
+def rgb_to_xyz(primaries: str) -> np.ndarray:
+    """The matrix from linear RGB to XYZ, float64 [3, 3] (SMPTE RP 177)."""
+    columns = np.array([(x / y, 1, (1 - x - y) / y) for x, y in PRIMARIES[primaries]]).T
+    white = np.array([D65[0] / D65[1], 1, (1 - sum(D65)) / D65[1]])
+    return columns * np.linalg.solve(columns, white)
+
+
+@contextmanager
+def table_file(values: np.ndarray):
+    """The name of a file that holds a table as ffmpeg's lut3d reads it; the file is gone afterwards."""
+    with tempfile.NamedTemporaryFile("w", suffix=".cube") as file:
+        rows = values.transpose(2, 1, 0, 3).reshape(-1, 3)  # red changes fastest
+        file.write(f"LUT_3D_SIZE {len(values)}\n")
+        file.write("%.6f %.6f %.6f\n" * len(rows) % tuple(rows.ravel().tolist()))  # ten times as fast as numpy.savetxt
+        file.flush()
+        yield file.name
