@@ -89,9 +89,7 @@ SIZE_FIELDS = {"width": WIDTH, "height": HEIGHT, "num_frames": Field("number of 
 RATE_FIELDS = {"fps": Field('frames per second, as a fraction in text: "24/1"', RATE)}
 PROMPT_FIELDS = {"prompt": Field("prompt", TEXT), "raw": Field("raw caption", TEXT)}
 SEED_FIELDS = {"seed": Field("seed of the noise", SEED)}
-SOURCE_FIELD = Field(
-    "facts of the video: stream, size, orientation, rate, duration, declared frames, codec, colour", SOURCE
-)
+SOURCE_FIELD = Field("facts of the video: stream, size, orientation, rate, duration, declared frames, codec, colour", SOURCE)
 HALF_OR_FULL = ("BF16", "F16", "F32")
 
 KINDS = {
