@@ -19,14 +19,9 @@ RATE_PACKETS = 400  # enough to see a phone's or a screen recorder's varying rat
 BEHIND = 2  # packets that may follow a damaged one before the clock starts anew: the parser holds some back
 
 
-def available_threads() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def decoding_threads() -> int:
-    """How many threads a decoder gets: more than four wait for the conversion to RGB, and hold a frame each."""
-    return min(available_threads(), 4)
+    """How many threads a decoder gets: the cores of this process, but more than four only wait for the conversion to RGB."""
+    return min(len(os.sched_getaffinity(0)), 4)
 
 
 def stores_times(container: str) -> bool:

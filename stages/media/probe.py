@@ -205,7 +205,7 @@ def probe(path) -> Source:
         width, height = max(1, round(frame.width * aspect)), frame.height
         _check_size(path, width, height)
         _warn_of_colours(path, frame)
-        rotation, mirrored = orientation(frame)
+        rotation, mirrored = orientation(path, frame)
         if rotation % 180 == 90:
             width, height = height, width
         start = float(first.tick * stream.time_base) if has_times else 0.0
@@ -247,11 +247,11 @@ def _warn_of_colours(path, frame) -> None:
         log("warning", file=str(path), reason=f"its colours ({said}) cannot be converted, and are taken for BT.709's")
 
 
-def orientation(frame) -> tuple[int, bool]:
+def orientation(path, frame) -> tuple[int, bool]:
     """How a frame is turned for display, clockwise in degrees, and whether it is mirrored left to right before that.
 
     By its display matrix, of which ISO/IEC 14496-12 says how it maps stored places to displayed ones: (x, y) to
-    (a x + c y, b x + d y), y downwards. Angles are taken to the nearest quarter.
+    (a x + c y, b x + d y), y downwards. Angles are taken to the nearest quarter, of which the log tells.
     """
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
@@ -260,7 +260,10 @@ def orientation(frame) -> tuple[int, bool]:
     mirrored = a * d - b * c < 0
     if mirrored:
         a, b = -a, -b
-    return round(atan2(b, a) / (pi / 2)) % 4 * 90, mirrored
+    quarters = atan2(b, a) / (pi / 2)
+    if abs(quarters - round(quarters)) > 0.05:
+        log("warning", file=str(path), reason=f"it is turned by {quarters * 90:.0f} degrees, of which whole quarters count")
+    return round(quarters) % 4 * 90, mirrored
 
 
 def rate(ticks: np.ndarray, read_all: bool, stream) -> tuple[Fraction, bool, bool]:
@@ -328,37 +331,34 @@ class Timeline:
 
 def packet_timeline(source: Source) -> Timeline | None:
     """The timeline as the packets have it; None where they may not be what is decoded."""
-    with open_video(source.path) as (container, stream):
-        return _packet_timeline(source, container, stream)
-
-
-def _packet_timeline(source: Source, container, stream) -> Timeline | None:
     if source.container in GUESSING:
         return None
     may_be_fields = source.interlaced and source.container in ("mpegts", "matroska,webm")
     if may_be_fields or source.codec == "vp8":  # which has packets that are not shown
         return None
     by_order = source.container == "mpegts"  # sought in by when packets are decoded, not shown
-    packets, ticks, keys, places = Packets(container, stream), array("q"), {}, array("q")
-    for packet, damaged in packets:
-        if damaged or not (keys or packet.is_keyframe):
-            return None
-        if source.codec == "mpeg4" and packet.size < 10:  # "not coded": the frame before it is shown again
-            return None
-        if packet.is_keyframe:
-            keys[tick_of(packet)] = packet.dts if by_order else tick_of(packet)
-        if not packet.is_discard:
-            ticks.append(tick_of(packet))
-        places.extend((tick_of(packet), -1 if packet.pos is None else packet.pos, packet.size))
+    ticks, keys, places = array("q"), {}, array("q")
+    with open_video(source.path) as (container, stream):
+        packets, clock, hidden_alpha = Packets(container, stream), float(stream.time_base), has_hidden_alpha(stream)
+        for packet, damaged in packets:
+            if damaged or not (keys or packet.is_keyframe):
+                return None
+            if source.codec == "mpeg4" and packet.size < 10:  # "not coded": the frame before it is shown again
+                return None
+            if packet.is_keyframe:
+                keys[tick_of(packet)] = packet.dts if by_order and packet.dts is not None else tick_of(packet)
+            if not packet.is_discard:
+                ticks.append(tick_of(packet))
+            places.extend((tick_of(packet), -1 if packet.pos is None else packet.pos, packet.size))
     if packets.ends_early or packets.restarts or not ticks:
         return None
     ticks = np.sort(np.array(ticks))
-    times = ticks * float(stream.time_base)
-    if not np.diff(ticks).all() or source.stores_times and abs(times[0] - source.start) > float(stream.time_base) / 2:
+    times = ticks * clock
+    if not np.diff(ticks).all() or source.stores_times and abs(times[0] - source.start) > clock / 2:
         return None
     if source.stores_times and source.interval and np.diff(times).max(initial=0.0) > 1.5 * float(source.interval):
         return None  # some may have been lost
-    can_seek = source.stores_times and not source.interlaced and not has_hidden_alpha(stream)
+    can_seek = source.stores_times and not source.interlaced and not hidden_alpha
     keys = np.array(sorted(keys.items()) if can_seek else [], np.int64).reshape(-1, 2)
     places = np.array(places).reshape(-1, 3)
     return Timeline(times - times[0], ticks, *keys.T, places[places[:, 0].argsort()])

@@ -72,16 +72,11 @@ def frames(
         to_rgb = converter(source, accurate)
         stream = decoded(source, threads=threads or decoding_threads(), stop_at_damage=not allow_damage)
         for decoder, one in deinterlaced(stream):
-            before, time = (
-                time,
-                one.tick * decoder.clock - source.start if times is None else float(times[min(one.index, len(times) - 1)]),
-            )
+            shown = one.tick * decoder.clock - source.start if times is None else times[min(one.index, len(times) - 1)]
             wanted = only is None or any(place in only for place in range(index, one.index + 1))
-            index, longest = one.index + 1, max(longest, time - before)
+            index, longest, time = one.index + 1, max(longest, shown - time), float(shown)
             if wanted:
-                # Held until the next one exists: its memory is then reused, not handed back and faulted in anew.
-                frame = Frame(one.index, time, to_rgb(one.frame))
-                yield frame
+                yield Frame(one.index, time, to_rgb(one.frame))
     if decoder is None:
         raise ItemError(f"{source.path} has no frame that can be decoded", "check the file, or encode it again")
     if only and max(only) >= index and not wanted:
