@@ -1,5 +1,6 @@
 """Train a model: a command per training that a family declares."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 
 from stages.models import FAMILIES
 from stages.runtime.cli import DEBUG, clean_errors, device_parameters, parameter
-from stages.runtime.errors import UsageError, one_line
+from stages.runtime.errors import KinemakeError, UsageError, one_line
 from stages.runtime.options import Training, resolve
 
 
@@ -62,8 +63,6 @@ def start(
     device: str,
     threads: int | None,
 ) -> None:
-    import os
-
     from stages.runtime.device import take_device
 
     launched = "LOCAL_RANK" in os.environ  # by accelerate, which deals out the devices itself
@@ -89,12 +88,12 @@ def start(
 @contextmanager
 def building(options: Mapping[str, Any]) -> Iterator[None]:
     """Turn what the libraries say of a wrong architecture, or of the files of `start_from`, into a UsageError."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
-        said = one_line(error)
+    except UsageError:
+        raise
+    except Exception as error:  # the libraries answer a folder that is no model with any exception there is
+        said = error.reason if isinstance(error, KinemakeError) else one_line(error)
         reason = f"{said} is missing" if isinstance(error, KeyError) else said
         if options["start_from"]:
             remedy = "give a folder with a whole model, and the architecture that goes with it"

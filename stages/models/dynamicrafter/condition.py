@@ -7,12 +7,12 @@ from functools import cached_property
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, CLIPTextModel, CLIPVisionModel
+from transformers import CLIPTextModel, CLIPVisionModel
 
 from stages.media.fit import fit_image
-from stages.models.dynamicrafter.common import check_finite, check_repository
+from stages.models.dynamicrafter.common import check_finite
 from stages.models.dynamicrafter.resampler import Resampler
-from stages.models.shared.loading import loading
+from stages.models.shared.loading import load_network, load_tokenizer, loading
 from stages.models.shared.picture_vae import encoded, load_vae
 from stages.models.shared.text import embed
 from stages.runtime.model import Model
@@ -25,14 +25,12 @@ class Encoders:
     """The networks of a model that look at prompts and pictures. Raises JobError where they cannot be loaded."""
 
     def __init__(self, model: Model, device: str):
-        check_repository(model)
         folder, self.device = model.folder(), device
-        as_float32 = {"dtype": torch.float32, "use_safetensors": True}
         with loading(model):
-            self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-            self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", **as_float32)
-            self.image_encoder = CLIPVisionModel.from_pretrained(folder / "image_encoder", **as_float32)
-            self.image_projector = Resampler.from_pretrained(folder / "image_projector", **as_float32)
+            self.tokenizer = load_tokenizer(folder / "tokenizer")
+            self.text_encoder = load_network(CLIPTextModel, folder, "text_encoder", dtype=torch.float32)
+            self.image_encoder = load_network(CLIPVisionModel, folder, "image_encoder", dtype=torch.float32)
+            self.image_projector = load_network(Resampler, folder, "image_projector", dtype=torch.float32)
         self.vae = load_vae(model, device)
         for network in (self.text_encoder, self.image_encoder, self.image_projector):
             network.to(device).eval()

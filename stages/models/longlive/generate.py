@@ -17,7 +17,7 @@ from stages.models.longlive.causal import CausalWan
 from stages.models.longlive.options import LONGEST, check_longest, check_window
 from stages.models.longlive.progress import Progress
 from stages.models.longlive.sampler import Schedule, denoise, remember, switch
-from stages.models.shared.loading import DTYPES, loading, read_config
+from stages.models.shared.loading import DTYPES, load_network, loading, read_config
 from stages.models.shared.origin import check_origin, model_fields
 from stages.models.shared.wan.lora import ENDINGS, merge
 from stages.models.shared.wan.transformer import place
@@ -42,9 +42,7 @@ class Generate(Worker):
         """Load the transformer, with a LoRA merged into it. Raises JobError, ItemError for a LoRA that does not fit."""
         dtype, device = DTYPES[options["dtype"]], torch.device(self.device)
         with loading(self.model):
-            transformer = WanTransformer3DModel.from_pretrained(
-                self.model.folder(), subfolder="transformer", dtype=dtype, use_safetensors=True
-            ).eval()
+            transformer = load_network(WanTransformer3DModel, self.model.folder(), "transformer", dtype=dtype).eval()
         if options["lora"]:
             lora, alpha = Path(options["lora"]), options["lora_alpha"]
             merge(transformer, read_lora(lora), lambda rank: alpha / rank, lora)

@@ -31,12 +31,16 @@ from stages.models.shared.training import checkpoint
 from stages.models.shared.training.data import Order, collate
 from stages.runtime.errors import JobError, UsageError
 from stages.runtime.log import log
+from stages.runtime.model import write_settings
 
 # options, where a training has them, without which going on would be another training
 FIXED = (
     *("data", "inside_share", "looks", "only", "max_samples", "num_frames", "frame_size"),
     *("batch_size", "gradient_accumulation", "seed", "variant", "prediction_type", "num_timesteps", "noise_schedule"),
 )
+
+
+COMPUTED_IN = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # by mixed_precision
 
 
 class Task(nn.Module):
@@ -55,6 +59,10 @@ class Task(nn.Module):
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write the model in the layout that the stages load."""
         raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """What a config would declare of the model, by the keys of kinemake.json; empty for what is no whole model."""
+        return {}
 
 
 def train(task: Task, options: Mapping[str, Any], output: Path, cpu: bool) -> None:
@@ -231,6 +239,10 @@ class Trainer:
         new, folder, old = (self.output / name for name in ("model.new", "model", "model.old"))
         shutil.rmtree(new, ignore_errors=True)
         self.task.save(new, getattr(torch, self.options["save_dtype"]))
+        if settings := self.task.settings():
+            start = self.options["start_from"]
+            settings = {"dtype": COMPUTED_IN[self.options["mixed_precision"]], **settings}
+            write_settings(new, settings, Path(start) if start else None)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)

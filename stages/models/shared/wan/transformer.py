@@ -12,7 +12,7 @@ from diffusers.loaders import WanLoraLoaderMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from stages.models.shared.loading import DTYPES, loading, quiet
+from stages.models.shared.loading import DTYPES, load_network, loading, quiet
 from stages.models.shared.wan.lora import ENDINGS, merge
 from stages.runtime.errors import ItemError, JobError, UsageError, one_line
 from stages.runtime.log import log
@@ -39,9 +39,7 @@ def load_transformer(model: Model, name: str, options: Mapping[str, Any], device
     """
     dtype = DTYPES[options["dtype"]]
     with loading(model):  # by dtype here, never by .to(): that would lower the modules that have to stay in float32
-        transformer = WanTransformer3DModel.from_pretrained(
-            model.folder(), subfolder=name, dtype=dtype, use_safetensors=True
-        ).eval()
+        transformer = load_network(WanTransformer3DModel, model.folder(), name, dtype=dtype).eval()
     lora, scale = ("lora_2", "lora_scale_2") if name == "transformer_2" else ("lora", "lora_scale")
     if options[lora]:
         fuse_lora(transformer, Path(options[lora]), options[scale])
