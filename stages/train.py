@@ -14,6 +14,8 @@ from stages.runtime.cli import DEBUG, clean_errors, device_parameters, parameter
 from stages.runtime.errors import KinemakeError, UsageError, one_line
 from stages.runtime.options import Training, resolve
 
+PLACES = ("data", "vae", "start_from", "text_encoder")  # options of trainings that name a folder
+
 
 def command(name: str, training: Training) -> click.Command:
     @clean_errors
@@ -21,7 +23,8 @@ def command(name: str, training: Training) -> click.Command:
         values, architecture = read_config(config, name, training) if config else ({}, {})
         values |= {key: value for key, value in given.items() if value is not None}
         options = resolve(training.options, values)
-        start(training, options, architecture, output, device, threads)
+        options |= {key: os.path.expanduser(options[key]) for key in PLACES if key in options}
+        start(training, options, architecture, output.expanduser(), device, threads)
 
     params: list[click.Parameter] = [
         click.Option(

@@ -20,6 +20,7 @@ from stages.media.options import VIDEO_ENDINGS
 from stages.media.probe import probe
 from stages.media.select import midpoint_indices, pick, whole
 from stages.media.shapes import world
+from stages.models.shared.training.clips import usable
 from stages.models.shared.training.options import SHAPES
 from stages.runtime.errors import ItemError, UsageError
 
@@ -181,7 +182,7 @@ def datasets(options: Mapping[str, Any], shapes: Callable[..., ShapesDataset] = 
         raise UsageError("no data is given", f"add --data FOLDER (with videos/ and captions/), or --data {SHAPES}")
     folder = TextVideoDataset(options["data"], **size, augment=options["augment"], seed=options["seed"])
     plain = TextVideoDataset(options["data"], **size, augment=False)
-    pairs = folder.pairs[: options["max_samples"] or None]
+    pairs = usable(Path(options["data"]), folder.pairs[: options["max_samples"] or None], options["skip_bad_clips"])
     kept = round(len(pairs) * options["validation_share"])
     every = len(pairs) // kept if kept else 0
     chosen = set(range(0, every * kept, every)) if kept else set()  # spread over the folder

@@ -14,6 +14,13 @@ SHARED = (
     ),
     Option("max_samples", int, 0, "Use so many clips at most; 0: all of a folder, 100000 of shapes world", STAGE, minimum=0),
     Option(
+        "skip_bad_clips",
+        bool,
+        False,
+        "Leave out the clips of a folder that cannot be trained on, each with a line in the log; else they are an error",
+        STAGE,
+    ),
+    Option(
         "inside_share", float, 0.0, "Part of shapes world's clips whose border cuts no shape", STAGE, minimum=0, maximum=1
     ),
     Option("looks", int, 0, "So many colours, shapes and grounds of shapes world in all; 0: every one", STAGE, minimum=0),
