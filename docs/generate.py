@@ -116,7 +116,8 @@ def config_page() -> str:
     parts = [
         "# The config\n",
         "Made by `make generated` from the schema. An unknown key is an error. Options: [options.md](options.md).\n",
-        "Precedence: command line (`--config 'options={steps: 20}'`) > clip > run > model > recipe > default.\n",
+        "Precedence: command line (`--config 'options={steps: 20}'`) > clip > run > model > recipe > default. What a "
+        "model's entry leaves out is taken from `kinemake.json` in its folder, if there is one: [models.md](models.md).\n",
     ]
     for title, properties in tables:
         rows = "".join(f"| `{name}` | {spec['description']} |\n" for name, spec in properties.items())

@@ -102,12 +102,13 @@ def disk_of_runs(config: Mapping[str, Any]) -> dict[str, float]:
 def state(model: Model) -> tuple[str, bool]:
     """What can be said of a model's weights, and whether they can be used."""
     from stages.models import FAMILIES
-    from stages.runtime.errors import JobError
+    from stages.runtime.errors import JobError, UsageError
+    from stages.runtime.model import completed
     from stages.runtime.weights import check, in_words
 
     try:
-        files = check(model, FAMILIES[model.family])
-    except JobError as error:
+        files = check(completed(model, FAMILIES), FAMILIES[model.family])
+    except (JobError, UsageError) as error:
         return str(error), False
     return f"whole, {in_words(sum(path.stat().st_size for path in files))}", True
 
@@ -115,10 +116,11 @@ def state(model: Model) -> tuple[str, bool]:
 def needs(model: Model, found: Sequence[Gpu]) -> Iterable[Row]:
     """Per stage: the weights that are in memory at once, and where they fit."""
     from stages.models import FAMILIES
+    from stages.runtime.model import completed
     from stages.runtime.options import resolve
     from stages.runtime.weights import in_words, resident_bytes
 
-    family = FAMILIES[model.family]
+    model, family = completed(model, FAMILIES), FAMILIES[model.family]
     for stage, groups in family.resident.items():
         options = resolve(family.of_stage(stage), model.all_options, model.variant)
         size = resident_bytes(model, groups, options.get("dtype", ""))

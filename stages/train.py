@@ -1,5 +1,6 @@
 """Train a model: a command per training that a family declares."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +10,11 @@ import click
 
 from stages.models import FAMILIES
 from stages.runtime.cli import DEBUG, PathType, clean_errors, device_parameters, parameter
-from stages.runtime.errors import UsageError, one_line
+from stages.runtime.errors import KinemakeError, UsageError, one_line
 from stages.runtime.options import Training, resolve
 from stages.runtime.text import read_yaml
+
+PLACES = ("data", "vae", "start_from", "text_encoder")  # options of trainings that name a folder
 
 
 def command(name: str, training: Training) -> click.Command:
@@ -20,7 +23,8 @@ def command(name: str, training: Training) -> click.Command:
         values, architecture = read_config(config, name, training) if config else ({}, {})
         values |= {key: value for key, value in given.items() if value is not None}
         options = resolve(training.options, values)
-        start(training, options, architecture, output, device, threads)
+        options |= {key: os.path.expanduser(options[key]) for key in PLACES if key in options}
+        start(training, options, architecture, output.expanduser(), device, threads)
 
     params: list[click.Parameter] = [
         click.Option(
@@ -60,8 +64,6 @@ def start(
     device: str,
     threads: int | None,
 ) -> None:
-    import os
-
     from stages.runtime.device import take_device
 
     launched = "LOCAL_RANK" in os.environ  # by accelerate, which deals out the devices itself
@@ -87,12 +89,12 @@ def start(
 @contextmanager
 def building(options: Mapping[str, Any]) -> Iterator[None]:
     """Turn what the libraries say of a wrong architecture, or of the files of `start_from`, into a UsageError."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
-        said = one_line(error)
+    except UsageError:
+        raise
+    except Exception as error:  # the libraries answer a folder that is no model with any exception there is
+        said = error.reason if isinstance(error, KinemakeError) else one_line(error)
         reason = f"{said} is missing" if isinstance(error, KeyError) else said
         if options["start_from"]:
             remedy = "give a folder with a whole model, and the architecture that goes with it"

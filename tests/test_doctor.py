@@ -14,7 +14,8 @@ from transformers import UMT5EncoderModel
 
 from stages.doctor import main
 
-RUNS = {"a": {"recipe": "v2v", "model": "mine", "clips": [{"video": "a.mp4", "prompt": "a"}]}}
+CLIPS = [{"video": "a.mp4", "prompt": "a"}]
+RUNS = {"a": {"recipe": "v2v", "model": "mine", "clips": CLIPS, "options": {"size": "832*480"}}}
 GPU = "GPU-1, NVIDIA Example, {}, 4"
 
 
@@ -110,7 +111,26 @@ def test_a_run_needs_whole_weights(doctor, tiny_wan, tmp_path):
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     config["models"]["mine"]["path"] = str(copy)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert "lack vae/*.safetensors" in doctor(fails=1)
+    assert "/vae lacks diffusion_pytorch_model.safetensors" in doctor(fails=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        (
+            "model_index.json",
+            '{"_class_name": ["evil", "Pipeline"]}',
+            "model_index.json asks for code of its own",
+        ),
+        ("kinemake.json", '{"options": {"stepps": 1}}', "kinemake.json sets 'stepps', which is no option of family wan"),
+        ("text_encoder/config.json", "[]", "text_encoder/config.json holds a list and not a table"),
+    ],
+)
+def test_a_model_that_is_asked_for_is_asked_what_its_loaders_ask(name, content, sentence, doctor, tiny_wan, tmp_path):
+    copy = Path(shutil.copytree(tiny_wan["5b"], tmp_path / "copy"))
+    (copy / name).write_text(content)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"models": {"mine": {"family": "wan", "path": str(copy)}}}))
+    assert sentence in doctor("mine", fails=1)
 
 
 def test_a_model_that_is_not_declared_is_one_sentence(doctor):

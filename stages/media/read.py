@@ -90,8 +90,9 @@ def frames(
             raise Truncated(source.path, index, max(declared, index + 1))
         damage.append(time)
     if damage:
-        places = ", ".join(f"{at:.1f} s" for at in damage[:5]) + ", ..." * (len(damage) > 5)
-        log("warning", file=str(source.path), reason=f"the video is damaged at {places}; its good frames are used")
+        places = list(dict.fromkeys(f"{at:.1f} s" for at in damage))
+        where = ", ".join(places[:5]) + ", ..." * (len(places) > 5)
+        log("warning", file=str(source.path), reason=f"the video is damaged at {where}; its good frames are used")
 
 
 def ends_early(source: Source, last: float, longest: float, end: int) -> bool:

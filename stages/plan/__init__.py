@@ -28,8 +28,8 @@ from stages.plan.schema import PLAN_VERSION
 from stages.plan.trainings import TrainingJob, plan_training
 from stages.plan.weights import WeightsJob, plan_weights
 from stages.runtime.artifacts import read_failure
-from stages.runtime.errors import UsageError, shown
-from stages.runtime.model import check_variant, declared_model
+from stages.runtime.errors import JobError, UsageError, shown
+from stages.runtime.model import SETTINGS, Model, check_variant, completed, declared_model
 from stages.runtime.places import folder_fault, writing_fault
 from stages.runtime.table import table
 from stages.runtime.text import check_values, read_yaml
@@ -231,9 +231,7 @@ def load(config: Mapping[str, Any], workers: int) -> Plan:
     schema.check(config, "config", "config")
     results = _folder(config.get("results", "results"))
     store = _folder(config.get("store", f"{results}/store"))
-    models = {name: declared_model(name, entry) for name, entry in config["models"].items()}
-    for model in models.values():
-        check_variant(model, ALL[model.family])
+    models = read_models(config)
     check_places(results, store, config["runs"])
     runs, broken_runs, trainings, broken_trainings, errors = [], [], [], [], []
     for name in config["runs"]:
@@ -295,6 +293,34 @@ def writing(results: Path) -> Iterator[None]:
         raise UsageError(
             f"{place} cannot be written ({error.strerror or error})", "mend that, or choose other results"
         ) from error
+
+
+def read_models(config: Mapping[str, Any]) -> dict[str, Model]:
+    """The declared models, with what their folders say of them; of the hub's only those that runs name are looked for.
+
+    Raises UsageError.
+    """
+    models = {name: declared_model(name, entry) for name, entry in config["models"].items()}
+    used = {run.get(key) for run in config["runs"].values() for key in ("model", "captioner")}
+    for name, model in models.items():
+        if name in used or (model.path and os.path.isdir(model.path)):
+            try:
+                models[name] = completed(model, ALL)
+            except JobError as error:
+                raise UsageError(f"model {name}: {error.reason}", error.remedy) from None
+            check_recipe_options(models[name])
+        elif model.variant or model.hub:  # in a folder that is not here, nobody can tell it
+            check_variant(model, ALL[model.family])
+    return models
+
+
+def check_recipe_options(model: Model) -> None:
+    """Raise UsageError for an option of recipes that a model's folder sets wrongly."""
+    known = schema.all_options()
+    for name, value in model.options.items():
+        if name not in known:
+            raise UsageError(f"{model.folder() / SETTINGS} sets {name!r}, which is no option of a recipe", "leave it out")
+        known[name].parse(value)
 
 
 def find_stages(checkout: Path | str) -> None:

@@ -11,7 +11,7 @@ from stages.plan.families import ALL
 from stages.plan.names import path_fault
 from stages.plan.recipes import RECIPES
 from stages.runtime.artifacts import canonical
-from stages.runtime.errors import UsageError, shown
+from stages.runtime.errors import JobError, UsageError, shown
 from stages.runtime.items import Item
 from stages.runtime.model import Model
 from stages.runtime.options import Family, Option, resolve
@@ -142,7 +142,20 @@ def settle(run: Run, own: Mapping[str, Any]) -> Values:
         values[name] = resolve(options, given, variant)
         if name != "recipe":
             ALL[name].check(variant, values[name], model.sizes if model else ())
+            if not own:  # a clip with options of its own fails alone, in encode
+                check_limits(model, ALL[name], values[name])
     return Values(values)
+
+
+def check_limits(model: Model | None, family: Family, values: Mapping[str, Any]) -> None:
+    """Raise UsageError for options that the configs in the model's folder rule out, as far as that is here and readable: the
+    job that looks at its weights says what it is not."""
+    try:
+        fault = family.beyond(folder, values) if model and (folder := model.here()) else None
+    except JobError:
+        return
+    if fault:
+        raise UsageError(f"{fault[0]} (model {model.name})", fault[1])
 
 
 def resolve_clip(run: Run, row: Mapping[str, Any], index: int, rank: int, settled: dict[bytes, Values]) -> Clip:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from stages.runtime.artifacts import canonical, file_digest
+from stages.runtime.components import read_object, shortened
 from stages.runtime.errors import JobError, UsageError, in_quotes, is_scalar, shown
-from stages.runtime.options import Family
+from stages.runtime.options import DTYPES, Family
 from stages.runtime.size import size_text
 from stages.runtime.text import read_yaml
 
 DEFAULT_CONFIG = Path("config.yaml")
+SETTINGS = "kinemake.json"  # in a model's folder: what a config would declare of it
 HUB_ID = r"^[A-Za-z0-9][\w.-]*/[\w.-]+$"
 
 
@@ -62,6 +64,18 @@ class Model:
                 f"fetch them once: {self.fetching}",
             ) from error
 
+    def here(self) -> Path | None:
+        """The folder of the weights; None where they are not on this machine."""
+        try:
+            return self.folder()
+        except JobError:
+            return None
+
+    def files(self, patterns: Iterable[str]) -> list[Path]:
+        """The files that match the patterns, without the model's settings: what those say is among the items' options."""
+        found = {path for pattern in patterns for path in self.folder().glob(pattern) if path.is_file()}
+        return sorted(path for path in found if path.name != SETTINGS)
+
     @property
     def fetching(self) -> str:
         """The command that brings the weights of a Hub id here."""
@@ -69,8 +83,7 @@ class Model:
 
     def digest(self, patterns: Iterable[str]) -> str:
         """SHA-256 over the files that match the patterns, by relative name and content. Raises JobError if none does."""
-        folder = self.folder()
-        files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+        folder, files = self.folder(), self.files(patterns)
         if not files:
             raise JobError(f"{folder} has no {' or '.join(patterns)}", f"it does not hold a model of family {self.family}")
         listing = [[path.relative_to(folder).as_posix(), cached_file_digest(path)] for path in files]
@@ -134,7 +147,7 @@ def find_model(name: str, config: Path | None, families: Mapping[str, Family]) -
     """
     declared = declared_models(config)
     if name in declared:
-        return with_variant(declared[name], families)
+        return completed(declared[name], families)
     if Path(name).is_dir():
         model = Model(name=name, family="", path=name)
     elif re.match(HUB_ID, name):
@@ -144,13 +157,99 @@ def find_model(name: str, config: Path | None, families: Mapping[str, Family]) -
             f"model {name} is no folder, no Hub id, and not declared in {config or DEFAULT_CONFIG}",
             f"declared are {', '.join(declared) or 'none'}",
         )
+    return completed(replace(model, family=told_family(model, families)), families)
+
+
+def told_family(model: Model, families: Mapping[str, Family]) -> str:
+    """The family that a model's folder says it is of, or looks like. Raises UsageError."""
+    path = model.folder() / SETTINGS
+    if path.is_file() and (name := read_settings(path, None).get("family")):
+        return name
     for family in families.values():
-        if (variant := family.detect(model.folder())) is not None:
-            return replace(model, family=family.name, variant=variant)
+        if family.detect(model.folder()) is not None:
+            return family.name
     raise UsageError(
-        f"{name} does not hold a model of family {' or '.join(families)}",
+        f"{model.name} does not hold a model of family {' or '.join(families)}",
         "its layout must be that of diffusers or transformers, as in the Hub's repositories ...-Diffusers and ...-HF",
     )
+
+
+def completed(model: Model, families: Mapping[str, Family]) -> Model:
+    """A declared model with what its folder says of it, where that is on this machine. Raises UsageError."""
+    return with_variant(with_settings(model, families), families)
+
+
+def with_settings(model: Model, families: Mapping[str, Family]) -> Model:
+    """The model with the settings that lie in its folder, below those of its declaration. Raises UsageError."""
+    if not (folder := model.here()) or not (folder / SETTINGS).is_file():
+        return model
+    settings = read_settings(folder / SETTINGS, families.get(model.family))
+    if (family := settings.get("family", model.family)) != model.family:
+        raise UsageError(f"model {model.name} is declared as family {model.family}", f"{folder / SETTINGS} says {family}")
+    own = {**settings.get("recipe", {}), **settings.get("options", {})}
+    own |= {"dtype": settings["dtype"]} if "dtype" in settings else {}
+    return replace(
+        model,
+        variant=model.variant or settings.get("variant", ""),
+        dtype="",
+        sizes=model.sizes or tuple(settings.get("sizes", ())),
+        options={**own, **model.all_options},
+    )
+
+
+def read_settings(path: Path, family: Family | None) -> dict[str, Any]:
+    """What a model's folder says of it: family, variant, dtype, sizes, `options` of its stages, and those of recipes.
+
+    Nobody vouches for the file, so it is held to the declarations of the family's options, and names files only in its own
+    folder. Raises UsageError.
+    """
+    try:
+        settings = read_object(path)
+    except JobError as error:
+        raise UsageError(error.reason, error.remedy) from None
+    kinds = {"family": str, "variant": str, "dtype": str, "sizes": list, "options": dict, "recipe": dict}
+    for name, value in settings.items():
+        if name not in kinds:
+            raise UsageError(f"{path} has the unknown key {name!r}", f"known are {', '.join(kinds)}")
+        if not isinstance(value, kinds[name]):
+            raise UsageError(f"{path} has {shortened(value)} for {name}", "compare it with docs/config.md")
+    try:
+        sizes = [size_text(size) for size in settings.get("sizes", ())]
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.reason}", error.remedy) from None
+    if settings.get("dtype", DTYPES[0]) not in DTYPES:
+        raise UsageError(f"{path} has {settings['dtype']!r} for dtype", f"it must be one of {', '.join(DTYPES)}")
+    options = settings.get("options", {})
+    if family:
+        options = {name: setting_of(family, name, value, path) for name, value in options.items()}
+    return {**settings, **({"sizes": sizes} if sizes else {}), "options": options}
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any], before: Path | None = None) -> None:
+    """Write what a model says of itself, over what the model `before`, of which it was made, says of itself."""
+    old: dict[str, Any] = {}
+    if before and (before / SETTINGS).is_file():
+        said = read_settings(before / SETTINGS, None)
+        old = said if said.get("family") == settings["family"] else {}
+    options = {**old.get("options", {}), **settings.get("options", {})}
+    text = json.dumps({**old, **settings, "options": options}, indent=2, ensure_ascii=False)
+    (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
+
+
+def setting_of(family: Family, name: str, value: Any, path: Path) -> Any:
+    """The value of an option in a model's settings; a file is one of the model's folder. Raises UsageError."""
+    option = next((option for option in family.options if option.name == name and not option.by_recipe), None)
+    if option is None:
+        raise UsageError(f"{path} sets {name!r}, which is no option of family {family.name}", "leave it out")
+    try:
+        value = option.parse(value)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.reason}", error.remedy) from None
+    if option.is_file and value:
+        if Path(value).is_absolute() or ".." in Path(value).parts:
+            raise UsageError(f"{path} names {value!r} for {name}", "name a file of the model's folder")
+        return str(path.parent / value)
+    return value
 
 
 def declared_models(config: Path | None) -> dict[str, Model]:
@@ -191,8 +290,8 @@ def with_variant(model: Model, families: Mapping[str, Family]) -> Model:
     family = families.get(model.family)
     if family is None:
         return model
-    if family.variants and not model.variant:
-        model = replace(model, variant=family.detect(model.folder()) or "")
+    if family.variants and not model.variant and (folder := model.folder() if model.path else model.here()):
+        model = replace(model, variant=family.detect(folder) or "")
     check_variant(model, family)
     return model
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stages.runtime.components import Component
 from stages.runtime.errors import UsageError, in_quotes, is_scalar, shown
 from stages.runtime.text import is_plain
 
@@ -180,7 +181,9 @@ class Family:
     `version` is raised when results change. `workers` names a class per stage as "module:Class", imported only when a
     model is needed. `weights` names, per stage, the files (glob patterns below the model's folder) that the stage's
     result depends on. `detect` tells the variant of a model folder, or None when the folder is not of this family.
+    `components` are the parts of a model's folder, for what is asked of them before they are loaded.
     `check` looks at resolved options together: (variant, values, the model's own sizes); it raises UsageError.
+    `beyond` looks at them beside the configs in a model's folder: what the model cannot do of it, and the remedy; else None.
     `resident` names, per stage, the groups of components that are in memory together, one group after the other: pairs of a
     folder below the model's ("." is that itself) and a precision (empty: the option dtype).
     `memory_saving` names, per stage, the options that an item is tried again with after memory ran out.
@@ -194,8 +197,10 @@ class Family:
     workers: Mapping[str, str]
     weights: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
+    components: tuple[Component, ...] = ()
     detect: Callable[[Path], str | None] = lambda folder: None
     check: Callable[[str, Mapping[str, Any], tuple[str, ...]], None] = lambda variant, values, sizes: None
+    beyond: Callable[[Path, Mapping[str, Any]], tuple[str, str] | None] = lambda folder, values: None
     needs_model: Callable[[str, Mapping[str, Any]], bool] = lambda stage, values: True
     resident: Mapping[str, Resident] = field(default_factory=dict)
     memory_saving: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

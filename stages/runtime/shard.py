@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stages.runtime import artifacts
+from stages.runtime import artifacts, weights
 from stages.runtime.artifacts import Failure
 from stages.runtime.errors import ItemError, JobError, UsageError
 from stages.runtime.items import Item
@@ -40,6 +40,7 @@ def run_items(
             artifacts.write_failure(Path(item), failure)
     found = list(failures.values())
     for batch in batches:
+        check_model(stage, batch)
         with store_of(batch, running.store) as store:
             found += Loop(plant_of(stage, batch), store, running).run(batch.items).failures
     if found and not running.mark_failed:
@@ -67,6 +68,12 @@ def batch_by_model(
             continue
         batches.setdefault((completed.model, family.name), Batch(family, model, [])).items.append(completed)
     return list(batches.values()), failures
+
+
+def check_model(stage: Stage, batch: Batch) -> None:
+    """Ask what the model's loaders will, before any item is begun. Raises JobError."""
+    if batch.model and any(batch.family.needs_model(stage.name, item.options) for item in batch.items):
+        weights.check(batch.model, batch.family, stage.name)
 
 
 @contextmanager

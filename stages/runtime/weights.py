@@ -2,46 +2,86 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-import struct
-from collections.abc import Iterable
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.runtime.artifacts import read_header, whole_size
+from stages.runtime.components import Broken, Component, check_component, check_index, header, network_files
 from stages.runtime.errors import JobError, one_line
 from stages.runtime.log import log
-from stages.runtime.model import Model, cached_file_digest
+from stages.runtime.model import SETTINGS, Model, cached_file_digest, completed
 from stages.runtime.options import Family, Resident
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-UNREADABLE = (OSError, ValueError, KeyError, struct.error)  # what a torn file of weights is answered with
 SPARE = 2**30  # bytes that stay free on the disk that weights are fetched to
 
 
-def patterns(family: Family) -> list[str]:
-    """What any stage of the family reads, as patterns below the model's folder."""
-    return sorted({pattern for stage in family.weights.values() for pattern in stage})
+def patterns(family: Family, stage: str = "") -> list[str]:
+    """What a stage of the family reads, or all of them, as patterns below the model's folder."""
+    stages = [family.weights.get(stage, ())] if stage else family.weights.values()
+    return sorted({pattern for stage_patterns in stages for pattern in stage_patterns})
 
 
-def check(model: Model, family: Family) -> list[Path]:
-    """The files of a model that is on this machine. Raises JobError for one that is missing or torn."""
-    folder, wanted = model.folder(), patterns(family)
-    files = sorted({path for pattern in wanted for path in folder.glob(pattern) if path.is_file()})
-    names = {path.relative_to(folder).as_posix() for path in files}
-    if missing := next(iter(missing_files(folder, names, wanted)), None):
-        raise JobError(f"the weights of model {model.name} in {folder} lack {missing}", remedy(model))
-    for path in files:
-        if path.suffix == ".safetensors" and (problem := torn(path)):
-            raise JobError(f"{path}, weights of model {model.name}, {problem}", remedy(model))
+def check(model: Model, family: Family, stage: str = "") -> list[Path]:
+    """The files of a model that is on this machine, of one stage or of all.
+
+    Raises JobError for what its loaders would not find or could not read: before a stage begins, also of the parts that only
+    later ones load, as far as they are there.
+    """
+    try:
+        return checked(model, family, patterns(family, stage))
+    except Broken as error:
+        raise not_loadable(model, error) from None
+
+
+def checked(model: Model, family: Family, wanted: list[str]) -> list[Path]:
+    """The files that the patterns are about. Raises Broken, JobError."""
+    folder, files = model.folder(), model.files(wanted)
+    check_index(folder, family.components)
+    missing = [] if files else ["everything"]
+    missing += [name for name in wanted if not set("*?[") & set(name) and not (folder / name).is_file()]
+    if not missing:
+        check_kind(model, family)
+        places = (part.folder for part in parts(model, family, wanted))
+        missing = [f"{place}/" for place in places if not (folder / place).is_dir()]
+    if missing:
+        raise JobError(f"the weights of model {model.name} in {folder} lack {missing[0]}", remedy(model))
+    for part in parts(model, family, wanted, others=True):
+        check_component(folder, part)
     return files
+
+
+def not_loadable(model: Model, error: Broken) -> JobError:
+    """What is wrong with a model's folder, with the model's name and how it comes here again."""
+    return JobError(f"model {model.name} cannot be loaded: {error.reason}", error.own_remedy or remedy(model))
+
+
+def check_kind(model: Model, family: Family) -> None:
+    """Raise JobError where the folder holds another family, or variant, than is declared."""
+    if family.components and (found := family.detect(model.folder())) != model.variant:
+        declared = f"variant {model.variant} of family {family.name}" if model.variant else f"family {family.name}"
+        raise JobError(
+            f"model {model.name} is declared as {declared} and {model.folder()} holds {found or 'no model of it'}",
+            "correct the declaration or the folder",
+        )
+
+
+def parts(model: Model, family: Family, wanted: list[str], others: bool = False) -> list[Component]:
+    """The components of the model that the patterns are about, and the `others` that are there."""
+    found = []
+    for part in family.components:
+        is_wanted = not part.folder or any(fnmatch(f"{part.folder}/x", pattern) for pattern in wanted)
+        is_there = (model.folder() / part.folder).is_dir()
+        of_variant = not part.variants or model.variant in part.variants
+        if of_variant and (is_there and (is_wanted or others) or is_wanted and not part.optional):
+            found.append(part)
+    return found
 
 
 def remedy(model: Model) -> str:
@@ -55,45 +95,6 @@ def not_whole(model: Model, error: Exception) -> JobError:
     )
 
 
-def missing_files(folder: Path, names: set[str], wanted: list[str]) -> Iterable[str]:
-    """What should be there beside the files of these names: parts that an index lists, weights beside a config, and the
-    components of a repository that the `wanted` patterns are about."""
-    if not names:
-        yield "everything"
-    for name in sorted(names):
-        place = name.rpartition("/")[0]
-        if name.endswith(".safetensors.index.json"):
-            parts = set(json.loads((folder / name).read_text())["weight_map"].values())
-            yield from sorted(part for part in (f"{place}/{part}".strip("/") for part in parts) if part not in names)
-        elif name.rpartition("/")[2] == "config.json":
-            inside = {other for other in names if other.rpartition("/")[0] == place}
-            if not any(other.endswith((".safetensors", ".safetensors.index.json")) for other in inside):
-                yield f"{place}/*.safetensors".strip("/")
-        elif name == "model_index.json":
-            for part, kind in json.loads((folder / name).read_text()).items():
-                read = is_component(part, kind) and any(fnmatch(f"{part}/x", pattern) for pattern in wanted)
-                if read and not any(other.startswith(f"{part}/") for other in names):
-                    yield f"{part}/"
-
-
-def is_component(name: str, kind: Any) -> bool:
-    """Does an entry of model_index.json name a component that the repository has: [library, class], not [null, null]."""
-    return name[0] != "_" and isinstance(kind, list) and kind[0] is not None
-
-
-def torn(path: Path) -> str:
-    """What is wrong with a safetensors file, by its header and its size; empty where nothing is."""
-    size = path.stat().st_size
-    try:
-        header, start = read_header(path)
-        whole = whole_size(header, start)
-    except UNREADABLE:
-        return "is no safetensors file"
-    if not header.keys() - {"__metadata__"}:
-        return "holds no tensor"
-    return "" if size == whole else f"has {size} bytes instead of {whole}"
-
-
 # --------------------------------------------------------------------------------------------------------------- memory
 
 
@@ -103,18 +104,13 @@ def resident_bytes(model: Model, groups: Resident, dtype: str) -> int:
     Raises JobError where the weights are not here or not whole.
     """
     folder = model.folder()
-    try:
-        sizes = [sum(numbers(folder / part) * BYTES[kind or dtype] for part, kind in group) for group in groups]
-    except UNREADABLE as error:
-        raise not_whole(model, error) from error
-    return max(sizes, default=0)
+    return max((sum(numbers(folder / part) * BYTES[kind or dtype] for part, kind in group) for group in groups), default=0)
 
 
 @cache
 def numbers(folder: Path) -> int:
     """How many numbers the weights of a component are."""
-    headers = [read_header(path)[0] for path in folder.glob("*.safetensors")]
-    return sum(math.prod(spec["shape"]) for header in headers for name, spec in header.items() if name != "__metadata__")
+    return sum(math.prod(spec["shape"]) for path in network_files(folder) for spec in header(path).values())
 
 
 # ---------------------------------------------------------------------------------------------------------------- fetch
@@ -126,13 +122,17 @@ def fetch(model: Model, family: Family) -> dict[str, Any]:
     Of a repository of the hub the files that the family reads are downloaded, once; a download that was interrupted is
     taken up. Nothing is asked of the network when all is here.
     """
+    families = {family.name: family}
     try:
-        files = check(model, family)
+        files = check(completed(model, families), family)
     except JobError:
         if not model.hub:
             raise
         download(model, family)
-        files = check(model, family)
+        files = check(completed(model, families), family)
+        if (model.folder() / SETTINGS).is_file():
+            reason = f"{model.hub} has settings of its own in {SETTINGS}: what was planned before it came does not know them"
+            log("warning", model=model.name, reason=reason)
     folder = model.folder()
     log("digests", model=model.name, files=len(files), bytes=sum(path.stat().st_size for path in files))
     digests = {
@@ -150,7 +150,7 @@ def download(model: Model, family: Family) -> None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     info = repository(model)
-    wanted = patterns(family)
+    wanted = [*patterns(family), SETTINGS]
     sizes = {s.rfilename: s.size or 0 for s in info.siblings or [] if any(fnmatch(s.rfilename, p) for p in wanted)}
     free = shutil.disk_usage(existing(Path(HF_HUB_CACHE))).free
     licence = (info.card_data or {}).get("license") or "not stated"

@@ -277,8 +277,13 @@ def test_no_prompt_and_no_captioner_is_refused(config):
         plan.load(config, 1)
 
 
-def test_a_model_needs_the_variant_that_its_family_has(config):
+def test_a_model_needs_the_variant_that_its_family_has_where_no_folder_tells_it(config):
     del config["models"]["big"]["variant"]
+    plan.load(config, 1)  # its folder is not here, and no run uses it
+    config["runs"]["demo"]["model"] = "big"
+    with pytest.raises(UsageError, match="the weights of model big are not at weights/big: put them there or mend the path"):
+        plan.load(config, 1)
+    config["models"]["big"] = {"family": "wan", "hub": "us/big"}
     with pytest.raises(UsageError, match="model big of family wan has the variant '': set variant to one of 14b, 5b"):
         plan.load(config, 1)
 

@@ -73,6 +73,6 @@ def test_its_provenance_has_every_stage(run):
 def test_what_is_wrong_is_said_and_takes_nothing_else_down(run):
     assert "warning: silent.mp4 has no prompt prompts/silent.txt and is skipped" in run.said
     assert "videos/cut_front.mp4 is truncated or damaged" in run.said
-    assert "model poor has no ControlNet for depth: it has canny, hed" in run.said
+    assert "there is no ControlNet for depth (model poor): choose canny, hed" in run.said
     films = {str(path.relative_to(run.path("results"))) for path in run.path("results").glob("*/*.mp4")}
     assert films == {"folders/good.mp4", "controls/as-hed.mp4"}

@@ -1,5 +1,6 @@
 """Weights of the model hub: fetched once, by a rule that comes before any job that loads them."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -47,14 +48,36 @@ def test_without_its_weights_nothing_is_loaded_and_the_reason_is_told(hub, proje
     assert not list(project.path("results").glob("*/steps/logs/*.log"))  # no stage was started
 
 
-def test_torn_weights_are_told_before_any_stage_starts(project, tiny_wan, tmp_path):
+def tear(path):
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:100_000])
+    return f"{path} has 100000 bytes instead of {size}: copy it again, with all its files"
+
+
+def lose(path):
+    path.unlink()
+    return f"{path.parent} lacks {path.name}: copy it again, with all its files"
+
+
+def ask_for_code(path):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
+    return f"{path} asks for code of its own (auto_map), which Kinemake does not run"
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (tear, "transformer/diffusion_pytorch_model.safetensors"),
+        (lose, "tokenizer/tokenizer.json"),
+        (ask_for_code, "tokenizer/tokenizer_config.json"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_before_any_stage_starts(damage, name, project, tiny_wan, tmp_path):
     folder = Path(shutil.copytree(tiny_wan["5b"], tmp_path / "torn"))
-    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    size = weights.stat().st_size
-    weights.write_bytes(weights.read_bytes()[:100_000])
+    sentence = damage(folder / name)
     project.models["tiny"] = {**project.models["tiny"], "path": str(folder)}
     del project.models["tiny"]["hub"]
     project.configure(one=RUN)
     said = project.run(*ONE_WORKER, fails=1)
-    assert f"has 100000 bytes instead of {size}: copy it again, with all its files" in said
+    assert sentence in said
     assert not list(project.path("results").glob("*/steps/logs/*.log"))

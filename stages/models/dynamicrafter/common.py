@@ -2,19 +2,7 @@
 
 import torch
 
-from stages.models.dynamicrafter.options import detect
-from stages.runtime.errors import ItemError, JobError
-from stages.runtime.model import Model
-
-
-def check_repository(model: Model) -> None:
-    """Raise JobError where the repository is of another variant than declared."""
-    if (found := detect(model.folder())) != model.variant:
-        raise JobError(
-            f"model {model.name} is declared as variant {model.variant} and {model.folder()} holds "
-            f"{found or 'no DynamiCrafter'}",
-            "correct the variant or the folder",
-        )
+from stages.runtime.errors import ItemError
 
 
 def check_finite(tensor: torch.Tensor, what: str) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoTokenizer, CLIPTextModel, CLIPVisionModel, PreTrainedTokenizerBase
+from transformers import CLIPTextModel, CLIPVisionModel
 
-from stages.models.dynamicrafter.common import check_finite, check_repository
+from stages.models.dynamicrafter.common import check_finite
 from stages.models.dynamicrafter.resampler import Resampler
-from stages.models.shared.loading import loading
+from stages.models.shared.loading import load_network, load_tokenizer, loading
 from stages.models.shared.picture_vae import encoded, load_vae
 from stages.models.shared.text import clean, embed
 from stages.runtime.model import Model
@@ -26,14 +27,12 @@ class Encoders:
     """The networks of a model that look at prompts and pictures. Raises JobError where they cannot be loaded."""
 
     def __init__(self, model: Model, device: str):
-        check_repository(model)
         folder, self.device = model.folder(), device
-        as_float32 = {"dtype": torch.float32, "use_safetensors": True}
         with loading(model):
-            self.tokenizer = load_tokenizer(folder)
-            self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", **as_float32)
-            self.image_encoder = CLIPVisionModel.from_pretrained(folder / "image_encoder", **as_float32)
-            self.image_projector = Resampler.from_pretrained(folder / "image_projector", **as_float32)
+            self.tokenizer = clip_tokenizer(folder)
+            self.text_encoder = load_network(CLIPTextModel, folder, "text_encoder", dtype=torch.float32)
+            self.image_encoder = load_network(CLIPVisionModel, folder, "image_encoder", dtype=torch.float32)
+            self.image_projector = load_network(Resampler, folder, "image_projector", dtype=torch.float32)
         self.vae = load_vae(model, device)
         for network in (self.text_encoder, self.image_encoder, self.image_projector):
             network.to(device).eval()
@@ -71,10 +70,10 @@ class Encoders:
         return self._tokens(torch.zeros(1, 3, side, side))
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def clip_tokenizer(folder: Path) -> Any:
     """The tokenizer of a repository. The names of its special tokens are plain text in a prompt, as in open_clip: above all
     "!", which pads."""
-    return AutoTokenizer.from_pretrained(folder / "tokenizer", split_special_tokens=True)
+    return load_tokenizer(folder / "tokenizer", split_special_tokens=True)
 
 
 def as_pixels(rgb: np.ndarray, size: tuple[int, int]) -> torch.Tensor:

@@ -11,14 +11,15 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
 from stages.models.dynamicrafter.names import text_weights, vae_weights, vision_weights
 from stages.models.dynamicrafter.resampler import Resampler
 from stages.models.dynamicrafter.unet import UNet
 from stages.models.shared.convert import Weights, fill, new_repository, read_pickle, renamed, save
-from stages.models.shared.loading import quiet
+from stages.models.shared.loading import load_network, load_tokenizer, quiet
 from stages.runtime.errors import UsageError, one_line
+from stages.runtime.model import write_settings
 
 PREFIXES = {  # of a component's weights in a checkpoint
     "unet": "model.diffusion_model.",
@@ -92,6 +93,7 @@ def convert(checkpoint: Path, variant: str, clip: Path, output: Path) -> None:
             save(model, folder / name)
         tokenizer.save_pretrained(folder / "tokenizer")
         write_index(folder, variant)
+        write_settings(folder, {"family": "dynamicrafter", "variant": variant})
 
 
 def check_variant(variant: str, learnable: bool, checkpoint: Path) -> None:
@@ -168,7 +170,7 @@ def split(weights: Weights, checkpoint: Path) -> dict[str, Weights]:
 def read_tokenizer(clip: Path) -> Any:
     """The tokenizer of a CLIP repository, padding as OpenCLIP does. Raises UsageError."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(clip)
+        tokenizer = load_tokenizer(clip)
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
             f"{clip} has no tokenizer ({one_line(error)})", "give --clip a folder of laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -180,14 +182,12 @@ def read_tokenizer(clip: Path) -> Any:
 def fill_from_clip(text: CLIPTextModel, vision: CLIPVisionModel, clip: Path) -> None:
     """Give the two encoders the weights of a CLIP repository. Raises UsageError for one that is not whole or another."""
     try:
-        model, told = CLIPModel.from_pretrained(clip, use_safetensors=True, output_loading_info=True)
+        model = load_network(CLIPModel, clip)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         raise UsageError(
             f"the checkpoint has no encoders and those of {clip} cannot be read ({one_line(error)})",
             "give --clip a folder of laion/CLIP-ViT-H-14-laion2B-s32B-b79K with model.safetensors",
         ) from error
-    if missing := sorted(told["missing_keys"]):
-        raise UsageError(f"{clip} lacks the weight {missing[0]}", "fetch it again")
     dropped = f"encoder.layers.{TEXT['num_hidden_layers']}."
     found = dict(model.text_model.named_parameters())
     fill(text, {name: w.data for name, w in found.items() if not name.startswith(dropped)}, clip)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from stages.models.dynamicrafter.common import check_finite, check_repository
+from stages.models.dynamicrafter.common import check_finite
 from stages.models.shared import picture_vae
 from stages.models.shared.clip import to_uint8, write_clip
 from stages.models.shared.origin import check_origin, model_fields
@@ -22,7 +22,6 @@ class Decode(Worker):
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
         """Load the VAE. Raises JobError."""
-        check_repository(self.model)
         self.vae = picture_vae.load_vae(self.model, self.device)
 
     def run(self, work: Work, phase: str) -> None:

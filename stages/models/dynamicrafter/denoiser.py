@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stages.models.dynamicrafter.common import check_repository
 from stages.models.dynamicrafter.sampler import PARAMETERISATIONS, denoise, guided, schedule
 from stages.models.dynamicrafter.unet import UNet
-from stages.models.shared.loading import DTYPES, loading
+from stages.models.shared.loading import DTYPES, load_network, loading
 from stages.runtime.errors import ItemError
 from stages.runtime.model import Model
 
@@ -28,10 +27,9 @@ class Denoiser:
     """A model's U-Net in the precision `dtype`. Raises JobError where it cannot be loaded."""
 
     def __init__(self, model: Model, dtype: str, device: str):
-        check_repository(model)
         self.parameterisation, self.dtype, self.device = PARAMETERISATIONS[model.variant], DTYPES[dtype], device
         with loading(model):
-            self.unet = UNet.from_pretrained(model.folder(), subfolder="unet", dtype=self.dtype, use_safetensors=True)
+            self.unet = load_network(UNet, model.folder(), "unet", dtype=self.dtype)
         self.unet.to(device).eval()
 
     def __call__(

@@ -6,8 +6,8 @@ from typing import Any
 
 from stages.media.read import read_picture
 from stages.models.dynamicrafter.condition import Encoders, as_pixels
-from stages.models.dynamicrafter.options import MULTIPLE, TRAINED_LENGTH, check_last
-from stages.models.shared.origin import model_fields
+from stages.models.dynamicrafter.options import FAMILY, TRAINED_LENGTH, check_last
+from stages.models.shared.origin import check_beyond, model_fields
 from stages.models.shared.picture import picture_of
 from stages.models.shared.prompt import prompt_of
 from stages.models.shared.text import clean, warn_of_cut
@@ -27,9 +27,8 @@ class Encode(Worker):
         check_last(self.model.variant, work.options)
         if "image" not in work.inputs:
             raise ItemError(f"item {work.item.id} has no picture", "give one: encode IMAGE")
-        width, height = parse_size(work.options["size"])
-        if width % MULTIPLE or height % MULTIPLE:
-            raise ItemError(f"size of {work.item.id} is {width}*{height}", f"both sides must be multiples of {MULTIPLE}")
+        parse_size(work.options["size"])
+        check_beyond(FAMILY, self.model, work.options)
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
         """Load tokenizer, text and image model, Resampler and VAE. Raises JobError."""

@@ -14,7 +14,9 @@ from typing import Any
 from stages.media.options import WRITE_OPTIONS
 from stages.models.shared.index import read_index
 from stages.models.shared.noise import SEED
+from stages.models.shared.parts import CLIP_TEXT, IMAGE_VAE, TOKENIZER
 from stages.models.shared.training.options import STAGE, shared
+from stages.runtime.components import Component, Size
 from stages.runtime.errors import UsageError
 from stages.runtime.options import DTYPES, Family, Option, Training
 from stages.runtime.size import parse_size, size_text
@@ -32,6 +34,13 @@ def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> No
     if values["size"] not in allowed:
         raise UsageError(f"size {values['size']} is not one of this model's", f"choose {', '.join(allowed)} (width*height)")
     check_last(variant, values)
+
+
+def beyond(folder: Path, values: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A size of which the networks have no whole places."""
+    if any(int(side) % MULTIPLE for side in values["size"].split("*")):
+        return f"size is {values['size']}", f"both sides must be multiples of {MULTIPLE}"
+    return None
 
 
 def check_last(variant: str, values: Mapping[str, Any]) -> None:
@@ -186,8 +195,33 @@ FAMILY = Family(
         "decode": ("model_index.json", "vae/*"),
     },
     variants=tuple(SIZES),
+    components=(
+        TOKENIZER,
+        CLIP_TEXT,
+        IMAGE_VAE,
+        Component(
+            "image_encoder",
+            "transformers",
+            ("clip_vision_model", "clip"),
+            sizes=(
+                Size("num_hidden_layers", r"encoder\.layers\.(\d+)\."),
+                Size("hidden_size", r"class_embedding", 0),
+            ),
+        ),
+        Component("image_projector", "diffusers", ("Resampler",), sizes=(Size("depth", r"^layers\.(\d+)\."),)),
+        Component(
+            "unet",
+            "diffusers",
+            ("UNet",),
+            sizes=(
+                Size("model_channels", r"^input_blocks\.0\.0\.weight", 0),
+                Size("in_channels", r"^input_blocks\.0\.0\.weight", 1),
+            ),
+        ),
+    ),
     detect=detect,
     check=check,
+    beyond=beyond,
     resident={
         "encode": (tuple((part, "float32") for part in ("text_encoder", "image_encoder", "image_projector", "vae")),),
         "generate": ((("unet", ""),),),

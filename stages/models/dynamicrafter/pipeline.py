@@ -15,6 +15,7 @@ from stages.models.dynamicrafter.condition import Encoders, as_pixels
 from stages.models.dynamicrafter.decode import decoded
 from stages.models.dynamicrafter.denoiser import Denoiser
 from stages.models.dynamicrafter.options import FAMILY, SIZES, check_last
+from stages.runtime import weights
 from stages.runtime.errors import UsageError
 from stages.runtime.model import find_model
 from stages.runtime.options import resolve
@@ -49,6 +50,7 @@ class DynamiCrafterImg2VideoPipeline:
             raise UsageError(
                 f"model {name} is of variant {self.model.variant or 'none'} and resolution is {resolution}", "name the other"
             )
+        weights.check(self.model, FAMILY)
         self.encoders = Encoders(self.model, device)
         self.denoiser = Denoiser(self.model, dtype, device)
 

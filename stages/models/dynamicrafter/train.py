@@ -15,13 +15,14 @@ import torch
 from torch import nn
 from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from stages.models.dynamicrafter.condition import clip_pixels, load_tokenizer
+from stages.models.dynamicrafter.condition import clip_pixels, clip_tokenizer
 from stages.models.dynamicrafter.convert import write_index
 from stages.models.dynamicrafter.decode import decoded
 from stages.models.dynamicrafter.options import FRAME_STRIDES, MULTIPLE
 from stages.models.dynamicrafter.resampler import Resampler
 from stages.models.dynamicrafter.sampler import PARAMETERISATIONS, TRAINED, clip_scale, denoise, guided, schedule, signal
 from stages.models.dynamicrafter.unet import UNet
+from stages.models.shared.loading import load_network
 from stages.models.shared.picture_vae import encoded
 from stages.models.shared.text import clean, embed
 from stages.models.shared.training.data import datasets
@@ -59,12 +60,11 @@ class DynamiCrafterTask(Task):
         self.data = tuple(Encoded(part, self.encode, options["batch_size"]) for part in clips)
 
     def _load(self, folder: Path) -> None:
-        whole = {"dtype": torch.float32, "use_safetensors": True}
-        self.tokenizer = load_tokenizer(folder)
-        self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", **whole)
-        self.image_encoder = CLIPVisionModel.from_pretrained(folder / "image_encoder", **whole)
-        self.image_projector = Resampler.from_pretrained(folder / "image_projector", **whole)
-        self.unet = UNet.from_pretrained(folder, subfolder="unet", **whole)
+        self.tokenizer = clip_tokenizer(folder)
+        self.text_encoder = load_network(CLIPTextModel, folder, "text_encoder", dtype=torch.float32)
+        self.image_encoder = load_network(CLIPVisionModel, folder, "image_encoder", dtype=torch.float32)
+        self.image_projector = load_network(Resampler, folder, "image_projector", dtype=torch.float32)
+        self.unet = load_network(UNet, folder, "unet", dtype=torch.float32)
 
     def _begin(self, architecture: Mapping[str, Any], words: list[str]) -> None:
         self.tokenizer, self.text_encoder = new_text_encoder(architecture["text_encoder"], words)
@@ -140,6 +140,17 @@ class DynamiCrafterTask(Task):
             shown = [np.stack(list(decoded(self.vae, clip[None]))) for clip in clips]
             rows += [(text, shown[0]), ("from its first frame", shown[1])]
         return rows
+
+    def settings(self) -> dict[str, Any]:
+        side = self.options["frame_size"]
+        size = f"{side}*{side}"
+        options = {
+            "size": size,
+            "video_length": self.options["num_frames"],
+            "num_inference_steps": self.options["sample_steps"],
+            "guidance_scale": self.options["sample_guidance"],
+        }
+        return {"family": "dynamicrafter", "variant": self.options["variant"], "sizes": [size], "options": options}
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write a whole repository in the layout that convert writes."""

@@ -13,6 +13,7 @@ from stages.models.fresco.control import HED
 from stages.models.fresco.raft import RAFT
 from stages.models.shared.convert import check, link, new_repository, read_pickle, renamed
 from stages.runtime.errors import UsageError
+from stages.runtime.model import write_settings
 
 COUNTER = "num_batches_tracked"
 PARTS = ("text_encoder", "tokenizer", "unet", "scheduler", "model_index.json")
@@ -49,6 +50,8 @@ def convert(
             if path:
                 (folder / name).mkdir()
                 save_file(published(path, net), folder / name / f"{name}.safetensors")
+        chosen = {} if "hed" in controlnets else {"controlnet_type": next(iter(controlnets))}
+        write_settings(folder, {"family": "fresco", "options": chosen})
 
 
 def check_part(part: str, source: Path) -> None:

@@ -9,17 +9,17 @@ import cv2
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModel, DPTForDepthEstimation
+from transformers import CLIPTextModel, DPTForDepthEstimation
 
 from stages.media.flow import consistent, correspondence, grid, sample
 from stages.media.probe import probe
 from stages.media.read import read_picture
 from stages.media.select import pick, whole
 from stages.models.fresco.control import HED, depth, soft_edges
-from stages.models.fresco.options import batches
+from stages.models.fresco.options import FAMILY, batches
 from stages.models.fresco.raft import RAFT
-from stages.models.shared.loading import DTYPES, loading
-from stages.models.shared.origin import model_fields
+from stages.models.shared.loading import DTYPES, load_image_processor, load_network, load_tokenizer, loading
+from stages.models.shared.origin import check_beyond, model_fields
 from stages.models.shared.picture_vae import encoded, load_vae
 from stages.models.shared.prompt import prompt_of
 from stages.models.shared.text import embed, warn_of_cut
@@ -44,31 +44,21 @@ class Encode(Worker):
         if any(side % SIDE or side < 2 * SIDE for side in size):
             remedy = f"take multiples of {SIDE}, {2 * SIDE} and more: --fit short --multiple {SIDE}"
             raise ItemError(f"the frames of {frames.path} are {size[0]}*{size[1]}", remedy)
-        if not (self.model.folder() / f"controlnet_{control}").is_dir():
-            there = [path.name.removeprefix("controlnet_") for path in sorted(self.model.folder().glob("controlnet_*"))]
-            raise ItemError(f"model {self.model.name} has no ControlNet for {control}", f"it has {', '.join(there)}")
+        check_beyond(FAMILY, self.model, work.options)
         if control == "canny" and not all("canny" in frame for frame in frames.fields["frames"]):
             raise ItemError(f"{frames.path} has no hard edges", "extract its frames with --canny")
-        if control != "canny" and not (self.model.folder() / control).is_dir():
-            raise ItemError(f"model {self.model.name} has no network for {control} maps", "put it in, or take canny")
-        if work.options["flow"] == "raft" and not (self.model.folder() / "raft").is_dir():
-            raise ItemError(f"model {self.model.name} has no raft/", "convert it with --raft, or take --flow dis")
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
         """Load text model, VAE and what makes the control maps and finds the flow. Raises JobError."""
         folder, control = self.model.folder(), options["controlnet_type"]
         with loading(self.model):
-            self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-            self.text = CLIPTextModel.from_pretrained(
-                folder / "text_encoder", dtype=DTYPES[options["dtype"]], use_safetensors=True
-            )
+            self.tokenizer = load_tokenizer(folder / "tokenizer")
+            self.text = load_network(CLIPTextModel, folder, "text_encoder", dtype=DTYPES[options["dtype"]])
             if control == "hed":
                 self.net = HED.load(folder / "hed").to(self.device)
             elif control == "depth":
-                self.net = (
-                    DPTForDepthEstimation.from_pretrained(folder / "depth", use_safetensors=True).to(self.device).eval()
-                )
-                self.processor = AutoImageProcessor.from_pretrained(folder / "depth", use_fast=False)
+                self.net = load_network(DPTForDepthEstimation, folder, "depth").to(self.device).eval()
+                self.processor = load_image_processor(folder / "depth", use_fast=False)
             raft = options["flow"] == "raft"
             self.correspondence = RAFT.load(folder / "raft").to(self.device).correspondence if raft else correspondence
         self.text.to(self.device).eval()

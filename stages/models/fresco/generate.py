@@ -11,7 +11,7 @@ from tqdm import tqdm
 from stages.models.fresco.attention import Guidance, install
 from stages.models.fresco.sampler import ANCHORS, Batch, Models, Settings, motion_of, translate
 from stages.models.fresco.smoothing import Background, behind
-from stages.models.shared.loading import DTYPES, loading
+from stages.models.shared.loading import DTYPES, load_network, loading
 from stages.models.shared.origin import check_origin, model_fields
 from stages.models.shared.picture_vae import load_vae
 from stages.runtime.artifacts import Artifact, write_tensors
@@ -38,9 +38,9 @@ class Generate(Worker):
         """Load U-Net and ControlNet. Raises JobError."""
         folder, dtype = self.model.folder(), DTYPES[options["dtype"]]
         with loading(self.model):
-            unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=dtype, use_safetensors=True)
+            unet = load_network(UNet2DConditionModel, folder, "unet", dtype=dtype)
             name = f"controlnet_{options['controlnet_type']}"
-            control = ControlNetModel.from_pretrained(folder, subfolder=name, dtype=dtype, use_safetensors=True)
+            control = load_network(ControlNetModel, folder, name, dtype=dtype)
             scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         for network in (unet, control):
             network.to(self.device).eval().requires_grad_(False)

@@ -12,11 +12,14 @@ from typing import Any
 from stages.media.options import WRITE_OPTIONS
 from stages.models.shared.index import read_index
 from stages.models.shared.noise import SEED
+from stages.models.shared.parts import CLIP_TEXT, IMAGE_VAE, TOKENIZER, scheduler
 from stages.models.shared.training.options import STAGE, shared
+from stages.runtime.components import Component, Size
 from stages.runtime.errors import UsageError
 from stages.runtime.options import DTYPES, Family, Option, Training
 
 CONTROLS = ("hed", "canny", "depth")
+UNET_SIZES = (Size("in_channels", r"^conv_in\.weight", 1), Size("cross_attention_dim", r"attn2\.to_k\.weight", 1))
 FLOWS = ("dis", "raft")
 FEWEST = 3  # keyframes of a batch: two that are known from before, and a new one
 TEXTS = 2 * 77 * 768 * 4  # bytes of two prompts, embedded
@@ -37,6 +40,19 @@ def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> No
     steps, warmup = values["num_inference_steps"], values["num_warmup_steps"]
     if warmup >= steps:
         raise UsageError(f"num_warmup_steps is {warmup} of {steps} num_inference_steps", "take fewer")
+
+
+def beyond(folder: Path, values: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A control or a way to find the flow whose network the repository does not have."""
+    control = values["controlnet_type"]
+    if not (folder / f"controlnet_{control}").is_dir():
+        there = [path.name.removeprefix("controlnet_") for path in sorted(folder.glob("controlnet_*"))]
+        return f"there is no ControlNet for {control}", f"choose {', '.join(there) or 'another model'}"
+    if control != "canny" and not (folder / control).is_dir():
+        return f"there is no network for {control} maps", "put it in, or take canny"
+    if values["flow"] == "raft" and not (folder / "raft").is_dir():
+        return "there is no raft/", "convert it with --raft, or take --flow dis"
+    return None
 
 
 def detect(folder: Path) -> str | None:
@@ -193,8 +209,24 @@ FAMILY = Family(
         "generate": ("unet/*", "controlnet_*/*", "scheduler/*", "vae/*"),
         "decode": ("vae/*",),
     },
+    components=(
+        TOKENIZER,
+        CLIP_TEXT,
+        IMAGE_VAE,
+        Component("unet", "diffusers", ("UNet2DConditionModel",), sizes=UNET_SIZES),
+        *(
+            Component(f"controlnet_{control}", "diffusers", ("ControlNetModel",), optional=True, sizes=UNET_SIZES)
+            for control in CONTROLS
+        ),
+        scheduler(),
+        Component("hed", "tensors", optional=True),
+        Component("raft", "tensors", optional=True),
+        Component("depth", "transformers", ("dpt",), optional=True),
+        Component("depth", "processor", optional=True),
+    ),
     detect=detect,
     check=check,
+    beyond=beyond,
     disk=disk,
     resident={
         "encode": ((("text_encoder", ""), *((part, "float32") for part in ("vae", "hed", "depth", "raft"))),),

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
-from transformers import AutoTokenizer, CLIPTextModel
+from transformers import CLIPTextModel
 
 from stages.media.edges import canny
 from stages.media.shapes.filmed import LOOKS
 from stages.models.fresco.looks import TwoLooks
 from stages.models.shared.clip import to_uint8
+from stages.models.shared.loading import load_network, load_tokenizer
 from stages.models.shared.picture_vae import decoded, encoded
 from stages.models.shared.text import embed
 from stages.models.shared.training.data import datasets
@@ -32,7 +33,6 @@ from stages.runtime.errors import UsageError
 
 SHOWN = 8  # frames of a sample strip
 CONTROLNET = "controlnet_canny"
-WHOLE = {"dtype": torch.float32, "use_safetensors": True}
 
 
 class EdgesTask(Task):
@@ -55,9 +55,9 @@ class EdgesTask(Task):
         self.data = tuple(Encoded(part, self.encode, options["batch_size"]) for part in clips)
 
     def _load(self, folder: Path) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        self.text = CLIPTextModel.from_pretrained(folder / "text_encoder", **WHOLE)
-        self.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **WHOLE)
+        self.tokenizer = load_tokenizer(folder / "tokenizer")
+        self.text = load_network(CLIPTextModel, folder, "text_encoder", dtype=torch.float32)
+        self.unet = load_network(UNet2DConditionModel, folder, "unet", dtype=torch.float32)
         self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
 
     def _begin(self, architecture: Mapping[str, Any], words: list[str]) -> None:
@@ -73,7 +73,7 @@ class EdgesTask(Task):
         """That of `start_from`, where it has one; else one that begins as the U-Net's way down and says nothing."""
         start = self.options["start_from"]
         if start and (Path(start) / CONTROLNET).is_dir():
-            return ControlNetModel.from_pretrained(start, subfolder=CONTROLNET, **WHOLE)
+            return load_network(ControlNetModel, Path(start), CONTROLNET, dtype=torch.float32)
         return ControlNetModel.from_unet(self.unet, **config)
 
     def encode(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -132,6 +132,11 @@ class EdgesTask(Task):
             drawn = edges.cpu().numpy()[..., None].repeat(3, axis=-1)
             rows.append((caption, np.stack([before[0], drawn, made[0]])))
         return rows
+
+    def settings(self) -> dict[str, Any]:
+        control, side = CONTROLNET.removeprefix("controlnet_"), self.options["frame_size"]
+        options = {"controlnet_type": control, "guidance_scale": self.options["sample_guidance"]}
+        return {"family": "fresco", "options": options, "recipe": {"size": f"{side}*{side}"}}
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write a whole repository in diffusers' layout, with the ControlNet beside the U-Net."""

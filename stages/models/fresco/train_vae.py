@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 
 from stages.models.fresco.looks import TwoLooks
 from stages.models.shared.clip import to_uint8
+from stages.models.shared.loading import load_network
 from stages.models.shared.picture_vae import decoded, encoded
 from stages.models.shared.training.data import datasets
 from stages.models.shared.training.loop import Task, in_dtype
@@ -32,7 +33,7 @@ class PictureVAETask(Task):
         super().__init__()
         self.options, self.data = options, datasets(options, TwoLooks)
         if options["start_from"]:
-            self.vae = AutoencoderKL.from_pretrained(options["start_from"], subfolder="vae", dtype=torch.float32)
+            self.vae = load_network(AutoencoderKL, Path(options["start_from"]), "vae", dtype=torch.float32)
         else:
             self.vae = AutoencoderKL(**architecture)
         if options["freeze_encoder"]:

@@ -28,7 +28,9 @@ from stages.models.shared.wan.names import diffusers_name
 from stages.models.shared.wan.transformer import empty_transformer
 from stages.runtime.errors import UsageError
 from stages.runtime.log import log
+from stages.runtime.model import write_settings
 
+LORA = "lora.safetensors"
 PARTS = ("text_encoder", "tokenizer", "vae", "scheduler", "model_index.json")
 
 
@@ -48,7 +50,8 @@ def convert(base: Path, lora: Path | None, ema: bool, wan: Path, output: Path) -
         log("read", file=str(base), entry=entry)
         save(transformer, folder / "transformer")
         if adapter:
-            save_file(adapter, folder / "lora.safetensors")
+            save_file(adapter, folder / LORA)
+        write_settings(folder, {"family": "longlive", "options": {"lora": LORA} if adapter else {}})
 
 
 def check_repository(wan: Path) -> None:

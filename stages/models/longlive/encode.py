@@ -7,17 +7,15 @@ import numpy as np
 import torch
 
 from stages.media.read import read_picture
-from stages.models.longlive.options import LATENT, Lengths, check_lengths, lengths, pixel_frames
-from stages.models.shared.loading import DTYPES, loading
-from stages.models.shared.origin import model_fields
+from stages.models.longlive.options import FAMILY, LATENT, Lengths, check_lengths, lengths, pixel_frames
+from stages.models.shared.origin import check_beyond, model_fields
+from stages.models.shared.wan.repository import load_encoders
 from stages.models.shared.wan.vae import encoded
 from stages.models.shared.words import warn_of_unknown_words
 from stages.runtime.artifacts import Artifact, write_tensors
 from stages.runtime.errors import ItemError
 from stages.runtime.log import log
 from stages.runtime.worker import Work, Worker
-
-SIDE = 16  # of what both sides of a film are multiples: VAE stride x patch size
 
 
 class Encode(Worker):
@@ -32,8 +30,7 @@ class Encode(Worker):
                 "give one for each of next_prompts",
             )
         width, height = size_of(work)
-        if width % SIDE or height % SIDE:
-            raise ItemError(f"item {work.item.id} is {width}x{height}", f"both sides must be multiples of {SIDE}")
+        check_beyond(FAMILY, self.model, {**work.options, "size": f"{width}*{height}"})
         used = lengths_of(work)
         if sorted(set(switches)) != switches or (switches and not used.given < switches[0]):
             raise ItemError(
@@ -48,17 +45,9 @@ class Encode(Worker):
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
         """Load tokenizer, text encoder and VAE. Raises JobError."""
-        with loading(self.model):
-            from diffusers import WanPipeline
+        from diffusers import WanPipeline
 
-            self.pipe = WanPipeline.from_pretrained(
-                self.model.folder(),
-                transformer=None,
-                dtype={"text_encoder": DTYPES[options["dtype"]], "default": torch.float32},
-                use_safetensors=True,
-            ).to(self.device)
-        if options["vae_tiling"]:
-            self.pipe.vae.enable_tiling()
+        self.pipe = load_encoders(WanPipeline, self.model, options, self.device)
 
     @torch.no_grad()
     def run(self, work: Work, phase: str) -> None:

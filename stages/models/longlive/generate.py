@@ -15,7 +15,7 @@ from stages.models.longlive.causal import CausalWan
 from stages.models.longlive.options import LONGEST, check_longest, check_window
 from stages.models.longlive.progress import Progress
 from stages.models.longlive.sampler import Schedule, denoise, remember, switch
-from stages.models.shared.loading import DTYPES, loading, read_config
+from stages.models.shared.loading import DTYPES, load_network, loading, read_config
 from stages.models.shared.origin import check_origin, model_fields
 from stages.models.shared.wan.lora import merge
 from stages.models.shared.wan.transformer import place
@@ -40,9 +40,7 @@ class Generate(Worker):
         """Load the transformer, with a LoRA merged into it. Raises JobError, ItemError for a LoRA that does not fit."""
         dtype, device = DTYPES[options["dtype"]], torch.device(self.device)
         with loading(self.model):
-            transformer = WanTransformer3DModel.from_pretrained(
-                self.model.folder(), subfolder="transformer", dtype=dtype, use_safetensors=True
-            ).eval()
+            transformer = load_network(WanTransformer3DModel, self.model.folder(), "transformer", dtype=dtype).eval()
         if options["lora"]:
             merge(transformer, Path(options["lora"]), alpha=options["lora_alpha"])
         self.causal = CausalWan(transformer, options["relative_positions"], dtype)

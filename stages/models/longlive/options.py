@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 from stages.media.options import WRITE_OPTIONS
 from stages.models.shared.index import read_index
 from stages.models.shared.noise import SEED
+from stages.models.shared.parts import TOKENIZER, UMT5, WAN_VAE, wan_transformer
 from stages.models.shared.training.options import STAGE, shared
+from stages.models.shared.wan.limits import Fault, frames_beyond, limits, size_beyond, text_beyond
 from stages.models.shared.wan.options import DTYPE, ON_LATENTS, TEXT_LENGTH, VAE_TILING, disk
 from stages.runtime.errors import UsageError
 from stages.runtime.options import Family, Option, Training
@@ -78,10 +80,25 @@ def check_longest(latent: int, values: Mapping[str, Any], rows: int = LONGEST) -
         )
 
 
+def beyond(folder: Path, values: Mapping[str, Any]) -> Fault | None:
+    """A size, a length or a text that the repository cannot make.
+
+    How long a film is counts where its positions do, which encode is not told.
+    """
+    limit, (width, height) = limits(folder), map(int, values["size"].split("*"))
+    absolute = not values.get("relative_positions", True)
+    return (
+        size_beyond((width, height), limit)
+        or (frames_beyond(values["num_output_frames"], limit) if absolute else None)
+        or text_beyond(values["max_sequence_length"], limit)
+    )
+
+
 def detect(folder: Path) -> str | None:
     """A Wan2.1 text-to-video repository, in diffusers' layout."""
     index = read_index(folder)
-    is_wan = index.get("_class_name") == "WanPipeline" and index.get("transformer", [None])[0]
+    transformer = index.get("transformer")
+    is_wan = index.get("_class_name") == "WanPipeline" and isinstance(transformer, list) and any(transformer)
     return "" if is_wan and not index.get("expand_timesteps") and index.get("boundary_ratio") is None else None
 
 
@@ -276,8 +293,10 @@ FAMILY = Family(
         "generate": ("transformer/*", "vae/config.json"),
         "decode": ("vae/*",),
     },
+    components=(TOKENIZER, UMT5, WAN_VAE, wan_transformer("transformer")),
     detect=detect,
     check=check,
+    beyond=beyond,
     resident={
         "encode": ((("text_encoder", ""), ("vae", "float32")),),
         "generate": ((("transformer", ""),),),

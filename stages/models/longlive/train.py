@@ -23,6 +23,7 @@ from stages.models.longlive.causal import CausalWan
 from stages.models.longlive.forcing import Forcing
 from stages.models.longlive.options import LONGEST
 from stages.models.longlive.sampler import Schedule, denoise, prefill
+from stages.models.shared.loading import load_network
 from stages.models.shared.training.data import ShapesDataset, datasets
 from stages.models.shared.training.encoded import Encoded
 from stages.models.shared.training.loop import in_dtype
@@ -46,8 +47,8 @@ class CausalTask(LatentTask):
             )
         if options["start_from"]:
             start = Path(options["start_from"])
-            self.transformer = WanTransformer3DModel.from_pretrained(
-                start, subfolder="transformer", rope_max_seq_len=LONGEST, dtype=torch.float32
+            self.transformer = load_network(
+                WanTransformer3DModel, start, "transformer", rope_max_seq_len=LONGEST, dtype=torch.float32
             )
         else:
             channels = self.vae.config.z_dim
@@ -107,6 +108,14 @@ class CausalTask(LatentTask):
         return made
 
     # ------------------------------------------------------------------------------------------------------------ save
+
+    def settings(self) -> dict[str, Any]:
+        side = self.options["frame_size"]
+        size = f"{side}*{side}"
+        passed_on = ("num_frame_per_block", "local_attn_size", "sink_size", "max_sequence_length")
+        options = {"size": size, "num_output_frames": (self.options["num_frames"] - 1) // 4 + 1}
+        options |= {name: self.options[name] for name in passed_on}
+        return {"family": "longlive", "sizes": [size], "options": options}
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write a whole repository in diffusers' layout, that of Wan2.1 text to video."""

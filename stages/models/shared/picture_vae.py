@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import torch
 from diffusers import AutoencoderKL
 
-from stages.models.shared.loading import loading
+from stages.models.shared.loading import load_network, loading
 from stages.runtime.model import Model
 
 
 def load_vae(model: Model, device: str) -> AutoencoderKL:
     """A repository's VAE. Raises JobError."""
     with loading(model):
-        vae = AutoencoderKL.from_pretrained(model.folder(), subfolder="vae", dtype=torch.float32, use_safetensors=True)
+        vae = load_network(AutoencoderKL, model.folder(), "vae", dtype=torch.float32)
     return vae.to(device).eval()
 
 

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, CLIPTextModel
+from transformers import CLIPTextModel
 
-from stages.models.shared.loading import DTYPES, loading
-from stages.models.shared.origin import model_fields
+from stages.models.shared.loading import DTYPES, load_network, load_tokenizer, loading
+from stages.models.shared.origin import check_beyond, model_fields
 from stages.models.shared.prompt import prompt_of
 from stages.models.shared.text import embed, warn_of_cut
 from stages.models.shared.words import warn_of_unknown_words
 from stages.models.text2video.common import unet_config
-from stages.models.text2video.unet import multiples
+from stages.models.text2video.options import FAMILY
 from stages.runtime.artifacts import write_tensors
 from stages.runtime.errors import ItemError
 from stages.runtime.worker import Work, Worker
@@ -25,18 +25,13 @@ class Encode(Worker):
         prompt_of(work)
         if "image" in work.inputs:
             raise ItemError(f"item {work.item.id} has a first frame", f"model {self.model.name} takes a prompt alone")
-        frames, side = multiples(unet_config(self.model))
-        for name, multiple in (("num_frames", frames), ("frame_size", side)):
-            if (value := work.options[name]) and value % multiple:
-                raise ItemError(f"{name} is {value}", f"model {self.model.name} makes multiples of {multiple}")
+        check_beyond(FAMILY, self.model, work.options)
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
         """Load tokenizer and text model. Raises JobError."""
         with loading(self.model):
-            self.tokenizer = AutoTokenizer.from_pretrained(self.model.folder() / "tokenizer")
-            self.encoder = CLIPTextModel.from_pretrained(
-                self.model.folder() / "text_encoder", dtype=DTYPES[options["dtype"]], use_safetensors=True
-            )
+            self.tokenizer = load_tokenizer(self.model.folder() / "tokenizer")
+            self.encoder = load_network(CLIPTextModel, self.model.folder(), "text_encoder", dtype=DTYPES[options["dtype"]])
         self.encoder.to(self.device).eval()
 
     @torch.no_grad()

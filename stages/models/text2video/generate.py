@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 from tqdm import tqdm
 
-from stages.models.shared.loading import DTYPES, loading
+from stages.models.shared.loading import DTYPES, load_network, loading
 from stages.models.shared.origin import check_origin, model_fields
 from stages.models.text2video.sampler import denoise
 from stages.models.text2video.unet import UNet3D
@@ -32,14 +32,14 @@ class Generate(Worker):
     def schedule(self) -> Mapping[str, Any]:
         """The scheduler's config. Raises JobError."""
         with loading(self.model):
-            return DDPMScheduler.load_config(self.model.folder(), subfolder="scheduler")
+            schedule = DDPMScheduler.load_config(self.model.folder(), subfolder="scheduler")
+            DDPMScheduler.from_config(schedule)  # one that makes none is told here
+            return schedule
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
         """Load the U-Net. Raises JobError."""
         with loading(self.model):
-            self.unet = UNet3D.from_pretrained(
-                self.model.folder(), subfolder="unet", dtype=DTYPES[options["dtype"]], use_safetensors=True
-            )
+            self.unet = load_network(UNet3D, self.model.folder(), "unet", dtype=DTYPES[options["dtype"]])
         self.unet.to(self.device).eval()
 
     def run(self, work: Work, phase: str) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 from stages.media.options import WRITE_OPTIONS
 from stages.models.shared.index import read_index
 from stages.models.shared.noise import SEED
+from stages.models.shared.parts import CLIP_TEXT, TOKENIZER, scheduler
 from stages.models.shared.training.options import STAGE, shared
+from stages.runtime.components import Broken, Component, Size, read_config
 from stages.runtime.options import DTYPES, Family, Option, Training
 
 NOISE_SCHEDULES = {"cosine": "squaredcos_cap_v2", "linear": "linear"}  # and what diffusers calls them
@@ -66,6 +68,24 @@ TRAINING = Training(
 def detect(folder: Path) -> str | None:
     index = read_index(folder)
     return "" if index.get("_class_name") == "Text2Video" else None
+
+
+def multiples(config: Mapping[str, Any]) -> tuple[int, int]:
+    """What a clip's frames and its sides have to be multiples of: parts of the U-Net's patches and of its halvings."""
+    return config["patch_size"][0], config["patch_size"][1] * 2 ** (len(config["channel_mult"]) - 1)
+
+
+def beyond(folder: Path, values: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Frames and sizes of which the U-Net has no whole patches."""
+    path = folder / "unet" / "config.json"
+    try:
+        frames, side = multiples(read_config(path)) if path.is_file() else (1, 1)
+    except (LookupError, TypeError) as error:
+        raise Broken(f"{path} does not tell its patches ({error})") from None
+    for name, multiple in (("num_frames", frames), ("frame_size", side)):
+        if (value := values[name]) and value % multiple:
+            return f"{name} is {value}", f"it has to be a multiple of {multiple}"
+    return None
 
 
 def disk(values: Mapping[str, Any]) -> float:
@@ -128,7 +148,19 @@ FAMILY = Family(
         "generate": ("unet/*", "scheduler/*"),
         "decode": ("unet/config.json",),
     },
+    components=(
+        TOKENIZER,
+        CLIP_TEXT,
+        Component(
+            "unet",
+            "diffusers",
+            ("UNet3D",),
+            sizes=(Size("model_channels", r"^conv_in\.weight", 0), Size("text_dim", r"attn2\.to_k\.weight", 1)),
+        ),
+        scheduler("DDPMScheduler"),
+    ),
     detect=detect,
+    beyond=beyond,
     disk=disk,
     trainings={"text2video": TRAINING},
 )

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from stages.models.shared.clip import to_uint8
+from stages.models.shared.loading import load_network, load_tokenizer, read_config
 from stages.models.shared.text import embed
 from stages.models.shared.training.data import datasets
 from stages.models.shared.training.loop import Task, in_dtype
@@ -20,8 +21,9 @@ from stages.models.shared.training.text import left_out, new_text_encoder, words
 from stages.models.text2video.options import NOISE_SCHEDULES
 from stages.models.text2video.sampler import denoise
 from stages.models.text2video.unet import UNet3D, inflate
-from stages.runtime.errors import UsageError
+from stages.runtime.errors import JobError, UsageError
 from stages.runtime.log import log
+from stages.runtime.model import Model
 
 WEIGHT_LIMIT = 4.0  # of the clip's error at little noise, where it is predicted itself
 
@@ -41,24 +43,24 @@ class Text2VideoTask(Task):
             raise UsageError(
                 f"{start} has no unet/", "give --start-from a model of train text2video, or a 2D diffusion model"
             )
-        flat = start and json.loads((start / "unet" / "config.json").read_text())["_class_name"] == "UNet2DConditionModel"
+        flat = start and read_config(start / "unet").get("_class_name") == "UNet2DConditionModel"
         if start:
-            self.tokenizer = AutoTokenizer.from_pretrained(start / "tokenizer")
-            self.text = CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
+            self.tokenizer = load_tokenizer(start / "tokenizer")
+            self.text = load_network(CLIPTextModel, start, "text_encoder", dtype=torch.float32)
         elif "text_encoder" in architecture:
             self.tokenizer, self.text = new_text_encoder(architecture["text_encoder"], words_in(self.data))
         else:
             self.tokenizer, self.text = published_text_encoder(options["text_encoder"])
         self.text.requires_grad_("text_encoder" in architecture or bool(start and options["train_text_encoder"]))
         if start and not flat:
-            self.unet = UNet3D.from_pretrained(start, subfolder="unet", dtype=torch.float32)
+            self.unet = load_network(UNet3D, start, "unet", dtype=torch.float32)
             self.unet.register_to_config(num_frames=options["num_frames"], sample_size=options["frame_size"])
         else:
             sizes = {name: options[name] for name in ("model_channels", "num_frames")}
             sizes |= {"sample_size": options["frame_size"], "text_dim": self.text.config.hidden_size}
             self.unet = UNet3D(**{**sizes, **architecture.get("unet", {})})
         if flat:
-            source = UNet2DConditionModel.from_pretrained(start, subfolder="unet", dtype=torch.float32)
+            source = load_network(UNet2DConditionModel, start, "unet", dtype=torch.float32)
             taken = inflate(self.unet, source.state_dict())
             log("inflated", taken=len(taken), of=len(self.unet.state_dict()))
         self._check_size()
@@ -112,6 +114,12 @@ class Text2VideoTask(Task):
         clips = denoise(self.unet, noise, text, negative, self.scheduler.config, generator=generator, **settings)
         return [(words, to_uint8(clip)) for words, clip in zip(texts, clips, strict=True)]
 
+    def settings(self) -> dict[str, Any]:
+        """Without frames and sizes, which are in the U-Net's config."""
+        guidance = self.options["sample_guidance"]
+        options = {"steps": self.options["sample_steps"], "sampler": "ddim", "guidance_scale": guidance}
+        return {"family": "text2video", "options": options}
+
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write `unet`, `text_encoder`, `tokenizer` and `scheduler`."""
         for name, module in (("unet", self.unet), ("text_encoder", self.text)):
@@ -131,9 +139,9 @@ class Text2VideoTask(Task):
 def published_text_encoder(name: str) -> tuple[PreTrainedTokenizerFast, CLIPTextModel]:
     """A CLIP text model by folder or Hub id, which has to be on this machine. Raises UsageError."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
-        return tokenizer, CLIPTextModel.from_pretrained(name, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        folder = Path(name) if Path(name).is_dir() else Model(name, family="", hub=name).folder()
+        return load_tokenizer(folder), load_network(CLIPTextModel, folder, dtype=torch.float32)
+    except (OSError, ValueError, JobError) as error:
         raise UsageError(
             f"the text encoder {name} is not on this machine",
             f"fetch it once: hf download {name}; or give a new one in the architecture of --config",

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
+
+from stages.models.text2video.options import multiples
 
 SPATIAL, TEMPORAL, JOINT = "spatial", "temporal", "joint"
 TEMPORAL_START = 0.1  # scale of the temporal convolutions' first weights: small, but not so inert as zero
@@ -107,11 +108,6 @@ class UNet3D(ModelMixin, ConfigMixin):
     def multiple(self) -> tuple[int, int]:
         """What a clip's frames and its sides have to be multiples of."""
         return multiples(self.config)
-
-
-def multiples(config: Mapping[str, Any]) -> tuple[int, int]:
-    """What a clip's frames and its sides have to be multiples of: parts of the U-Net's patches and of its halvings."""
-    return config["patch_size"][0], config["patch_size"][1] * 2 ** (len(config["channel_mult"]) - 1)
 
 
 class Block(nn.Module):

@@ -7,7 +7,6 @@ library's, pixels up to the rounding of another resize. torch is imported only w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 from stages.media.options import PICTURE_ENDINGS
 from stages.media.read import Frame, read_picture
 from stages.media.select import sample
+from stages.models.shared.origin import check_beyond
+from stages.models.vlm.chat import chat
+from stages.models.vlm.options import FAMILY, INSTRUCTION
 from stages.models.vlm.prompt import prompt_from
 from stages.runtime.artifacts import Artifact, write_index
-from stages.runtime.errors import ItemError, JobError
-from stages.runtime.model import Model
+from stages.runtime.components import read_config
+from stages.runtime.errors import ItemError
 from stages.runtime.worker import Work, Worker
 
 if TYPE_CHECKING:
@@ -36,21 +38,21 @@ class Caption(Worker):
     def check(self, work: Work) -> None:
         if isinstance(work.inputs["video"], Artifact):
             work.inputs["video"].member(".mp4")
+        if not work.options["prompt"]:
+            check_beyond(FAMILY, self.model, work.options)
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
         """Load tokenizer, image processor and model. Raises JobError."""
-        from stages.models.shared.loading import DTYPES, loading
+        from stages.models.shared.loading import DTYPES, load_image_processor, load_network, load_tokenizer, loading
 
         folder = self.model.folder()
-        refuse_remote_code(self.model, folder)
         with loading(self.model):
-            from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+            from transformers import AutoModelForImageTextToText
 
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self.images = AutoImageProcessor.from_pretrained(folder, backend="pil", **video_numbers(folder))
-            self.vlm = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=DTYPES[options["dtype"]], use_safetensors=True
-            )
+            self.tokenizer = load_tokenizer(folder)
+            chat(self.tokenizer, INSTRUCTION.default)  # a template that fails is told before the weights are loaded
+            self.images = load_image_processor(folder, backend="pil", **video_numbers(folder))
+            self.vlm = load_network(AutoModelForImageTextToText, folder, dtype=DTYPES[options["dtype"]])
         self.vlm.to(self.device).eval()
 
     def run(self, work: Work, phase: str) -> None:
@@ -103,34 +105,14 @@ class Caption(Worker):
 
 def question(tokenizer, tokens_per_frame: int, frames: int, instruction: str) -> str:
     """The chat in which an instruction is given: a line per frame of the video, with a place for each visual token."""
-    content = [{"type": "video"}, {"type": "text", "text": instruction}]
-    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    text = chat(tokenizer, instruction)
     frame = f"{tokenizer.start_image_token}{tokenizer.context_image_token * tokens_per_frame}{tokenizer.end_image_token}"
     return text.replace(tokenizer.video_token, "\n".join(f"Frame{i + 1}: {frame}" for i in range(frames)), 1)
 
 
-def refuse_remote_code(model: Model, folder: Path) -> None:
-    """Raise JobError for the layout that brings its own code."""
-    config = read_json(folder / "config.json")
-    if config.get("model_type") == "internvl_chat" or "auto_map" in config:
-        raise JobError(
-            f"model {model.name} in {folder} needs code of its own, which Kinemake does not run",
-            "use the repository whose name ends in -HF, such as OpenGVLab/InternVL3_5-8B-HF",
-        )
-
-
 def video_numbers(folder: Path) -> dict[str, Any]:
     """Size, mean and standard deviation of the checkpoint's video processor; empty where it has none."""
-    config = read_json(folder / "video_preprocessor_config.json")
-    config = config or read_json(folder / "processor_config.json").get("video_processor", {})
+    told = {name: folder / f"{name}_config.json" for name in ("video_preprocessor", "processor")}
+    configs = {name: read_config(path) for name, path in told.items() if path.is_file()}
+    config = configs.get("video_preprocessor") or configs.get("processor", {}).get("video_processor", {})
     return {name: value for name, value in {**VIDEO_DEFAULTS, **config}.items() if name in TAKEN} if config else {}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is no file."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise JobError(f"{path} is not JSON ({error})", "fetch the model again") from None

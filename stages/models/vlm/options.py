@@ -1,12 +1,12 @@
 """Captions by InternVL (3 and 3.5), in the layout that transformers loads without remote code."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stages.models.shared.training.options import STAGE, shared
+from stages.runtime.components import Component, Size, read_config, read_object
 from stages.runtime.options import DTYPES, Family, Option, Training
 
 MODEL_TYPES = ("internvl", "internvl_chat")  # the second is the remote-code layout: recognised, to be refused by name
@@ -14,8 +14,8 @@ MODEL_TYPES = ("internvl", "internvl_chat")  # the second is the remote-code lay
 
 def detect(folder: Path) -> str | None:
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        config = read_object(folder / "config.json")
+    except FileNotFoundError:
         return None
     return "" if config.get("model_type") in MODEL_TYPES else None
 
@@ -23,6 +23,23 @@ def detect(folder: Path) -> str | None:
 def needs_model(stage: str, values: Mapping[str, Any]) -> bool:
     """A prompt that is given replaces the model."""
     return not values["prompt"]
+
+
+def beyond(folder: Path, values: Mapping[str, Any]) -> tuple[str, str] | None:
+    """More frames than the language model has positions for."""
+    try:
+        config = read_config(folder / "config.json")
+        positions, per_frame = config["text_config"]["max_position_embeddings"], config["image_seq_length"]
+        left = positions - values["max_new_tokens"]
+        frames, most = values["num_segments"] + values["include_last"], max(0, left // per_frame)
+    except (FileNotFoundError, LookupError, TypeError, ArithmeticError):
+        return None  # what the config does not tell
+    if frames > most:
+        return (
+            f"{frames} frames of {per_frame} tokens and {values['max_new_tokens']} new tokens are more than its {positions}",
+            f"lower num_segments to {most - values['include_last']} at most, or max_new_tokens",
+        )
+    return None
 
 
 INSTRUCTION = Option("instruction", str, "Describe this video in detail.", "What the model is asked", ("caption_vlm",))
@@ -84,7 +101,24 @@ FAMILY = Family(
     workers={"caption_vlm": "stages.models.vlm.caption:Caption"},
     resident={"caption_vlm": (((".", ""),),)},
     weights={"caption_vlm": ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")},
+    components=(
+        Component("", "tokenizer"),
+        Component("", "processor"),
+        Component(
+            "",
+            "transformers",
+            MODEL_TYPES[:1],
+            sizes=(
+                Size("text_config.num_hidden_layers", r"language_model\.(?:model\.)?layers\.(\d+)\."),
+                Size("text_config.hidden_size", r"embed_tokens\.weight", 1),
+                Size("text_config.vocab_size", r"embed_tokens\.weight", 0),
+                Size("vision_config.num_hidden_layers", r"vision_tower\.encoder\.layer\.(\d+)\."),
+            ),
+            instead="use the repository whose name ends in -HF, such as OpenGVLab/InternVL3_5-8B-HF",
+        ),
+    ),
     detect=detect,
+    beyond=beyond,
     needs_model=needs_model,
     trainings={"captioner": TRAINING},
 )

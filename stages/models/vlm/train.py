@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, InternVLForConditionalGeneration
+from transformers import InternVLForConditionalGeneration
 
 from stages.media.select import midpoint_indices
 from stages.media.shapes.world import WORDS
 from stages.models.shared.clip import to_uint8
+from stages.models.shared.loading import load_network, load_tokenizer
 from stages.models.shared.training.data import datasets
 from stages.models.shared.training.loop import Task, in_dtype
 from stages.models.shared.words import word_tokenizer
@@ -32,8 +33,9 @@ class CaptionTask(Task):
         self.options = options
         self.data = datasets(options)
         if options["start_from"]:
-            self.tokenizer = AutoTokenizer.from_pretrained(options["start_from"])
-            self.vlm = InternVLForConditionalGeneration.from_pretrained(options["start_from"], dtype=torch.float32)
+            start = Path(options["start_from"])
+            self.tokenizer = load_tokenizer(start)
+            self.vlm = load_network(InternVLForConditionalGeneration, start, dtype=torch.float32)
         else:
             words = word_tokenizer([*WORDS, *SPOKEN], (*build.SPECIAL, build.UNKNOWN), build.UNKNOWN)
             self.tokenizer = build.chat_tokenizer(words, unk_token=build.UNKNOWN)
@@ -82,6 +84,10 @@ class CaptionTask(Task):
         )
         captions = self.tokenizer.batch_decode(said[:, tokens.shape[1] :], skip_special_tokens=True)
         return [(f"{said}  (true: {true})", to_uint8(clip)) for said, true, clip in zip(captions, texts, video, strict=True)]
+
+    def settings(self) -> dict[str, Any]:
+        asked = ("instruction", "num_segments", "include_last")
+        return {"family": "vlm", "options": {name: self.options[name] for name in asked}}
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         kept = in_dtype(self.vlm, dtype)

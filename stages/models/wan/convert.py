@@ -24,6 +24,7 @@ from stages.models.shared.wan.names import diffusers_name, text_encoder_name, va
 from stages.models.shared.wan.repository import write_index
 from stages.models.shared.wan.transformer import empty_transformer
 from stages.runtime.errors import UsageError
+from stages.runtime.model import write_settings
 
 EXPERTS = ("high_noise_model", "low_noise_model")
 TOKENIZER = "google/umt5-xxl"
@@ -105,6 +106,8 @@ def convert(checkpoint: Path, output: Path) -> None:
         )
         scheduler.save_pretrained(folder / "scheduler")
         write_index(folder, layout.variant, layout.boundary_ratio)
+        if layout.variant:  # Wan2.1's text to video is what convert longlive starts from
+            write_settings(folder, {"family": "wan", "variant": layout.variant})
 
 
 def find_layout(checkpoint: Path, sources: Mapping[str, Path]) -> Layout:

@@ -6,7 +6,6 @@ from typing import Any
 from stages.models.shared.clip import write_clip
 from stages.models.shared.origin import check_origin, model_fields
 from stages.models.shared.wan.vae import decoded, denormalised, load_vae, pixels
-from stages.models.wan.common import check_repository
 from stages.runtime.worker import Work, Worker
 
 
@@ -18,7 +17,6 @@ class Decode(Worker):
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
         """Load the VAE. Raises JobError."""
-        check_repository(self.model)
         self.vae = load_vae(self.model, options["vae_tiling"], self.device)
 
     def run(self, work: Work, phase: str) -> None:

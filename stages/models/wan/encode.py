@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from stages.media.read import read_picture
-from stages.models.shared.loading import DTYPES, loading
-from stages.models.shared.origin import model_fields
+from stages.models.shared.origin import check_beyond, model_fields
 from stages.models.shared.picture import picture_of
 from stages.models.shared.prompt import prompt_of
+from stages.models.shared.wan.limits import limits
+from stages.models.shared.wan.repository import load_encoders
 from stages.models.shared.words import warn_of_unknown_words
-from stages.models.wan.common import check_repository
-from stages.models.wan.options import MULTIPLE
+from stages.models.wan.options import FAMILY
 from stages.runtime.artifacts import Artifact, write_tensors
 from stages.runtime.errors import ItemError
 from stages.runtime.log import log
@@ -30,7 +30,7 @@ class Encode(Worker):
 
     def check(self, work: Work) -> None:
         prompt_of(work)
-        source, multiple = work.inputs.get("image"), MULTIPLE[self.model.variant]
+        source, multiple = work.inputs.get("image"), limits(self.model.folder()).stride
         if source is None and self.model.variant != "5b":
             raise ItemError(f"item {work.item.id} has no first frame", f"the {self.model.variant} needs one: encode IMAGE")
         picture = picture_of(source) if source else f"size {work.options['size']}"
@@ -40,22 +40,13 @@ class Encode(Worker):
                 f"{picture} is {width}x{height} and the {self.model.variant} needs multiples of {multiple}",
                 "make it with extract_frames --size, or scale it",
             )
+        check_beyond(FAMILY, self.model, {**work.options, "size": f"{width}*{height}"})
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:
         """Load tokenizer, text encoder and VAE. Raises JobError."""
-        check_repository(self.model)
-        with loading(self.model):
-            from diffusers import WanImageToVideoPipeline
+        from diffusers import WanImageToVideoPipeline
 
-            self.pipe = WanImageToVideoPipeline.from_pretrained(
-                self.model.folder(),
-                transformer=None,
-                transformer_2=None,
-                dtype={"text_encoder": DTYPES[options["dtype"]], "default": torch.float32},
-                use_safetensors=True,
-            ).to(self.device)
-        if options["vae_tiling"]:
-            self.pipe.vae.enable_tiling()
+        self.pipe = load_encoders(WanImageToVideoPipeline, self.model, options, self.device)
         self.negatives: dict[tuple[str, int], torch.Tensor] = {}
 
     @torch.no_grad()

@@ -16,7 +16,6 @@ from stages.models.shared.loading import DTYPES, loading
 from stages.models.shared.origin import check_origin, model_fields
 from stages.models.shared.wan.transformer import load_transformer
 from stages.models.wan import checkpoint
-from stages.models.wan.common import check_repository
 from stages.models.wan.options import check_experts
 from stages.models.wan.sampler import (
     Condition,
@@ -58,10 +57,10 @@ class Generate(Worker):
         """
         self.transformer = None
         gc.collect()
-        check_repository(self.model)
         self.options, self.phase = options, phase
         with loading(self.model):
             self.schedule = UniPCMultistepScheduler.load_config(self.model.folder(), subfolder="scheduler")
+            UniPCMultistepScheduler.from_config(self.schedule)  # one that makes none is told here
 
     def run(self, work: Work, phase: str) -> None:
         options, encoded = work.options, work.inputs["encoded"]

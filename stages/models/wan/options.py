@@ -11,7 +11,9 @@ from typing import Any
 from stages.media.options import WRITE_OPTIONS
 from stages.models.shared.index import read_index
 from stages.models.shared.noise import SEED
+from stages.models.shared.parts import TOKENIZER, UMT5, WAN_VAE, scheduler, wan_transformer
 from stages.models.shared.training.options import STAGE, shared
+from stages.models.shared.wan.limits import Fault, frames_beyond, limits, size_beyond, text_beyond
 from stages.models.shared.wan.options import DTYPE, ON_LATENTS, TEXT_LENGTH, VAE_TILING, disk
 from stages.runtime.errors import UsageError
 from stages.runtime.options import GPUS, Family, Option, Training
@@ -68,6 +70,16 @@ def check_experts(variant: str, values: Mapping[str, Any]) -> None:
     for name in ("guidance_scale_2", "boundary_ratio", "lora_2"):
         if variant == "5b" and values[name] not in (None, ""):
             raise UsageError(f"{name} is {values[name]!r} and the 5B has one expert", f"leave {name} out")
+
+
+def beyond(folder: Path, values: Mapping[str, Any]) -> Fault | None:
+    """A size, a length or a text that the repository cannot make. `values` are the options of encode."""
+    limit, (width, height) = limits(folder), map(int, values["size"].split("*"))
+    return (
+        size_beyond((width, height), limit)
+        or frames_beyond((values["frame_num"] - 1) // 4 + 1, limit)
+        or text_beyond(values["max_sequence_length"], limit)
+    )
 
 
 VAE_TRAINING = Training(
@@ -342,8 +354,17 @@ FAMILY = Family(
         "generate": ("model_index.json", "transformer*/*", "scheduler/*", "vae/config.json"),
         "decode": ("vae/*",),
     },
+    components=(
+        TOKENIZER,
+        UMT5,
+        WAN_VAE,
+        wan_transformer("transformer"),
+        wan_transformer("transformer_2", variants=("14b",)),
+        scheduler("UniPCMultistepScheduler"),
+    ),
     detect=detect,
     check=check,
+    beyond=beyond,
     resident={
         "encode": ((("text_encoder", ""), ("vae", "float32")),),
         "generate": ((("transformer", ""),), (("transformer_2", ""),)),

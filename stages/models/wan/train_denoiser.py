@@ -17,6 +17,7 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from torch import nn
 
+from stages.models.shared.loading import load_network
 from stages.models.shared.training.data import datasets
 from stages.models.shared.training.encoded import Encoded
 from stages.models.shared.training.loop import in_dtype
@@ -71,7 +72,7 @@ class DenoiserTask(LatentTask):
         experts = []
         for name in self._expert_names():
             source = name if (start / name).is_dir() else "transformer"
-            old = WanTransformer3DModel.from_pretrained(start, subfolder=source, dtype=torch.float32)
+            old = load_network(WanTransformer3DModel, start, source, dtype=torch.float32)
             new = self._new_expert({k: v for k, v in old.config.items() if k[0] != "_" and k != "in_channels"})
             weights = old.state_dict()
             wide = torch.zeros_like(new.patch_embedding.weight)
@@ -169,6 +170,20 @@ class DenoiserTask(LatentTask):
         return switch_step(scheduler, self.options["boundary_ratio"]), steps
 
     # ------------------------------------------------------------------------------------------------------------ save
+
+    def settings(self) -> dict[str, Any]:
+        side = self.options["frame_size"]
+        size = f"{side}*{side}"
+        options = {
+            "size": size,
+            "frame_num": self.options["num_frames"],
+            "steps": self.options["sample_steps"],
+            "shift": self.options["sample_shift"],
+            "max_sequence_length": self.options["max_sequence_length"],
+        }
+        options |= {"boundary_ratio": self.options["boundary_ratio"]} if self.two_experts else {}
+        options |= {} if self.options["start_from"] else {"negative_prompt": ""}  # its words are new, upstream's unknown
+        return {"family": "wan", "variant": self.options["variant"], "sizes": [size], "options": options}
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write a whole repository in diffusers' layout."""

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import nn
 
+from stages.models.shared.loading import load_network
 from stages.models.shared.training.data import datasets
 from stages.models.shared.training.loop import Task, in_dtype
 from stages.models.shared.training.pictures import crop, foreground
@@ -32,7 +33,7 @@ class VAETask(Task):
         super().__init__()
         self.options, self.data = options, datasets(options)
         if options["start_from"]:
-            self.vae = AutoencoderKLWan.from_pretrained(options["start_from"], subfolder="vae", dtype=torch.float32)
+            self.vae = load_network(AutoencoderKLWan, Path(options["start_from"]), "vae", dtype=torch.float32)
             self.vae = widened(self.vae, architecture.get("z_dim", self.vae.config.z_dim))
         else:
             channels = architecture["z_dim"]

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from stages.media.read import read_picture
-from stages.models.dynamicrafter.condition import CLIP_MEAN, CLIP_STD, Encoders, as_pixels, clip_pixels, load_tokenizer
+from stages.models.dynamicrafter.condition import CLIP_MEAN, CLIP_STD, Encoders, as_pixels, clip_pixels, clip_tokenizer
 from stages.models.dynamicrafter.convert import read_tokenizer
 from stages.models.dynamicrafter.options import FAMILY
 from stages.models.shared.text import clean
@@ -94,7 +94,7 @@ def test_special_tokens_in_a_prompt_are_text(tmp_path):
     tokenizer = CLIPTokenizer({token: number for number, token in enumerate(vocabulary)}, [("!", "!</w>")])
     tokenizer.save_pretrained(tmp_path / "clip")
     read_tokenizer(tmp_path / "clip").save_pretrained(tmp_path / "tokenizer")
-    ids = load_tokenizer(tmp_path)(["a! a !!"], padding="max_length", max_length=9).input_ids[0]
+    ids = clip_tokenizer(tmp_path)(["a! a !!"], padding="max_length", max_length=9).input_ids[0]
     assert ids == [5, 3, 2, 3, 4, 6, 0, 0, 0]
 
 

@@ -251,4 +251,4 @@ def test_a_model_of_another_variant_than_declared(repositories, pictures, tmp_pa
     )
     given = (pictures[0], "--prompt", "p", "--model", "wrong", "--config", config, *SMALL)
     said = stage("encode", *given, "-o", tmp_path / "e.safetensors", fails=1)
-    assert "is declared as variant 512 and" in said and "holds 256" in said
+    assert "is declared as variant 512 of family dynamicrafter and" in said and "holds 256" in said

@@ -85,4 +85,5 @@ def test_encode_follows_the_keyframes_with_it(converted, net, keys, tmp_path):
 
 def test_a_model_without_it_is_one_sentence(tiny_sd, keys, tmp_path):
     command = ("encode", keys(2), "-o", tmp_path / "e.safetensors", "-m", tiny_sd, "--prompt", "a bird", *CANNY)
-    assert "has no raft/: convert it with --raft, or take --flow dis" in stage(*command, "--flow", "raft", fails=1)
+    said = stage(*command, "--flow", "raft", fails=1)
+    assert f"there is no raft/ (model {tiny_sd}): convert it with --raft, or take --flow dis" in said

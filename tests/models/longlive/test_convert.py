@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stages.models import FAMILIES
 from stages.models.longlive.options import detect
+from stages.runtime.model import find_model
 from tests.commands import convert
 
 GOLDEN = Path(__file__).parents[2] / "golden/longlive"
@@ -53,7 +55,9 @@ def test_the_output_is_a_whole_repository(run, wan_repository):
     assert all(os.path.samefile(output / path, wan_repository / path) for path in shared)
     made = {path.relative_to(output).as_posix() for path in output.rglob("*.*")} - {path.as_posix() for path in shared}
     transformer = {"transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"}
-    assert made == {"lora.safetensors", *transformer}
+    assert made == {"lora.safetensors", "kinemake.json", *transformer}
+    lora = str(output / "lora.safetensors")
+    assert find_model(str(output), None, FAMILIES).options == {"lora": lora}
 
 
 def test_symbolic_links_of_a_cache_become_files(run, wan_repository):

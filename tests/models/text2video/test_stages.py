@@ -102,8 +102,8 @@ def test_prompt_that_is_cut_is_logged(model, tmp_path):
 @pytest.mark.parametrize(
     "arguments, prompt, sentence",
     [
-        (("--num-frames", 5), PROMPT, "error: num_frames is 5: model .* makes multiples of 2"),
-        (("--frame-size", 18), PROMPT, "error: frame_size is 18: model .* makes multiples of 4"),
+        (("--num-frames", 5), PROMPT, r"error: num_frames is 5 \(model .*\): it has to be a multiple of 2"),
+        (("--frame-size", 18), PROMPT, r"error: frame_size is 18 \(model .*\): it has to be a multiple of 4"),
         ((), "", "error: item e.safetensors has no prompt: add --prompt TEXT"),
     ],
 )
@@ -129,7 +129,8 @@ def assert_sentence(said, pattern):
 
 def test_one_step_is_what_the_network_predicts(model, encoded, tmp_path):
     """One step is the network's clip at the last timestep, with guidance, cut to -1..1."""
-    stage("generate", encoded, "-o", tmp_path / "l.safetensors", "--steps", 1, "--dtype", "float32", "--seed", 5)
+    one_step = ("--steps", 1, "--dtype", "float32", "--seed", 5, "--guidance-scale", 3)
+    stage("generate", encoded, "-o", tmp_path / "l.safetensors", *one_step)
     made = load_file(tmp_path / "l.safetensors")["latents"]
     assert made.shape == (1, 3, 4, 16, 16) and made.dtype == torch.float32
     unet, tensors = UNet3D.from_pretrained(model / "unet").eval(), load_file(encoded)
@@ -174,7 +175,7 @@ def test_model_that_is_not_whole_is_one_sentence(part, model, encoded, tmp_path)
     folder = shutil.copytree(model, tmp_path / "model")
     (folder / part).unlink()
     said = stage("generate", encoded, "-o", tmp_path / "l.safetensors", "-m", folder, *QUICK, fails=1)
-    assert_sentence(said, f"error: the weights of model {folder} in {folder} are not whole .*copy it again")
+    assert_sentence(said, f"error: model {folder} cannot be loaded: {folder}/{part.replace('/', ' lacks ')}: copy it again")
 
 
 # -------------------------------------------------------------------------------------------------------------- decode

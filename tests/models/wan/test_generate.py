@@ -33,11 +33,11 @@ def passes(monkeypatch):
     """Forward passes of any Wan transformer, by the file that its weights came from."""
     counted, forward, load = {}, WanTransformer3DModel.forward, WanTransformer3DModel.from_pretrained
 
-    def loaded(folder, subfolder, **options):
-        model = load(folder, subfolder=subfolder, **options)
-        model.comes_from = subfolder
-        counted.setdefault(subfolder, 0)
-        return model
+    def loaded(folder, **options):
+        model, told = load(folder, **options)
+        model.comes_from = folder.name
+        counted.setdefault(folder.name, 0)
+        return model, told
 
     def counting(self, *arguments, **options):
         counted[self.comes_from] += 1

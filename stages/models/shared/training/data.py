@@ -20,6 +20,7 @@ from stages.media.folders import TEXT_ENDINGS, by_stem, files, overlooked
 from stages.media.options import VIDEO_ENDINGS
 from stages.media.select import evenly
 from stages.media.shapes import world
+from stages.models.shared.training.clips import usable
 from stages.models.shared.training.options import SHAPES
 from stages.runtime.errors import ItemError, UsageError
 from stages.runtime.log import log
@@ -179,7 +180,7 @@ def datasets(options: Mapping[str, Any], shapes: Callable[..., ShapesDataset] = 
         log("warning", reason=f"{len(left)} files of {left[0].parent} are left out, the first is {left[0].name}")
     folder = TextVideoDataset(options["data"], **size, augment=options["augment"], seed=options["seed"])
     plain = TextVideoDataset(options["data"], **size, augment=False)
-    pairs = folder.pairs[: options["max_samples"] or None]
+    pairs = usable(Path(options["data"]), folder.pairs[: options["max_samples"] or None], options["skip_bad_clips"])
     kept = round(len(pairs) * options["validation_share"])
     every = len(pairs) // kept if kept else 0
     chosen = set(range(0, every * kept, every)) if kept else set()  # spread over the folder

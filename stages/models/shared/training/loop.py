@@ -28,15 +28,20 @@ from tqdm import tqdm
 from stages.media.sheet import contact_sheet
 from stages.media.write import write_png
 from stages.models.shared.training import checkpoint
+from stages.models.shared.training.clips import identity
 from stages.models.shared.training.data import Order, collate
 from stages.runtime.errors import JobError, UsageError
 from stages.runtime.log import log
+from stages.runtime.model import write_settings
 
 # options, where a training has them, without which going on would be another training
 FIXED = (
     *("data", "inside_share", "looks", "only", "max_samples", "num_frames", "frame_size"),
     *("batch_size", "gradient_accumulation", "seed", "variant", "prediction_type", "num_timesteps", "noise_schedule"),
 )
+
+
+COMPUTED_IN = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # by mixed_precision
 
 
 class Task(nn.Module):
@@ -55,6 +60,10 @@ class Task(nn.Module):
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write the model in the layout that the stages load."""
         raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """What a config would declare of the model, by the keys of kinemake.json; empty for what is no whole model."""
+        return {}
 
 
 def train(task: Task, options: Mapping[str, Any], output: Path, cpu: bool) -> None:
@@ -76,7 +85,10 @@ class Trainer:
             raise UsageError("wandb is not installed", "pip install wandb, or leave --wandb out")
         if options["mixed_precision"] == "fp16" and (cpu or not torch.cuda.is_available()):
             raise UsageError("mixed_precision is fp16 and this training runs on the CPU", "use no or bf16")
-        output.mkdir(parents=True, exist_ok=True)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise JobError(f"{output} cannot be written ({error.strerror})", "give another --output") from None
         self.accelerator = Accelerator(
             cpu=cpu,
             mixed_precision=options["mixed_precision"],
@@ -231,6 +243,10 @@ class Trainer:
         new, folder, old = (self.output / name for name in ("model.new", "model", "model.old"))
         shutil.rmtree(new, ignore_errors=True)
         self.task.save(new, getattr(torch, self.options["save_dtype"]))
+        if settings := self.task.settings():
+            start = self.options["start_from"]
+            settings = {"dtype": COMPUTED_IN[self.options["mixed_precision"]], **settings}
+            write_settings(new, settings, Path(start) if start else None)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
@@ -244,6 +260,7 @@ class Trainer:
             return
         facts = {"step": self.step, "seconds": self.seconds, "best": self.best, "history": self.history}
         facts |= {"fixed": {name: self.options[name] for name in FIXED if name in self.options}}
+        facts |= {"clips": identity(self.options["data"])}
         checkpoint.save(self.output / "last.safetensors", self.weights, self.ema.shadow_params, self._adam(), facts)
 
     def _report(self) -> None:
@@ -266,6 +283,7 @@ class Trainer:
         if not path.is_file():
             return
         facts = checkpoint.load(path, self.weights, self.ema.shadow_params, self._adam())
+        self._check_clips(facts)
         for name, value in facts["fixed"].items():
             if self.options[name] != value:
                 raise UsageError(
@@ -276,6 +294,17 @@ class Trainer:
         self.best = facts["best"]
         self.ema.optimization_step = self.step
         log("resumed", step=self.step, of=self.steps)
+
+    def _check_clips(self, facts: Mapping[str, Any]) -> None:
+        """Go on with the clips that the training was begun with, wherever they lie now. Raises UsageError for others."""
+        data = self.options["data"]
+        if facts.get("clips") == identity(data):
+            facts["fixed"].pop("data")
+        elif "clips" in facts and facts["fixed"]["data"] == data:
+            raise UsageError(
+                f"the clips of {data} are not those any more that the training in {self.output} was begun with",
+                "put them back, or give another --output",
+            )
 
     def _adam(self) -> torch.optim.Optimizer:
         return getattr(self.optimizer, "optimizer", self.optimizer)

@@ -27,6 +27,13 @@ SHARED = (
         maximum=10**9,
     ),
     Option(
+        "skip_bad_clips",
+        bool,
+        False,
+        "Leave out the clips of a folder that cannot be trained on, each with a line in the log; else they are an error",
+        STAGE,
+    ),
+    Option(
         "inside_share", float, 0.0, "Part of shapes world's clips whose border cuts no shape", STAGE, minimum=0, maximum=1
     ),
     Option(

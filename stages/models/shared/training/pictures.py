@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
+from stages.models.shared.loading import load_network
 from stages.models.shared.training.encoded import vae_folder
 
 
 def frozen_vae(options: Mapping[str, Any]) -> AutoencoderKL:
     """Stable Diffusion's VAE of `vae`, else of `start_from`, in float32. Raises UsageError where there is none."""
-    vae = AutoencoderKL.from_pretrained(vae_folder(options, "sd-vae"), subfolder="vae", dtype=torch.float32)
+    vae = load_network(AutoencoderKL, vae_folder(options, "sd-vae"), "vae", dtype=torch.float32)
     return vae.requires_grad_(False).eval()
 
 

@@ -1,9 +1,15 @@
-"""The index of a Wan repository in diffusers' layout."""
+"""A Wan repository in diffusers' layout: its index, and what of it looks at texts and frames."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import diffusers
+
+from stages.models.shared.loading import DTYPES, load_network, load_tokenizer, loading
+from stages.models.shared.wan.vae import load_vae
+from stages.runtime.model import Model
 
 
 def write_index(folder: Path, variant: str, boundary_ratio: float | None = None) -> None:
@@ -28,3 +34,22 @@ def write_index(folder: Path, variant: str, boundary_ratio: float | None = None)
     if two:
         index |= {"image_encoder": [None, None], "image_processor": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def load_encoders(kind: type, model: Model, options: Mapping[str, Any], device: str) -> Any:
+    """A pipeline of diffusers, of class `kind`, with the tokenizer, the text encoder and the VAE of a model, and without a
+    transformer. Raises JobError.
+
+    The classes are named here, not read from model_index.json, which may name any. Of the options counts dtype, for the
+    text encoder, and vae_tiling.
+    """
+    with loading(model):
+        from transformers import UMT5EncoderModel
+
+        folder = model.folder()
+        text = {
+            "tokenizer": load_tokenizer(folder / "tokenizer"),
+            "text_encoder": load_network(UMT5EncoderModel, folder, "text_encoder", dtype=DTYPES[options["dtype"]]),
+        }
+    vae = load_vae(model, options["vae_tiling"], device)
+    return kind(**text, vae=vae, scheduler=None, expand_timesteps=model.variant == "5b").to(device)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from stages.media.shapes.world import WORDS
+from stages.models.shared.loading import load_network, load_tokenizer
 from stages.models.shared.training.encoded import vae_folder
 from stages.models.shared.training.loop import Task, in_dtype
 from stages.models.shared.wan.vae import decoded, denormalised, encoded, pixels
@@ -29,12 +30,12 @@ class LatentTask(Task):
         super().__init__()
         self.options = options
         self.source = vae_folder(options, "wan-vae")
-        self.vae = AutoencoderKLWan.from_pretrained(self.source, subfolder="vae", dtype=torch.float32)
+        self.vae = load_network(AutoencoderKLWan, self.source, "vae", dtype=torch.float32)
         self.vae.requires_grad_(False).eval()
         check_size(options, self.vae, patch=2)
         if start := options["start_from"]:
-            self.tokenizer = AutoTokenizer.from_pretrained(Path(start) / "tokenizer")
-            self.text = UMT5EncoderModel.from_pretrained(Path(start) / "text_encoder", dtype=torch.float32)
+            self.tokenizer = load_tokenizer(Path(start) / "tokenizer")
+            self.text = load_network(UMT5EncoderModel, Path(start), "text_encoder", dtype=torch.float32)
         else:
             self.tokenizer, self.text = new_text_encoder(architecture["text_encoder"])
         self.text.requires_grad_(not (start and options["freeze_text_encoder"]))

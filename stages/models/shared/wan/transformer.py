@@ -9,7 +9,7 @@ import torch
 from accelerate import dispatch_model
 from diffusers import WanTransformer3DModel
 
-from stages.models.shared.loading import DTYPES, loading, quiet
+from stages.models.shared.loading import DTYPES, load_network, loading, quiet
 from stages.models.shared.wan.lora import merge
 from stages.runtime.errors import JobError, UsageError, one_line
 from stages.runtime.model import Model
@@ -35,9 +35,7 @@ def load_transformer(model: Model, name: str, options: Mapping[str, Any], device
     """
     dtype = DTYPES[options["dtype"]]
     with loading(model):  # by dtype here, never by .to(): that would lower the modules that have to stay in float32
-        transformer = WanTransformer3DModel.from_pretrained(
-            model.folder(), subfolder=name, dtype=dtype, use_safetensors=True
-        ).eval()
+        transformer = load_network(WanTransformer3DModel, model.folder(), name, dtype=dtype).eval()
     lora, scale = ("lora_2", "lora_scale_2") if name == "transformer_2" else ("lora", "lora_scale")
     if options[lora]:
         merge(transformer, Path(options[lora]), options[scale])

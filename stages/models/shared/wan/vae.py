@@ -7,14 +7,17 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-from stages.models.shared.loading import loading
+from stages.models.shared.loading import load_network, loading
 from stages.runtime.model import Model
 
 
 def load_vae(model: Model, tiling: bool, device: str) -> AutoencoderKLWan:
     """A repository's VAE, in float32: in half precision colours walk along a chain. Raises JobError."""
     with loading(model):
-        vae = AutoencoderKLWan.from_pretrained(model.folder(), subfolder="vae", dtype=torch.float32, use_safetensors=True)
+        vae = load_network(AutoencoderKLWan, model.folder(), "vae", dtype=torch.float32)
+        for name in ("latents_mean", "latents_std"):
+            if (count := torch.tensor(vae.config[name]).numel()) != vae.config.z_dim:
+                raise ValueError(f"vae/config.json has {count} numbers for {name} and {vae.config.z_dim} channels")
     if tiling:
         vae.enable_tiling()
     return vae.to(device)

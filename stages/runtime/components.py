@@ -1,0 +1,395 @@
+"""The parts of a model's folder, asked what their loaders ask, before anything is loaded.
+
+Nobody vouches for a model's folder. Its files are read here as data, within limits, and without torch: a plan, `fetch` and
+`doctor` ask as the stages do. Everything raises Broken, with one sentence that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from stages.runtime.artifacts import read_header, whole_size
+from stages.runtime.errors import JobError, one_line
+
+LARGEST = 2**28  # bytes of a JSON file; the tokenizers of large models have a tenth of that
+DEEPEST = 32  # levels of a JSON file
+LARGEST_NUMBER = 2**24  # of an architecture: the longest contexts are of ten million tokens
+WEIGHTS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # how each library calls a file of weights
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+NO_CONFIGS = ("tokenizer.json", "vocab.json", "merges.json")  # large ones, that no library looks for code in
+INDEX = ".safetensors.index."
+NOT_TOLD = object()
+LFS_POINTER = b"version https://git-lfs"
+OTHER_MODEL = "it is of another model: correct the folder"
+LIBRARIES = ("diffusers", "transformers")
+CODE_KEYS = ("auto_map", "custom_pipeline", "custom_pipelines")
+ATTENTION_KEYS = ("attn_implementation", "_attn_implementation")
+COUNTED = re.compile(r"^(num|n|d)_|_(layers|size|dim|channels|heads|blocks|len|embeddings|positions)$")
+
+
+class Broken(JobError):
+    """A model's folder that cannot be used. Without a remedy of its own it has to come here again."""
+
+    def __init__(self, reason: str, own_remedy: str = ""):
+        self.own_remedy = own_remedy
+        super().__init__(reason, own_remedy or "copy or fetch the model again, with all its files")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A number that config.json and the weights both tell: `config` is a name there (`a.b` for one within another, `a*b`
+    for a product), `tensor` a pattern of a tensor's name. It is the tensor's size along `axis`; without an axis, how many
+    different numbers the pattern's group takes."""
+
+    config: str
+    tensor: str
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of a model: a `folder` below the model's ("" is that itself), and what reads it.
+
+    `reader`: "diffusers" and "transformers" are networks of these libraries (config.json and safetensors), "tensors" one
+    file of safetensors, "tokenizer", "scheduler" and "processor" the libraries' small classes. `classes` are the class names
+    (of diffusers), or model types (of transformers), that the config may have; none: any. `variants` of the family have the
+    part; none: all. An optional part may be missing as a whole. `fixed` are the values that a config may have under some
+    names, if it has any. `instead` tells what to use in the place of a repository with another class, or with code.
+    """
+
+    folder: str
+    reader: str
+    classes: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    optional: bool = False
+    sizes: tuple[Size, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    instead: str = ""
+
+    @property
+    def is_network(self) -> bool:
+        return self.reader in WEIGHTS
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises Broken for any other content and for one that is nested deep.
+
+    Raises FileNotFoundError where there is no file.
+    """
+    try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise ValueError(f"it has {size} bytes")
+        content = path.read_bytes()
+        if content.startswith(LFS_POINTER):
+            raise Broken(f"{path} is a pointer of Git LFS and not the file", "run git lfs pull, or fetch the model")
+        value = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise Broken(f"{path} is not readable as JSON ({one_line(error)})") from None
+    except RecursionError:
+        raise Broken(f"{path} is nested too deep") from None
+    if not isinstance(value, dict):
+        raise Broken(f"{path} holds a {type(value).__name__} and not a table of names and values")
+    refuse_depth(value, path)
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it has the number {name}")
+
+
+def read_config(path: Path, instead: str = "") -> dict[str, Any]:
+    """A config that names no code and no number beyond reason. Raises Broken, FileNotFoundError."""
+    config = read_object(path)
+    refuse_code(config, path, instead)
+    check_numbers(config, path)
+    return config
+
+
+def refuse_depth(config: Mapping[str, Any], path: Path) -> None:
+    level: list[Any] = [config]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, dict) else value)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return
+    raise Broken(f"{path} is nested deeper than {DEEPEST} levels")
+
+
+def tables(value: Any) -> Iterator[dict[str, Any]]:
+    """Every table within a value that is not nested deep."""
+    if isinstance(value, dict):
+        yield value
+    if isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from tables(inner)
+
+
+def refuse_code(config: Mapping[str, Any], path: Path, instead: str = "") -> None:
+    """Refuse what would make a library look for code in the folder or on the hub."""
+    for table in tables(config):
+        named = [key for key in CODE_KEYS if table.get(key)]
+        named += [key for key in ATTENTION_KEYS if "/" in str(table.get(key))]
+        if not isinstance(table.get("_class_name", ""), (str, type(None))):
+            named.append("_class_name")
+        if named:
+            raise Broken(
+                f"{path} asks for code of its own ({named[0]}), which Kinemake does not run",
+                instead or "use a repository in the layout of diffusers, or of transformers",
+            )
+
+
+def refuse_code_of(place: Path) -> None:
+    """Refuse a folder in which any config asks for code, whichever of them a library would look at."""
+    for path in sorted(place.glob("*.json")):
+        if path.name not in NO_CONFIGS and INDEX not in path.name:
+            refuse_code(read_object(path), path)
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The safetensors files that a library reads of a folder, and the variant that it is to be asked for ("" is none)."""
+
+    paths: tuple[Path, ...]
+    variant: str = ""
+
+
+def weight_files(folder: Path, reader: str) -> WeightFiles:
+    """What the library loads in `folder`: one file, or the shards of an index; those of a variant where there are no others.
+
+    Raises Broken where that is not all there.
+    """
+    stem = WEIGHTS[reader]
+    for variant in ("", *sorted(_variants(folder, stem))):
+        dotted = f".{variant}" if variant else ""
+        single = folder / f"{stem}{dotted}.safetensors"
+        index = folder / f"{stem}.safetensors.index{dotted}.json"
+        first, second = (index, single) if reader == "diffusers" else (single, index)
+        for path in (first, second):
+            if path.is_file():
+                return WeightFiles((path,) if path == single else _shards(path), variant)
+    raise _no_weights(folder, stem)
+
+
+def _variants(folder: Path, stem: str) -> set[str]:
+    names = "\n".join(path.name for path in folder.glob(f"{stem}.*"))
+    single = re.findall(rf"^{stem}\.(\w+)\.safetensors$", names, re.MULTILINE)
+    return {*single, *re.findall(rf"^{stem}\.safetensors\.index\.(\w+)\.json$", names, re.MULTILINE)}
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index names, each with the tensors that it is said to hold."""
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise Broken(f"{index} has no weight_map from tensors to files")
+    for name in sorted(set(places.values())):
+        path = index.parent / name
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise Broken(f"{index} names {shortened(name)}, which is no safetensors file beside it")
+        if not path.is_file():
+            raise Broken(f"{index.parent} lacks {name}, which its index names")
+        if absent := [tensor for tensor, place in places.items() if place == name and tensor not in header(path)]:
+            raise Broken(f"{path} lacks the tensor {absent[0]}, which the index places there")
+    return tuple(index.parent / name for name in sorted(set(places.values())))
+
+
+def _no_weights(folder: Path, stem: str) -> Broken:
+    if next(folder.glob(f"{stem}*-00001-of-*.safetensors"), None):
+        return Broken(f"{folder} has shards of weights and lacks {stem}.safetensors.index.json")
+    if other := next(iter(sorted(folder.glob("*.safetensors"))), None):
+        return Broken(f"{folder} lacks {stem}.safetensors (it has {other.name})", f"name that file {stem}.safetensors")
+    if pickle := next((path for pattern in PICKLES for path in sorted(folder.glob(pattern))), None):
+        return Broken(
+            f"{folder} has weights in {pickle.name} alone, a pickle, which Kinemake never opens",
+            "fetch a revision that has them as .safetensors",
+        )
+    return Broken(f"{folder} lacks {stem}.safetensors")
+
+
+def header(path: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file by name, without the file's metadata. Raises Broken for one that is torn."""
+    with open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise Broken(f"{path} is a pointer of Git LFS and not the file", "run git lfs pull, or fetch the model")
+    try:
+        found, start = read_header(path)
+        tensors = {name: spec for name, spec in found.items() if name != "__metadata__"}
+        for spec in tensors.values():
+            math.prod(spec["shape"])
+        whole = whole_size(found, start)
+    except (Exception, RecursionError):  # a torn header fails in any way
+        raise Broken(f"{path} is no safetensors file") from None
+    if not tensors:
+        raise Broken(f"{path} holds no tensor")
+    if (size := path.stat().st_size) != whole:
+        raise Broken(f"{path} has {size} bytes instead of {whole}")
+    return tensors
+
+
+def network_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files that are loaded of a network's folder, whichever library reads it; none without a folder."""
+    for reader, stem in WEIGHTS.items():
+        if any(folder.glob(f"{stem}*")):
+            return weight_files(folder, reader).paths
+    return tuple(sorted(folder.glob("*.safetensors")))
+
+
+# ---------------------------------------------------------------------------------------------------------------- check
+
+
+def check_component(folder: Path, part: Component) -> None:
+    """Raise Broken where the part's reader would not find all that it reads."""
+    place = folder / part.folder
+    if part.is_network:
+        check_network(place, part)
+    elif part.reader == "tensors":
+        if len(paths := sorted(place.glob("*.safetensors"))) != 1:
+            raise Broken(f"{place} has {len(paths)} safetensors files and should have one")
+        header(paths[0])
+    elif part.reader == "tokenizer":
+        check_tokenizer(place)
+    elif part.reader == "scheduler":
+        check_class(one_config(place, "scheduler_config.json"), place / "scheduler_config.json", part)
+    else:
+        one_config(place, "preprocessor_config.json", "processor_config.json")
+
+
+def one_config(place: Path, *names: str, instead: str = "") -> dict[str, Any]:
+    """The first of some configs that is there."""
+    for name in names:
+        if (place / name).is_file():
+            return read_config(place / name, instead)
+    raise Broken(f"{place} lacks {names[0]}")
+
+
+def check_network(place: Path, part: Component) -> None:
+    config, path = one_config(place, "config.json", instead=part.instead), place / "config.json"
+    check_class(config, path, part)
+    for name, value in part.fixed.items():
+        if config.get(name, value) != value:
+            raise Broken(f"{name} is {shortened(config[name])} in {path} and has to be {value!r}", OTHER_MODEL)
+    if (place / "adapter_config.json").is_file():
+        raise Broken(f"{place} holds an adapter and no whole network (adapter_config.json)", "merge it into its model")
+    found: dict[str, Any] = {}
+    for file in weight_files(place, part.reader).paths:
+        found |= header(file)
+    for size in part.sizes:
+        check_size(config, found, size, path)
+
+
+def check_class(config: Mapping[str, Any], path: Path, part: Component) -> None:
+    key = "model_type" if part.reader == "transformers" else "_class_name"
+    if part.classes and key in config and config[key] not in part.classes:
+        raise Broken(
+            f"{path} is of a {shortened(config[key])} and not of a {' or a '.join(part.classes)}",
+            part.instead or OTHER_MODEL,
+        )
+
+
+def shortened(value: Any) -> str:
+    """A value in a message, which has room for so much."""
+    said = repr(value)
+    return said if len(said) < 100 else f"{said[:100]}..."
+
+
+def check_numbers(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse numbers that no architecture has: below zero where something is counted, or in thousands of millions."""
+    for table in tables(config):
+        for name, value in table.items():
+            beyond = isinstance(value, (int, float)) and not 0 <= value <= LARGEST_NUMBER
+            if COUNTED.search(name) and (beyond or isinstance(value, str)):
+                raise Broken(f"{path} says that {name} is {shortened(value)}")
+
+
+def check_size(config: Mapping[str, Any], found: Mapping[str, Any], size: Size, path: Path) -> None:
+    """Raise Broken where config.json and the weights tell another number. What either does not tell is not compared."""
+    told = {name: _named(config, name) for name in size.config.split("*")}
+    if NOT_TOLD in told.values():
+        return
+    if wrong := [name for name, value in told.items() if not isinstance(value, int)]:
+        raise Broken(f"{path} says that {wrong[0]} is {shortened(told[wrong[0]])}")
+    matches = [(match, spec["shape"]) for name, spec in found.items() if (match := re.search(size.tensor, name))]
+    if size.axis is None:
+        seen = len({match[1] for match, _ in matches})
+    else:
+        seen = next((shape[size.axis] for _, shape in matches if len(shape) > size.axis), 0)
+    if seen and seen != (said := math.prod(told.values())):
+        raise Broken(
+            f"{path} says that {size.config} is {said} and the weights beside it have {seen}",
+            "they are of different models: fetch both again",
+        )
+
+
+def _named(config: Mapping[str, Any], name: str) -> Any:
+    value: Any = config
+    for key in name.split("."):
+        value = value.get(key, NOT_TOLD) if isinstance(value, dict) else NOT_TOLD
+    return value
+
+
+def check_tokenizer(place: Path) -> None:
+    one_config(place, "tokenizer_config.json")
+    for name in ("special_tokens_map.json", "added_tokens.json", "chat_template.json"):
+        if (place / name).is_file():
+            read_config(place / name)
+    if (place / "tokenizer.json").is_file():
+        if not isinstance(read_object(place / "tokenizer.json").get("model"), dict):
+            raise Broken(f"{place / 'tokenizer.json'} holds no tokenizer")
+    elif (place / "vocab.json").is_file() and (place / "merges.txt").is_file():
+        read_object(place / "vocab.json")
+    elif not (place / "spiece.model").is_file():
+        raise Broken(f"{place} lacks tokenizer.json")
+    elif not find_spec("sentencepiece"):
+        raise Broken(
+            f"{place} has spiece.model and lacks tokenizer.json",
+            "fetch that file too, or pip install sentencepiece",
+        )
+
+
+def check_index(folder: Path, components: tuple[Component, ...]) -> None:
+    """Hold model_index.json, where there is one, to what is loaded: no code, and the classes of the components.
+
+    The classes that are loaded are named in the code of a family, never taken from here.
+    """
+    path = folder / "model_index.json"
+    if not path.is_file():
+        return
+    parts = {part.folder: part for part in components}
+    for name, entry in read_config(path).items():
+        if name.startswith("_") or not isinstance(entry, list):
+            continue
+        if len(entry) != 2 or not all(isinstance(one, (str, type(None))) for one in entry):
+            raise Broken(f"{path} has {shortened(entry)} for {name} and not a library and a class")
+        library, kind = entry
+        ours = library is None or library in LIBRARIES or library.startswith("stages.")
+        if not ours and (name in parts or _is_beside(folder, name, library)):
+            raise Broken(
+                f"{path} asks for code of its own ({name}: {library}), which Kinemake does not run",
+                "use a repository in the layout of diffusers",
+            )
+        classes = parts[name].classes if name in parts and parts[name].reader == "diffusers" else ()
+        if kind and classes and kind not in classes:
+            raise Broken(f"{path} names {kind} for {name}, which has to be a {' or a '.join(classes)}", OTHER_MODEL)
+
+
+def _is_beside(folder: Path, name: str, library: str) -> bool:
+    """Does a library that model_index.json names lie in the repository?"""
+    return any((place / f"{library}.py").is_file() for place in (folder, folder / name))

@@ -1,0 +1,273 @@
+"""Folders that nobody vouches for: no code of theirs runs, nobody is asked, and each is refused in one sentence."""
+
+import json
+import pickle
+import shutil
+import sys
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from stages import caption_vlm, encode
+from stages.models.vlm import chat
+
+CODE = "from pathlib import Path\nPath({marker!r}).touch()\nclass Evil:\n    pass\n"
+
+
+class Touch:
+    """A pickle that makes a file when it is opened."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.marker),)
+
+
+@pytest.fixture
+def wan(tiny_wan, tmp_path):
+    return Path(shutil.copytree(tiny_wan["5b"], tmp_path / "model"))
+
+
+@pytest.fixture
+def vlm(tiny_vlm, tmp_path):
+    return Path(shutil.copytree(tiny_vlm, tmp_path / "model"))
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Runs a stage on a folder that has code in every place where a library might look for it, with a "y" on standard input,
+    and returns the one sentence that it says."""
+    image, marker = tmp_path / "p.png", tmp_path / "marker"
+    Image.new("RGB", (64, 32)).save(image)
+
+    def run(folder, *arguments):
+        for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+            (place / "evil.py").write_text(CODE.format(marker=str(marker)))
+        is_vlm = not (folder / "model_index.json").is_file()
+        command = caption_vlm.main if is_vlm else encode.main
+        output = tmp_path / ("o.json" if is_vlm else "o.safetensors")
+        prompt = () if is_vlm else ("--prompt", "x")
+        own = [image, "-o", output, "-m", folder, "--device", "cpu", "--threads", 1, *prompt, *arguments]
+        result = CliRunner().invoke(command, [str(one) for one in own], input="y\n" * 9)
+        said = [line for line in result.output.splitlines() if line and not line.startswith("{")]
+        assert result.exit_code in (1, 2) and isinstance(result.exception, SystemExit), result.output
+        assert len(said) == 1 and said[0].startswith("error: "), result.output
+        assert "bug of Kinemake" not in said[0] and len(said[0]) < 1000
+        assert not marker.exists() and not output.exists()
+        assert "evil" not in sys.modules
+        return said[0]
+
+    return run
+
+
+def change(path, **values):
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.is_file() else {}), **values}))
+
+
+# ---------------------------------------------------------------------------------------------------------------- code
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("config.json", {"AutoConfig": "evil.Evil", "AutoModelForImageTextToText": "evil.Evil"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}),
+        ("preprocessor_config.json", {"AutoImageProcessor": "evil.Evil"}),
+        ("processor_config.json", {"AutoProcessor": "evil.Evil"}),
+        ("video_preprocessor_config.json", {"AutoVideoProcessor": "evil.Evil"}),
+        ("generation_config.json", {"AutoConfig": "evil.Evil"}),
+        ("other_config.json", {"AutoConfig": "evil.Evil"}),
+    ],
+)
+def test_a_captioner_with_code_is_refused_by_name(name, classes, vlm, refused):
+    change(vlm / name, auto_map=classes)
+    assert f"{vlm / name} asks for code of its own (auto_map), which Kinemake does not run" in refused(vlm)
+
+
+def test_code_that_a_config_asks_for_deeper_is_refused(vlm, refused):
+    text = json.loads((vlm / "config.json").read_text())["text_config"]
+    change(vlm / "config.json", text_config={**text, "auto_map": {"AutoConfig": "evil.Evil"}})
+    assert "asks for code of its own (auto_map)" in refused(vlm)
+
+
+def test_attention_of_another_repository_is_refused(vlm, refused):
+    change(vlm / "config.json", attn_implementation="evil/attention")
+    assert "asks for code of its own (attn_implementation)" in refused(vlm)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "told"),
+    [
+        ("text_encoder/config.json", {"auto_map": {"AutoModel": "evil.Evil"}}, "auto_map"),
+        ("tokenizer/tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}, "auto_map"),
+        ("vae/config.json", {"_class_name": ["evil", "Evil"]}, "_class_name"),
+        ("transformer/config.json", {"_class_name": ["evil", "Evil"]}, "_class_name"),
+        ("scheduler/scheduler_config.json", {"_class_name": ["evil", "Evil"]}, "_class_name"),
+        ("model_index.json", {"_class_name": ["evil", "WanPipeline"]}, "_class_name"),
+        ("model_index.json", {"custom_pipeline": "evil"}, "custom_pipeline"),
+        ("model_index.json", {"vae": ["evil", "Evil"]}, "vae: evil"),
+        ("model_index.json", {"text_encoder": ["evil", "Evil"]}, "text_encoder: evil"),
+        ("model_index.json", {"tokenizer": ["os", "system"]}, "tokenizer: os"),
+        ("model_index.json", {"safety_checker": ["evil", "Evil"]}, "safety_checker: evil"),
+    ],
+)
+def test_a_generator_with_code_is_refused_by_name(part, values, told, wan, refused):
+    change(wan / part, **values)
+    said = refused(wan)
+    assert str(wan / part) in said and f"asks for code of its own ({told})" in said
+
+
+@pytest.mark.parametrize("entry", [[], 7, "evil", {}, [["evil"], "Evil"], ["diffusers"], ["diffusers", 7, 8]])
+def test_an_index_with_other_entries_than_a_library_and_a_class_is_one_sentence(entry, wan, refused):
+    change(wan / "model_index.json", transformer=entry, expand_timesteps=False)
+    refused(wan)
+
+
+def test_pickles_are_never_opened(wan, refused, tmp_path):
+    for part in ("text_encoder", "vae"):
+        for path in (wan / part).glob("*.safetensors"):
+            path.unlink()
+        for name in ("pytorch_model.bin", "diffusion_pytorch_model.bin"):
+            (wan / part / name).write_bytes(pickle.dumps(Touch(str(tmp_path / "marker"))))
+    assert "in diffusion_pytorch_model.bin alone, a pickle, which Kinemake never opens: fetch a revision" in refused(wan)
+
+
+def test_an_adapter_does_not_bring_a_model_from_elsewhere(vlm, refused):
+    change(vlm / "adapter_config.json", base_model_name_or_path="evil/model", peft_type="LORA")
+    assert "holds an adapter and no whole network (adapter_config.json)" in refused(vlm)
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+DEEP = "[" * 1000 + "]" * 1000
+CONTENTS = {
+    "a list": "[1, 2]",
+    "text": '"config"',
+    "null": "null",
+    "a number": "7",
+    "nothing": "",
+    "half": '{"a": ',
+    "no text": b"\xff\xfe\x00\x01",
+    "not UTF-8": b'{"a": "\xe9"}',
+    "deep": f'{{"a": {DEEP}}}',
+    "very deep": f'{{"a": {"[" * 100_000}{"]" * 100_000}}}',
+    "NaN": '{"hidden_size": NaN}',
+    "infinite": '{"hidden_size": Infinity}',
+    "a number of a million digits": f'{{"hidden_size": {"9" * 1_000_000}}}',
+    "a pointer": "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+}
+
+
+WAN_CONFIGS = ("model_index.json", "text_encoder/config.json", "tokenizer/tokenizer_config.json")
+VLM_CONFIGS = ("config.json", "preprocessor_config.json", "tokenizer.json")
+
+
+@pytest.mark.parametrize(("content", "name"), list(zip(CONTENTS.values(), cycle(WAN_CONFIGS))), ids=CONTENTS)
+def test_configs_that_are_none_are_named(name, content, wan, refused):
+    (wan / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert str(wan / name) in refused(wan)
+
+
+@pytest.mark.parametrize(("content", "name"), list(zip(CONTENTS.values(), cycle(VLM_CONFIGS))), ids=CONTENTS)
+def test_configs_of_a_captioner_that_are_none_are_named(name, content, vlm, refused):
+    (vlm / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert str(vlm / name) in refused(vlm)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        *(
+            (part, name, value)
+            for part, name in (
+                ("transformer/config.json", "num_layers"),
+                ("transformer/config.json", "attention_head_dim"),
+                ("transformer/config.json", "rope_max_seq_len"),
+                ("text_encoder/config.json", "d_model"),
+                ("text_encoder/config.json", "num_layers"),
+                ("text_encoder/config.json", "vocab_size"),
+                ("vae/config.json", "z_dim"),
+                ("vae/config.json", "base_dim"),
+                ("scheduler/scheduler_config.json", "num_train_timesteps"),
+            )
+            for value in (10**12, -1, 1e300, "many")
+        ),
+        ("transformer/config.json", "num_layers", 40),  # the weights have 2
+        ("transformer/config.json", "ffn_dim", 65),
+        ("transformer/config.json", "num_layers", [2]),
+        ("transformer/config.json", "attention_head_dim", None),
+        ("text_encoder/config.json", "num_layers", 10**6),
+        ("transformer/config.json", "patch_size", [1, 0, 0]),
+        ("vae/config.json", "scale_factor_temporal", 8),
+        ("vae/config.json", "latents_mean", [0.0]),
+    ],
+)
+def test_numbers_beyond_reason_are_one_sentence(part, name, value, wan, refused):
+    config = json.loads((wan / part).read_text())
+    (wan / part).write_text(json.dumps({**config, name: value}))
+    refused(wan)
+
+
+def test_a_number_that_the_weights_do_not_have_is_told_with_both(wan, refused):
+    change(wan / "transformer/config.json", num_layers=40)
+    said = refused(wan)
+    assert f"{wan}/transformer/config.json says that num_layers is 40 and the weights beside it have 2" in said
+
+
+def test_a_weight_that_is_missing_is_not_drawn_at_random(wan, refused):
+    path = wan / "text_encoder/model.safetensors"
+    weights = load_file(path)
+    del weights["encoder.block.1.layer.1.layer_norm.weight"]
+    save_file(weights, path, {"format": "pt"})
+    assert "lack encoder.block.1.layer.1.layer_norm.weight" in refused(wan)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        '{"model": []}',
+        '{"model": {"type": "BPE"}}',
+        '{"model": {"type": "WordLevel", "vocab": 3}}',
+    ],
+)
+def test_tokenizers_that_are_none_are_one_sentence(content, wan, refused):
+    (wan / "tokenizer/tokenizer.json").write_text(content)
+    refused(wan)
+
+
+# -------------------------------------------------------------------------------------------------------- chat template
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("{{ raise_exception('no') }}", "fails (no)"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "did not end within 1 seconds"),
+        ("{{ 9 ** (9 ** 9) }}", "did not end within 1 seconds"),
+        ("{% set a = 'x' * 10 ** 11 %}{{ a }}", "fails (MemoryError)"),
+        ("{{ 'x' * 10 ** 7 }}", "fails (its text has 10000000 characters)"),
+        ("{% for", "fails ("),
+        ("{{ messages[0].missing.deeper }}", "fails ("),
+        ("{{ messages[0]['content'][1]['text'] }}", "has no place for a video"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "fails ("),
+    ],
+)
+def test_chat_templates_get_little_time_and_memory(template, fault, vlm, refused, monkeypatch):
+    monkeypatch.setattr(chat, "SECONDS", 1)
+    (vlm / "chat_template.jinja").write_text(template)
+    said = refused(vlm)
+    assert f"the chat template of {vlm} {fault}" in said
+    assert said.endswith("use the template that was published")
+
+
+@pytest.mark.parametrize("value", [7, [], {"a": 1}])
+def test_chat_templates_that_are_no_text_are_one_sentence(value, vlm, refused):
+    (vlm / "chat_template.jinja").unlink()
+    change(vlm / "tokenizer_config.json", chat_template=value)
+    refused(vlm)
