@@ -13,7 +13,7 @@ from stages.media import select
 from stages.media.edges import canny
 from stages.media.fit import FREE, fit_image, target_size
 from stages.media.probe import Source, probe
-from stages.media.read import Frame
+from stages.media.read import Frame, frames
 from stages.media.write import write_member
 from stages.runtime.artifacts import Artifact, write_index
 from stages.runtime.size import parse_size
@@ -64,12 +64,12 @@ def chosen(source: Source, size: tuple[int, int], options: Mapping[str, Any]) ->
     elif how == "first":
         yield from select.first(source.path, count, allow_truncated=allow_truncated)
     elif how == "keyframes":
-        fitted = (fit_image(frame.rgb, size, options["fit"]) for frame in select.whole(source, allow_truncated))
+        fitted = (fit_image(frame.rgb, size, options["fit"]) for frame in frames(source, allow_damage=allow_truncated))
         motion = select.motion_of(fitted)
         indices = select.keyframe_indices(motion, options["mininterv"], options["maxinterv"])
-        yield from select.pick(select.whole(source, allow_truncated), indices)
+        yield from select.pick(frames(source, allow_damage=allow_truncated), indices)
     else:
-        yield from select.whole(source, allow_truncated)
+        yield from frames(source, allow_damage=allow_truncated)
 
 
 def facts(source: Source) -> dict:

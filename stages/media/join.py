@@ -13,7 +13,6 @@ import numpy as np
 from stages.media.fit import fit_image
 from stages.media.probe import Source, frame_times, probe
 from stages.media.read import Frame, frames
-from stages.media.select import whole
 from stages.media.sound import check_sound, find_sound
 from stages.media.write import VideoWriter
 from stages.runtime.errors import ItemError, UsageError
@@ -61,7 +60,7 @@ def join(
     source_frames, part_frames = 0, []
     with VideoWriter(output, *size, fps, crf=crf, sound=sound) as film:
         if front:
-            for rgb in at_constant_rate(whole(front, allow_truncated), fps, end):
+            for rgb in at_constant_rate(frames(front, allow_damage=allow_truncated), fps, end):
                 film.write(fit_image(rgb, size, fit))
             source_frames = film.frames
         for part in parts:

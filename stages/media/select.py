@@ -23,7 +23,7 @@ Choice = Callable[[np.ndarray], Sequence[int]]  # from the seconds of all frames
 def first(path, count: int = 1, *, allow_truncated: bool = False) -> list[Frame]:
     """The first `count` frames (fewer where the video is shorter). Raises as `last`, for damage before them."""
     _check_count(count)
-    return list(islice(whole(probe(path), allow_truncated), count))
+    return list(islice(frames(probe(path), allow_damage=allow_truncated), count))
 
 
 def last(path, count: int = 1, *, allow_truncated: bool = False) -> list[Frame]:
@@ -37,7 +37,7 @@ def last(path, count: int = 1, *, allow_truncated: bool = False) -> list[Frame]:
     if source.duration > SEEK_BEYOND:
         if (tail := _sought(source, lambda times: range(max(0, len(times) - count), len(times)), accurate=True)) is not None:
             return tail
-    return list(deque(whole(source, allow_truncated), maxlen=count))
+    return list(deque(frames(source, allow_damage=allow_truncated), maxlen=count))
 
 
 def midpoints(path, count: int, *, allow_truncated: bool = False) -> list[Frame]:
@@ -199,11 +199,6 @@ def pick(stream: Iterable[Frame], indices: list[int]) -> list[Frame]:
         if not wanted:
             break
     return chosen + [frame] * len(wanted)
-
-
-def whole(source: Source, allow_truncated: bool, accurate: bool = True) -> Iterator[Frame]:
-    """Every frame, as `frames`; of a damaged video, where that is allowed, those that are good, and no error."""
-    return frames(source, accurate=accurate, allow_damage=allow_truncated)
 
 
 def _check_count(count: int):

@@ -96,10 +96,13 @@ def cache_folder() -> Path:
 
 
 def cached_file_digest(path: Path) -> str:
-    """SHA-256 of a file, remembered by path, size and time: 60 GB of weights are read once, not once per job."""
+    """SHA-256 of a file, remembered by path, size and times: 60 GB of weights are read once, not once per job.
+
+    The ctime is among them: a program may set the other time back, after it has written.
+    """
     path = path.resolve()
     stat = path.stat()
-    identity = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    identity = [str(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     note = cache_folder() / "digests" / hashlib.sha256(str(path).encode()).hexdigest()
     try:
         *known, digest = json.loads(note.read_text())

@@ -1,12 +1,13 @@
 """Models that a config declares: one sentence for whatever it has wrong."""
 
+import hashlib
 import os
 import re
 
 import pytest
 
 from stages.runtime.errors import UsageError
-from stages.runtime.model import declared_models
+from stages.runtime.model import cached_file_digest, declared_models
 
 
 def declared(folder, text):
@@ -50,3 +51,12 @@ def test_what_is_no_declaration_is_one_sentence(tmp_path, text, message):
     with pytest.raises(UsageError, match=message) as caught:
         declared(tmp_path, text)
     assert "\n" not in str(caught.value) and not re.search("<class|object at", str(caught.value))
+
+
+def test_a_file_that_was_written_in_place_and_given_its_time_back_has_another_digest(tmp_path):
+    path = tmp_path / "weights.bin"
+    path.write_text("old")
+    before, digest = path.stat(), cached_file_digest(path)
+    path.write_text("new")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert cached_file_digest(path) != digest == hashlib.sha256(b"old").hexdigest()
