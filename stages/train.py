@@ -14,8 +14,6 @@ from stages.runtime.errors import KinemakeError, UsageError, one_line
 from stages.runtime.options import Training, resolve
 from stages.runtime.text import read_yaml
 
-PLACES = ("data", "vae", "start_from", "text_encoder")  # options of trainings that name a folder
-
 
 def command(name: str, training: Training) -> click.Command:
     @clean_errors
@@ -23,8 +21,7 @@ def command(name: str, training: Training) -> click.Command:
         values, architecture = read_config(config, name, training) if config else ({}, {})
         values |= {key: value for key, value in given.items() if value is not None}
         options = resolve(training.options, values)
-        options |= {key: os.path.expanduser(options[key]) for key in PLACES if key in options}
-        start(training, options, architecture, output.expanduser(), device, threads)
+        start(training, options, architecture, output, device, threads)
 
     params: list[click.Parameter] = [
         click.Option(
