@@ -27,7 +27,7 @@ from stages.plan.runs import Broken, RunPlan, plan_run, resolved_row
 from stages.plan.schema import PLAN_VERSION
 from stages.plan.trainings import TrainingJob, plan_training
 from stages.plan.weights import WeightsJob, plan_weights
-from stages.runtime.artifacts import read_failure
+from stages.runtime.artifacts import index_path, read_failure
 from stages.runtime.errors import JobError, UsageError, shown
 from stages.runtime.model import SETTINGS, Model, check_variant, completed, declared_model
 from stages.runtime.places import folder_fault, writing_fault
@@ -93,7 +93,8 @@ class Plan:
     def _check_folders(self) -> None:
         """Raise UsageError for a file where a folder would be, or the other way round: Snakemake has no word for that."""
         folders = set(map(str, (self.results, *self.results.parents)))
-        outputs = [output for job in [*self.jobs, *self.films.values()] for output in job.outputs]
+        outputs = [output for job in self.jobs for output in job.outputs]
+        outputs += [name for film in self.films for name in (film, str(index_path(Path(film))))]
         for output in [*outputs, *(one.output for one in [*self.weights, *self.trainings, *self.broken])]:
             if os.path.isdir(output):
                 raise UsageError(f"{output} is a folder, not a file", "remove it, or choose other results")
@@ -240,7 +241,7 @@ def load(config: Mapping[str, Any], workers: int) -> Plan:
             runs.append(plan_run(name, config, models, folder, store, workers))
         except UsageError as error:
             errors.append(error)
-            broken_runs.append(Broken(name, str(error), f"{folder}/steps/planned", f"{folder}/steps/logs/plan.log"))
+            broken_runs.append(Broken(name, str(error), f"{folder}/steps/.planned", f"{folder}/steps/logs/plan.log"))
     files = config.get("trainings", {})
     folders = {name: f"{results}/training/{name}" for name in files}
     for name, path in files.items():
@@ -263,9 +264,10 @@ def check_places(results: str, store: str, runs: Iterable[str]) -> None:
     for place in (results, store):
         if fault := length_fault(place):
             raise UsageError(f"results or store is {shown(place)}", fault)
-    if Path(results).is_relative_to(store):
+    real_store, real_results = Path(os.path.realpath(store)), Path(os.path.realpath(results))
+    if real_results.is_relative_to(real_store):
         raise UsageError(f"the store {store} holds the results, {results}", "choose another folder, such as results/store")
-    if inside := [run for run in runs if Path(store).is_relative_to(f"{results}/{run}")]:
+    if inside := [run for run in runs if real_store.is_relative_to(real_results / run)]:
         raise UsageError(f"the store {store} lies in the folder of run {inside[0]}", "choose another folder")
 
 
@@ -303,7 +305,7 @@ def read_models(config: Mapping[str, Any]) -> dict[str, Model]:
     models = {name: declared_model(name, entry) for name, entry in config["models"].items()}
     used = {run.get(key) for run in config["runs"].values() for key in ("model", "captioner")}
     for name, model in models.items():
-        if name in used or (model.path and os.path.isdir(model.path)):
+        if name in used:
             try:
                 models[name] = completed(model, ALL)
             except JobError as error:

@@ -9,7 +9,7 @@ import unicodedata
 from pathlib import PurePosixPath
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-RESERVED_IDS = {"steps", "plan", "config"}  # names of the run's own files
+RESERVED_IDS = {"steps", "plan", "config", "score"}  # names of the run's own files
 NUMBER_FIELDS = ("idx", "link", "seed", "sample", "rank", "resolution")
 TEXT_FIELDS = ("clip", "model", "model_type", "image")
 TEMPLATE_FIELDS = (*TEXT_FIELDS, *NUMBER_FIELDS)

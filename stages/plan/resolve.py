@@ -173,9 +173,14 @@ def resolve_clip(run: Run, row: Mapping[str, Any], index: int, rank: int, settle
 
 def prompts_of(run: Run, row: Mapping[str, Any]) -> tuple[str, ...]:
     """The prompts that are given for a clip: command line > clip > run > model; none where it is to be captioned."""
-    if prompt := run.overriding.get("prompt"):
+    if is_given(prompt := run.overriding.get("prompt")):
         return (prompt,)
     if row.get("prompts") or row.get("prompt"):
         return tuple(row.get("prompts") or [row["prompt"]])
     places = [run.options, *(model.options for model in run.models.values() if model)]
-    return tuple(place["prompt"] for place in places if place.get("prompt"))[:1]
+    return tuple(place["prompt"] for place in places if is_given(place.get("prompt")))[:1]
+
+
+def is_given(prompt: Any) -> bool:
+    """Whether a prompt says anything: a blank one is as none."""
+    return bool(str(prompt or "").strip())

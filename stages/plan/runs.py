@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,7 @@ def add_jobs(planned: RunPlan, recipe) -> None:
                             "use {clip} in the name templates, and {link} in that of the links",
                         )
                     outputs[output] = item.id
+    check_outputs(planned, outputs)
     models = {model.name: (model, weights_state(model)) for model in run.models.values() if model}
     for (rank, lane), items in groups.items():
         stage = STAGES[lane.partition(".")[0]]
@@ -139,6 +142,31 @@ def add_jobs(planned: RunPlan, recipe) -> None:
             planned.films[film] = Job(f"films/{name}", stage, run, items, None, [])
         else:
             planned.jobs.append(Job(f"{run.name}.{lane}.{rank:03d}", stage, run, items, model, weights))
+
+
+def check_outputs(planned: RunPlan, outputs: Mapping[str, str]) -> None:
+    """Raise UsageError for an output that is the folder of another one, and for a clip's file that is an output itself."""
+    folders: dict[str, str] = {}
+    for output, item in outputs.items():
+        folder = os.path.dirname(output)
+        while folder and folder not in folders:
+            folders[folder] = item
+            folder = os.path.dirname(folder)
+    if both := next((folder for folder in folders if folder in outputs), ""):
+        raise UsageError(
+            f"{both} of run {planned.run.name} would be a file for {outputs[both]} and a folder for {folders[both]}",
+            "give one of the clips another id",
+        )
+    real_folder = cache(os.path.realpath)  # a run has few folders, and may have thousands of clips
+    own = real_folder(planned.run.folder)
+    for clip in planned.clips:
+        for path in filter(None, (clip.video, clip.image)):
+            place = os.path.join(real_folder(os.path.dirname(path)), os.path.basename(path))
+            if place.startswith(f"{own}/") and planned.run.folder + place.removeprefix(own) in outputs:
+                raise UsageError(
+                    f"clip {clip.id} of run {planned.run.name} reads {path}, which the run itself would write",
+                    "move that file out of the results, or give the run or the clip another name",
+                )
 
 
 def check_captioner(run: Run, clip: Clip, lane: str, items: Sequence[Item]) -> None:

@@ -20,6 +20,7 @@ from stages.runtime.errors import JobError, one_line
 
 LARGEST = 2**28  # bytes of a JSON file; the tokenizers of large models have a tenth of that
 DEEPEST = 32  # levels of a JSON file
+MOST_NORMALIZERS = 24  # of a tokenizer: each may double the text, and the published ones have some three
 LARGEST_NUMBER = 2**24  # of an architecture: the longest contexts are of ten million tokens
 WEIGHTS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # how each library calls a file of weights
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -258,6 +259,7 @@ def network_files(folder: Path) -> tuple[Path, ...]:
 def check_component(folder: Path, part: Component) -> None:
     """Raise Broken where the part's reader would not find all that it reads."""
     place = folder / part.folder
+    refuse_code_of(place)
     if part.is_network:
         check_network(place, part)
     elif part.reader == "tensors":
@@ -297,7 +299,9 @@ def check_network(place: Path, part: Component) -> None:
 
 def check_class(config: Mapping[str, Any], path: Path, part: Component) -> None:
     key = "model_type" if part.reader == "transformers" else "_class_name"
-    if part.classes and key in config and config[key] not in part.classes:
+    if part.classes and key not in config:
+        raise Broken(f"{path} does not name its {key}")
+    if part.classes and config[key] not in part.classes:
         raise Broken(
             f"{path} is of a {shortened(config[key])} and not of a {' or a '.join(part.classes)}",
             part.instead or OTHER_MODEL,
@@ -351,8 +355,11 @@ def check_tokenizer(place: Path) -> None:
         if (place / name).is_file():
             read_config(place / name)
     if (place / "tokenizer.json").is_file():
-        if not isinstance(read_object(place / "tokenizer.json").get("model"), dict):
+        tokenizer = read_object(place / "tokenizer.json")
+        if not isinstance(tokenizer.get("model"), dict):
             raise Broken(f"{place / 'tokenizer.json'} holds no tokenizer")
+        if sum(1 for _ in tables(tokenizer.get("normalizer"))) > MOST_NORMALIZERS:
+            raise Broken(f"{place / 'tokenizer.json'} has more than {MOST_NORMALIZERS} normalizers")
     elif (place / "vocab.json").is_file() and (place / "merges.txt").is_file():
         read_object(place / "vocab.json")
     elif not (place / "spiece.model").is_file():

@@ -177,6 +177,21 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             raise yaml.constructor.ConstructorError(None, None, "merged tables grow too large", node.start_mark)
 
 
+def _decimal(loader: _Loader, node: yaml.ScalarNode) -> int | float:
+    """A number as it looks: YAML 1.1 takes 010 for eight, and 1:30 for ninety."""
+    text = node.value.replace("_", "").lstrip("+-")
+    if ":" in text or re.fullmatch(r"0[0-9]+", text):
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{node.value} is another number to YAML: write it in quotes, or as a plain number", node.start_mark
+        )
+    is_float = node.tag.endswith(":float")
+    return loader.construct_yaml_float(node) if is_float else loader.construct_yaml_int(node)
+
+
+for kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{kind}", _decimal)
+
+
 def read_yaml(path: Path | str) -> Any:
     """The value of a YAML file, or of a JSON file. An empty file is None."""
     text = read_text(path)

@@ -271,3 +271,18 @@ def test_chat_templates_that_are_no_text_are_one_sentence(value, vlm, refused):
     (vlm / "chat_template.jinja").unlink()
     change(vlm / "tokenizer_config.json", chat_template=value)
     refused(vlm)
+
+
+@pytest.mark.parametrize(
+    ("part", "key"), [("text_encoder", "model_type"), ("vae", "_class_name"), ("transformer", "_class_name")]
+)
+def test_a_config_that_names_no_class_is_one_sentence(part, key, wan, refused):
+    (wan / part / "config.json").write_text("{}")
+    assert f"{wan / part / 'config.json'} does not name its {key}" in refused(wan)
+
+
+def test_a_tokenizer_that_lets_every_text_grow_for_ever_is_refused(wan, refused):
+    path = wan / "tokenizer/tokenizer.json"
+    doubling = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    change(path, normalizer={"type": "Sequence", "normalizers": [doubling] * 45})
+    assert f"{path} has more than 24 normalizers" in refused(wan)

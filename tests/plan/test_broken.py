@@ -236,3 +236,35 @@ def test_names_that_differ_in_case_alone_are_refused_where_the_file_system_folds
         UsageError, match="Beach/.* and .*beach/.* are one file: the file system of results takes no account of case"
     ):
         plan.load(config, 1).write()
+
+
+def test_a_clip_that_reads_what_its_run_would_write_is_no_finished_film(two, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    film = tmp_path / "results/other/q.mp4"
+    film.parent.mkdir(parents=True)
+    film.write_bytes(b"a video of the user's own")
+    for path in (str(film), "results/other/q.mp4", "results/other/../other/q.mp4"):
+        (broken,) = two([{"id": "q", "video": path, "prompt": "p"}]).broken
+        assert "clip q of run other reads" in broken.reason and "which the run itself would write" in broken.reason
+
+
+def test_an_output_is_not_the_folder_of_another(two, config):
+    config["runs"]["demo"]["recipe"] = "chain"
+    (broken,) = two([{"id": name, "video": "v.mp4", "prompt": "p"} for name in ("a", "a.json")]).broken
+    assert "results/other/a.json of run other would be a file for a and a folder for a.json" in broken.reason
+
+
+@pytest.mark.parametrize("store", ["..", "/", "linked/demo"])
+def test_the_store_is_in_no_run_and_holds_no_results_however_it_is_spelled(config, tmp_path, monkeypatch, store):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    Path("linked").symlink_to("results")
+    with pytest.raises(UsageError, match="the store"):
+        plan.load({**config, "store": store}, 1)
+
+
+def test_a_blank_prompt_of_a_run_is_none(config):
+    config["runs"]["demo"]["options"]["prompt"] = " \u2028\t"
+    for row in config["runs"]["demo"]["clips"]:
+        row.pop("prompt", None)
+    assert all(not clip.prompts for run in plan.load(config, 1).runs for clip in run.clips)

@@ -165,3 +165,15 @@ def test_yaml_that_repeats_itself_by_anchors_and_merges_is_read(tmp_path):
 def test_yaml_may_be_empty_or_json(tmp_path, text, value):
     (tmp_path / "a.yaml").write_text(text)
     assert read_yaml(tmp_path / "a.yaml") == value
+
+
+@pytest.mark.parametrize("number", ["010", "-017", "1:30", "1:30.5"])
+def test_a_number_that_yaml_takes_for_another_is_refused(tmp_path, number):
+    (tmp_path / "a.yaml").write_text(f"steps: {number}\n")
+    with pytest.raises(UsageError, match=f"line 1 of .*{number} is another number to YAML"):
+        read_yaml(tmp_path / "a.yaml")
+
+
+def test_other_numbers_of_yaml_are_as_they_look(tmp_path):
+    (tmp_path / "a.yaml").write_text("[0, 10, -3, 0.5, 1.5e-3, '010', 0x10, 1_000]")
+    assert read_yaml(tmp_path / "a.yaml") == [0, 10, -3, 0.5, 1.5e-3, "010", 16, 1000]

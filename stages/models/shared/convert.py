@@ -77,8 +77,8 @@ def renamed(weights: Any, name_of: Callable[[str], str], source: Path) -> Weight
 
     Each has its memory to itself, in order, as safetensors wants it: those that do not are copied.
     """
-    tensors = list(weights.values()) if isinstance(weights, Mapping) else [weights]
-    if not all(isinstance(tensor, torch.Tensor) and tensor.is_floating_point() for tensor in tensors):
+    pairs = list(weights.items()) if isinstance(weights, Mapping) else [("", weights)]
+    if not all(isinstance(name, str) and is_dense(tensor) for name, tensor in pairs):
         raise UsageError(f"{source} has something else than weights by name", "give the checkpoint that was published")
     named: Weights = {}
     for name, tensor in weights.items():
@@ -87,6 +87,11 @@ def renamed(weights: Any, name_of: Callable[[str], str], source: Path) -> Weight
         alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
         named[new] = tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
     return named
+
+
+def is_dense(tensor: Any) -> bool:
+    """Whether a value is a tensor of floating point numbers, with all of them in memory."""
+    return isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.layout == torch.strided
 
 
 def fill(model: torch.nn.Module, weights: Weights, source: Path) -> None:

@@ -155,6 +155,11 @@ def test_a_damaged_file(run, tmp_path, damage):
     assert f"{path} cannot be read" in refused(run, lora=path)
 
 
+@pytest.mark.parametrize("odd", [{1: torch.ones(2)}, {"a": torch.ones(2, 2).to_sparse()}, {"a": torch.ones(2, dtype=int)}])
+def test_a_checkpoint_of_something_else_than_weights(run, odd):
+    assert "has something else than weights by name" in refused(run, {"generator": odd})
+
+
 def test_a_file_that_holds_code_is_not_run(run, tmp_path):
     class Code:
         def __reduce__(self):

@@ -308,6 +308,9 @@ def test_a_delta_that_cannot_be_applied_is_refused_by_its_name(key, shape, reaso
         ({"r": 2, "lora_alpha": float("inf")}, "alpha / rank is inf"),
         ({"r": 2, "lora_alpha": 2, "alpha_pattern": {"(": 1}}, "states no alpha"),
         ({"r": 2, "lora_alpha": 2, "alpha_pattern": [1]}, "states no alpha"),
+        ({"r": 2, "lora_alpha": 2, "alpha_pattern": {"(.*)*(.*)*(.*)*(.*)*x": 3}}, "is no layer's name"),
+        ({"r": 2, "lora_alpha": 10**400}, "states no alpha"),
+        ({"r": 2, "lora_alpha": 2, "use_rslora": "false"}, "use_rslora is 'false'"),
     ],
 )
 def test_an_alpha_that_cannot_be_used_is_refused(config, reason, matrices, tiny_wan, tmp_path):

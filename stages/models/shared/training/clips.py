@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from stages.models.shared.training.options import SHAPES
 from stages.runtime.artifacts import canonical
 from stages.runtime.errors import ItemError, UsageError, one_line
 from stages.runtime.log import log
-from stages.runtime.text import read_text
+from stages.runtime.text import is_plain, read_text
 
 Pair = tuple[Path, Path]  # a video and its caption
 NAMED = 5  # clips in a message
@@ -33,7 +34,8 @@ def usable(folder: Path, pairs: Sequence[Pair], skip: bool) -> list[Pair]:
     bad = {video: reason for (video, _), reason in zip(pairs, reasons, strict=True) if reason} | unpaired(folder)
     kept = [pair for pair in pairs if pair[0] not in bad]
     if bad and not (skip and kept):
-        said = ", ".join(f"{video.name} ({reason})" for video, reason in [*sorted(bad.items())][:NAMED])
+        first = sorted(bad.items())[:NAMED]
+        said = ", ".join(f"{os.fsencode(video.name).decode(errors='replace')} ({reason})" for video, reason in first)
         more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         remedy = "mend them" if skip else "mend them, or leave them out with --skip-bad-clips"
         raise UsageError(f"{len(bad)} clips of {folder} cannot be trained on: {said}{more}", remedy)
@@ -45,6 +47,8 @@ def usable(folder: Path, pairs: Sequence[Pair], skip: bool) -> list[Pair]:
 def fault(pair: Pair) -> str:
     """Why a clip cannot be trained on; empty where nothing is seen."""
     video, caption = pair
+    if not is_plain(str(video)):
+        return "its name is not UTF-8"
     try:
         if not read_text(caption).strip():
             return "its caption is empty"
@@ -79,6 +83,6 @@ def identity(data: str) -> str:
     folder = Path(data)
     if data == SHAPES or not folder.is_dir():
         return data
-    files = sorted(path for part in ("videos", "captions") for path in (folder / part).glob("*") if path.is_file())
-    listed = [[path.relative_to(folder).as_posix(), path.stat().st_size] for path in files]
+    clips = [*files(folder / "videos", VIDEO_ENDINGS), *files(folder / "captions", TEXT_ENDINGS)]
+    listed = sorted([os.fsencode(path.relative_to(folder)).hex(), path.stat().st_size] for path in clips)
     return hashlib.sha256(canonical(listed)).hexdigest()

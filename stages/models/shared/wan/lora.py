@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from stages.models.shared.wan.names import diffusers_name
-from stages.runtime.errors import ItemError, one_line
+from stages.runtime.errors import ItemError, one_line, shown
 from stages.runtime.log import log
 
 # What may stand before a layer's name: of PEFT, diffusers, ComfyUI and DiffSynth.
@@ -159,20 +159,32 @@ def factor_of(
             if stated != rank:
                 raise ValueError(f"r is {stated} and {keys['down']} has rank {rank}")
             stated_alpha = float(of_layer(config.get("alpha_pattern"), layer, config["lora_alpha"]))
-            factor = stated_alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+            if not isinstance(stabilised := config.get("use_rslora", False), bool):
+                raise ValueError(f"use_rslora is {shown(stabilised)}")
+            factor = stated_alpha / (math.sqrt(rank) if stabilised else rank)
         else:
             factor = 1.0 if alpha is None else alpha / rank
         if not math.isfinite(factor):
             raise ValueError(f"alpha / rank is {factor}")
-    except (TypeError, ValueError, RuntimeError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise ItemError(f"{path} states no alpha of {layer} that can be used ({one_line(error)})", ANOTHER) from error
     return factor
 
 
 def of_layer(pattern: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
-    """The value of the first entry whose expression matches a layer's name or the end of it, as PEFT looks it up."""
-    matching = (value for name, value in (pattern or {}).items() if re.match(rf"(.*\.)?({name})$", layer))
-    return next(matching, default)
+    """The value of the first entry that is a layer's name or the end of it, or, with ".*" behind it, begins such an end.
+
+    PEFT takes an entry for a regular expression. One that came with a file could run for ever, so it is compared as text.
+    Raises ValueError for any other expression.
+    """
+    for entry, value in (pattern or {}).items():
+        begun = entry.removeprefix("^").removesuffix("$")
+        name = begun.removesuffix(".*").replace("\\.", ".")
+        if not re.fullmatch(r"[\w.]+", name):
+            raise ValueError(f"the entry {shown(entry)} of a pattern is no layer's name")
+        if f".{layer}".endswith(f".{name}") or (begun.endswith(".*") and f".{name}" in f".{layer}"):
+            return value
+    return default
 
 
 def warn_of_config(path: Path) -> None:

@@ -162,6 +162,23 @@ def test_a_training_does_not_go_on_with_other_clips(folder, tmp_path):
     assert f"data is '{other}' and the training in {tmp_path}/t was begun with '{folder}'" in said
 
 
+def test_a_file_that_is_no_clip_does_not_end_a_training(folder):
+    before = identity(str(folder))
+    (folder / "videos/.DS_Store").write_bytes(b"x")
+    (folder / "captions/readme.md").write_text("x")
+    assert identity(str(folder)) == before
+
+
+def test_a_name_that_is_not_utf8_is_told_before_the_training(folder):
+    for part, ending in (("videos", ".mp4"), ("captions", ".txt")):
+        os.rename(folder / part / f"a{ending}", os.fsencode(folder / part) + b"/\xff" + ending.encode())
+    pairs = TextVideoDataset(folder).pairs
+    assert len(usable(folder, pairs, skip=True)) == 3 and identity(str(folder))
+    with pytest.raises(UsageError, match="its name is not UTF-8") as raised:
+        usable(folder, pairs, skip=False)
+    str(raised.value).encode()
+
+
 def test_clips_are_known_by_their_names_and_sizes(folder, tmp_path):
     same = Path(shutil.copytree(folder, tmp_path / "copy"))
     assert identity(str(folder)) == identity(str(same)) == identity(f"{os.path.relpath(folder)}/")
