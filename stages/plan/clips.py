@@ -35,7 +35,7 @@ def read_clips(source: Any, where: str) -> tuple[list[dict[str, Any]], list[str]
     seen: dict[str, str] = {}
     named = []
     for place, row in rows:
-        row = _present(row)
+        row = _present(row, place)
         row["id"] = _identity(row, place)
         if row["id"] in seen:
             raise UsageError(f"{place} has the id {row['id']}, as {seen[row['id']]} has", "give one of them another id")
@@ -44,10 +44,13 @@ def read_clips(source: Any, where: str) -> tuple[list[dict[str, Any]], list[str]
     return named, warnings
 
 
-def _present(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row without what is null or, among its own keys, blank; "~" is the home folder."""
+def _present(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A row without what is null or, among its own keys, blank; "~" is the home folder. Raises UsageError."""
     row = {key: value for key, value in row.items() if value is not None}
     row = {key: value for key, value in row.items() if key not in (*OWN, "video_path") or not _is_blank(value)}
+    for one, other in (("video", "video_path"), ("prompt", "prompts")):
+        if one in row and other in row:
+            raise UsageError(f"{place} has both {one} and {other}", "leave one of them out")
     if "video_path" in row:  # as LongLive's files call it
         row["video"] = row.pop("video_path")
     for key in ("video", "image"):

@@ -49,7 +49,7 @@ def read_manifest(path: Path, stage: Stage) -> list[Item]:
         items.append(item_of_row(row, stage, place))
     if not items:
         raise UsageError(f"{path} has no line", "write one object per line")
-    outputs = Counter(os.path.abspath(item.output) for item in items)
+    outputs = Counter(os.path.realpath(item.output) for item in items)
     if twice := next((output for output, count in outputs.items() if count > 1), ""):
         raise UsageError(f"{path} makes {os.path.relpath(twice)} twice", "every item needs an output of its own")
     return items

@@ -123,7 +123,7 @@ def read_csv(path: Path | str) -> Iterator[tuple[str, dict[str, str]]]:
     while True:
         number += 1
         try:
-            cells = [cell if cell.strip() else "" for cell in next(reader)]
+            cells = [cell.strip() for cell in next(reader)]
         except StopIteration:
             return
         except csv.Error as error:

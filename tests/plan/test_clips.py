@@ -229,3 +229,17 @@ def test_paths_start_from_the_home_folder(tmp_path, monkeypatch):
     ]
     (tmp_path / "c.csv").write_text("video_path\n~/v/a.mp4\n")
     assert read_clips("~/c.csv", "x")[0] == [{"id": "a", "video": f"{tmp_path}/v/a.mp4"}]
+
+
+@pytest.mark.parametrize(
+    "pair", [{"video": "a.mp4", "video_path": "b.mp4"}, {"prompt": "p", "prompts": ["q"], "video": "a.mp4"}]
+)
+def test_one_thing_is_not_said_twice(pair):
+    with pytest.raises(UsageError, match="clip 1 of here has both"):
+        read_clips([pair], "here")
+
+
+def test_blanks_around_a_cell_are_no_part_of_it(tmp_path):
+    (tmp_path / "a.csv").write_text("video , prompt\na.mp4 , a red ring \n")
+    ((row,), _) = read_clips(str(tmp_path / "a.csv"), "here")
+    assert (row["video"], row["prompt"]) == ("a.mp4", "a red ring")
