@@ -259,7 +259,6 @@ def network_files(folder: Path) -> tuple[Path, ...]:
 def check_component(folder: Path, part: Component) -> None:
     """Raise Broken where the part's reader would not find all that it reads."""
     place = folder / part.folder
-    refuse_code_of(place)
     if part.is_network:
         check_network(place, part)
     elif part.reader == "tensors":

@@ -13,8 +13,8 @@ from transformers import CLIPTextModel, DPTForDepthEstimation
 
 from stages.media.flow import consistent, correspondence, grid, sample
 from stages.media.probe import probe
-from stages.media.read import read_picture
-from stages.media.select import pick, whole
+from stages.media.read import frames, read_picture
+from stages.media.select import pick
 from stages.models.fresco.control import HED, depth, soft_edges
 from stages.models.fresco.options import FAMILY, batches
 from stages.models.fresco.raft import RAFT
@@ -114,7 +114,7 @@ def latent(vae: AutoencoderKL, frame: torch.Tensor) -> torch.Tensor:
 def masks_of(video: Path, keys: Artifact) -> torch.Tensor:
     """The masks of keyframes, uint8 [K, H, W], out of a video with one of each frame. Raises ItemError for too few."""
     places = [frame["index"] for frame in keys.fields["frames"]]
-    masks = pick(whole(probe(video), False), places)
+    masks = pick(frames(probe(video)), places)
     if masks[-1].index < places[-1]:
         raise ItemError(f"{video} has {masks[-1].index + 1} masks, and the clip more frames", "give a mask of each frame")
     size = keys.fields["width"], keys.fields["height"]
