@@ -29,6 +29,7 @@ from stages.plan.trainings import TrainingJob, plan_training
 from stages.plan.weights import WeightsJob, plan_weights
 from stages.runtime.artifacts import index_path, read_failure
 from stages.runtime.errors import JobError, UsageError, shown
+from stages.runtime.files import replacing
 from stages.runtime.model import SETTINGS, Model, check_variant, completed, declared_model
 from stages.runtime.places import folder_fault, writing_fault
 from stages.runtime.table import table
@@ -342,12 +343,8 @@ def write_if_changed(path: str, text: str) -> None:
     data = text.encode()
     if target.is_file() and target.read_bytes() == data:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    with open(temporary, "xb") as file:  # no link is followed
-        file.write(data)
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        temporary.write_bytes(data)
 
 
 def say(text: str) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.runtime.errors import ItemError, one_line
+from stages.runtime.files import replacing
 from stages.runtime.kinds import FAILED, ITEM_BYTES, KINDS, validator
 
 if TYPE_CHECKING:
@@ -166,15 +167,13 @@ def index_path(path: Path) -> Path:
 
 def write_failure(path: Path, failure: Failure) -> None:
     """Put a failure where an artifact would stand, in the form that its ending promises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.failed")
-    if path.suffix == ".safetensors":
-        with open(temporary, "wb") as file:
-            _write_header(file, {"__metadata__": _metadata(FAILED, asdict(failure), [])})
-    else:
-        head = {"kinemake.kind": FAILED, "kinemake.version": 1, "fields": asdict(failure)}
-        temporary.write_text(json.dumps(head, indent=1, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        if path.suffix == ".safetensors":
+            with open(temporary, "wb") as file:
+                _write_header(file, {"__metadata__": _metadata(FAILED, asdict(failure), [])})
+        else:
+            head = {"kinemake.kind": FAILED, "kinemake.version": 1, "fields": asdict(failure)}
+            temporary.write_text(json.dumps(head, indent=1, ensure_ascii=False) + "\n")
 
 
 def _write_header(file, header: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.runtime.artifacts import read_header, whole_size
-from stages.runtime.errors import JobError, one_line
+from stages.runtime.errors import JobError, one_line, shown
 
 LARGEST = 2**28  # bytes of a JSON file; the tokenizers of large models have a tenth of that
 DEEPEST = 32  # levels of a JSON file
@@ -204,7 +204,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
     for name in sorted(set(places.values())):
         path = index.parent / name
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise Broken(f"{index} names {shortened(name)}, which is no safetensors file beside it")
+            raise Broken(f"{index} names {shown(name)}, which is no safetensors file beside it")
         if not path.is_file():
             raise Broken(f"{index.parent} lacks {name}, which its index names")
         if absent := [tensor for tensor, place in places.items() if place == name and tensor not in header(path)]:
@@ -233,8 +233,6 @@ def header(path: Path) -> dict[str, Any]:
     try:
         found, start = read_header(path)
         tensors = {name: spec for name, spec in found.items() if name != "__metadata__"}
-        for spec in tensors.values():
-            math.prod(spec["shape"])
         whole = whole_size(found, start)
     except (Exception, RecursionError):  # a torn header fails in any way
         raise Broken(f"{path} is no safetensors file") from None
@@ -286,7 +284,7 @@ def check_network(place: Path, part: Component) -> None:
     check_class(config, path, part)
     for name, value in part.fixed.items():
         if config.get(name, value) != value:
-            raise Broken(f"{name} is {shortened(config[name])} in {path} and has to be {value!r}", OTHER_MODEL)
+            raise Broken(f"{name} is {shown(config[name])} in {path} and has to be {value!r}", OTHER_MODEL)
     if (place / "adapter_config.json").is_file():
         raise Broken(f"{place} holds an adapter and no whole network (adapter_config.json)", "merge it into its model")
     found: dict[str, Any] = {}
@@ -302,15 +300,9 @@ def check_class(config: Mapping[str, Any], path: Path, part: Component) -> None:
         raise Broken(f"{path} does not name its {key}")
     if part.classes and config[key] not in part.classes:
         raise Broken(
-            f"{path} is of a {shortened(config[key])} and not of a {' or a '.join(part.classes)}",
+            f"{path} is of a {shown(config[key])} and not of a {' or a '.join(part.classes)}",
             part.instead or OTHER_MODEL,
         )
-
-
-def shortened(value: Any) -> str:
-    """A value in a message, which has room for so much."""
-    said = repr(value)
-    return said if len(said) < 100 else f"{said[:100]}..."
 
 
 def check_numbers(config: Mapping[str, Any], path: Path) -> None:
@@ -319,7 +311,7 @@ def check_numbers(config: Mapping[str, Any], path: Path) -> None:
         for name, value in table.items():
             beyond = isinstance(value, (int, float)) and not 0 <= value <= LARGEST_NUMBER
             if COUNTED.search(name) and (beyond or isinstance(value, str)):
-                raise Broken(f"{path} says that {name} is {shortened(value)}")
+                raise Broken(f"{path} says that {name} is {shown(value)}")
 
 
 def check_size(config: Mapping[str, Any], found: Mapping[str, Any], size: Size, path: Path) -> None:
@@ -328,7 +320,7 @@ def check_size(config: Mapping[str, Any], found: Mapping[str, Any], size: Size, 
     if NOT_TOLD in told.values():
         return
     if wrong := [name for name, value in told.items() if not isinstance(value, int)]:
-        raise Broken(f"{path} says that {wrong[0]} is {shortened(told[wrong[0]])}")
+        raise Broken(f"{path} says that {wrong[0]} is {shown(told[wrong[0]])}")
     matches = [(match, spec["shape"]) for name, spec in found.items() if (match := re.search(size.tensor, name))]
     if size.axis is None:
         seen = len({match[1] for match, _ in matches})
@@ -383,7 +375,7 @@ def check_index(folder: Path, components: tuple[Component, ...]) -> None:
         if name.startswith("_") or not isinstance(entry, list):
             continue
         if len(entry) != 2 or not all(isinstance(one, (str, type(None))) for one in entry):
-            raise Broken(f"{path} has {shortened(entry)} for {name} and not a library and a class")
+            raise Broken(f"{path} has {shown(entry)} for {name} and not a library and a class")
         library, kind = entry
         ours = library is None or library in LIBRARIES or library.startswith("stages.")
         if not ours and (name in parts or _is_beside(folder, name, library)):

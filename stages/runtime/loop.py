@@ -340,8 +340,7 @@ def open_input(value: str | list[str], kinds: tuple[str, ...]) -> Artifact | Pat
     path = Path(value)
     typed = [kind for kind in kinds if kind != "file"]
     if "file" in kinds and not (typed and path.suffix in {KINDS[kind].suffix for kind in typed}):
-        if not path.is_file():
-            raise ItemError(f"{path} {'is no file' if Path(path).exists() else 'does not exist'}", "mend the path")
+        check_is_file(path)
         if not os.access(path, os.R_OK):
             raise ItemError(f"{path} may not be read by this user", "change its permissions")
         return path
@@ -355,9 +354,15 @@ def flat(inputs: Mapping[str, Any]) -> Iterator[Artifact | Path]:
 
 def file_option(path: str) -> str:
     """The content that an option's file brings into the key."""
-    if path and not Path(path).is_file():
-        raise ItemError(f"{path} {'is no file' if Path(path).exists() else 'does not exist'}", "mend the path")
-    return path and cached_file_digest(Path(path))
+    if not path:
+        return ""
+    check_is_file(Path(path))
+    return cached_file_digest(Path(path))
+
+
+def check_is_file(path: Path) -> None:
+    if not path.is_file():
+        raise ItemError(f"{path} {'is no file' if path.exists() else 'does not exist'}", "mend the path")
 
 
 def digest(opened: Artifact | Path) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.runtime.artifacts import canonical, file_digest
-from stages.runtime.components import read_object, shortened
+from stages.runtime.components import read_object
 from stages.runtime.errors import JobError, UsageError, in_quotes, is_scalar, shown
+from stages.runtime.files import replacing
 from stages.runtime.options import DTYPES, Family
 from stages.runtime.size import size_text
 from stages.runtime.text import read_yaml
@@ -112,10 +113,8 @@ def cached_file_digest(path: Path) -> str:
         pass
     digest = file_digest(path)
     try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        temporary = note.with_name(f"{note.name}.{os.getpid()}")
-        temporary.write_text(json.dumps([*identity, digest]))
-        temporary.replace(note)
+        with replacing(note) as temporary:
+            temporary.write_text(json.dumps([*identity, digest]))
     except OSError:
         pass  # a cache that cannot be written costs time, not the work
     return digest
@@ -215,7 +214,7 @@ def read_settings(path: Path, family: Family | None) -> dict[str, Any]:
         if name not in kinds:
             raise UsageError(f"{path} has the unknown key {name!r}", f"known are {', '.join(kinds)}")
         if not isinstance(value, kinds[name]):
-            raise UsageError(f"{path} has {shortened(value)} for {name}", "compare it with docs/config.md")
+            raise UsageError(f"{path} has {shown(value)} for {name}", "compare it with docs/config.md")
     try:
         sizes = [size_text(size) for size in settings.get("sizes", ())]
     except UsageError as error:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from stages.runtime.artifacts import file_digest, index_path, member_path
 from stages.runtime.errors import ItemError
+from stages.runtime.files import replacing
 from stages.runtime.locks import try_lock
 from stages.runtime.log import log
 
@@ -213,14 +214,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 def place(source: Path, target: Path, linked: bool) -> None:
     """Put a file at `target` too, in one step: as a hard link where that is wanted and can be, else as a copy."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
+    with replacing(target) as temporary:
         if not linked or not link(source, temporary):
             copy_file(source, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def link(source: Path, target: Path) -> bool:
