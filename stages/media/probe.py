@@ -271,7 +271,8 @@ def rate(ticks: np.ndarray, read_all: bool, stream) -> tuple[Fraction, bool, boo
 
     Of a stream whose first frames (or all) are shown at `ticks`, sorted.
 
-    The stream's own average counts unless the frames belie it: containers that state no rate give that of their clock.
+    The stream's own average counts unless the frames' times contradict it:
+    containers that state no rate give that of their clock.
     """
     stated = Fraction(stream.average_rate or stream.guessed_rate or 0)
     late = stream.codec_context.reorder_depth + 2  # frames that are stored after others shown later
