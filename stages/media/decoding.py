@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import islice
 
 import av
+import numpy as np
 
 # A clock that jumps back by as many seconds has started anew, as where two files were joined by `cat`.
 BACK = 0.5
@@ -16,6 +18,7 @@ BROADCAST = ("mpegts", "mpeg")  # containers whose clock may jump ahead too
 AHEAD = 10.0  # seconds: by more than that; and no gap that is longer is one of lost frames
 GUESSING = ("mpeg",)  # containers with few stored times, between which libavformat's guesses are no good
 RATE_PACKETS = 400  # enough to see a phone's or a screen recorder's varying rate, cheap in a file of any length
+SYNC = 0x47  # the first byte of each packet of a transport stream
 BEHIND = 2  # packets that may follow a damaged one before the clock starts anew: the parser holds some back
 
 
@@ -126,7 +129,6 @@ class Decoder:
         self.decoder.thread_type, self.decoder.thread_count = "AUTO", threads
         self.has_times = stores_times(container.format.name)
         self.guesses = container.format.name in GUESSING
-        self.leaves_out_none = container.format.name == "mpegts" and interval is not None
         self.damage: list[int] = []
         self.error = ""
         self.unfinished = False
@@ -161,6 +163,12 @@ class Decoder:
         stopped = self.stop_at_damage and self.damage
         self.unfinished = bool(self._waiting) and self.has_times and self.threads > 1 and not stopped
 
+    @cached_property
+    def _lacks_packets(self) -> bool:
+        """Whether a transport stream lacks packets: then frames that are missing in it are lost, not left out on purpose."""
+        container, stream = self.packets.container, self.packets.stream
+        return container.format.name == "mpegts" and lacks_packets(container.name.removeprefix("file:"), stream.id)
+
     def _note(self, tick: int) -> None:
         if self._begun:
             self.damage.append(tick)
@@ -175,7 +183,7 @@ class Decoder:
                     continue  # come too late, as damage can have it
                 if self.interval and (tick - self._last) * self.clock < AHEAD:
                     lost = max(0, round((tick - self._last) / self.interval) - 1)
-                if lost and self.leaves_out_none:
+                if lost and self.interval and self._lacks_packets:
                     self._note(tick)
                 if self.damage:
                     self._index += lost
@@ -197,6 +205,30 @@ class Decoder:
         if self.guesses and abs(frame.pts - end) * self.clock < BACK:
             return end
         return frame.pts if frame.pts > self._last or self.damage else self._last + 1
+
+
+def lacks_packets(path: str, pid: int) -> bool:
+    """Whether packets are missing, or damaged, in a transport stream: by the counters of one of its streams.
+
+    Of each packet's four bytes (ISO/IEC 13818-1, 2.4.3.2), the first is always the same, then come 13 bits of the stream's
+    number, and in the end a bit for "has content" and a counter of 4 bits, which goes on, or stays if a packet is repeated.
+    """
+    last = np.array([], np.uint8)
+    with open(path, "rb") as file:
+        head = file.read(1024)
+        layouts = [(size, at) for size, at in ((188, 0), (192, 4), (204, 0)) if set(head[at::size]) == {SYNC}]
+        if not layouts:
+            return True
+        size, at = layouts[0]
+        file.seek(0)
+        while chunk := file.read(size << 16):
+            headers = np.frombuffer(chunk, np.uint8)[: len(chunk) // size * size].reshape(-1, size)[:, at : at + 4]
+            ours = (headers[:, 1] & 0x1F == pid >> 8) & (headers[:, 2] == pid & 0xFF) & (headers[:, 3] & 0x10 > 0)
+            counters = np.concatenate([last, headers[ours, 3] & 15])
+            if (headers[:, 0] != SYNC).any() or (np.diff(counters) & 15 > 1).any():
+                return True
+            last = counters[-1:]
+    return False
 
 
 def decoder_of(stream):

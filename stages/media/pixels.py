@@ -19,7 +19,6 @@ FAST, ACCURATE = "bilinear", "bilinear+accurate_rnd+full_chroma_int+full_chroma_
 # Where a sample of chroma lies between those of luma, as libavcodec's decoders say; frames of PyAV do not tell.
 CHROMA_ON_THE_LEFT = ("h264", "hevc", "mpeg2video", "mpeg4")
 RGB = ("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr", "pal")
-ALPHA = ("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya")
 RANGES = {"limited": "tv", "full": "pc"}
 MATRICES = {"bt709": "bt709", "bt601": "smpte170m", "fcc": "fcc", "smpte240m": "smpte240m", "bt2020": "bt2020nc"}
 
@@ -105,7 +104,7 @@ def peak_of(frame: av.VideoFrame) -> float:
 
 def packed_format(frame: av.VideoFrame, source: Source) -> str:
     """The packed format that keeps what a frame has."""
-    alpha = frame.format.name.startswith(ALPHA)
+    alpha = any(component.is_alpha for component in frame.format.components)
     if frame.format.name == "pal8":
         alpha = source.codec == "png"
     elif source.codec == "rawvideo" and source.container == "avi":

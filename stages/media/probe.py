@@ -46,6 +46,10 @@ UNKNOWN_TRANSFERS = {9: "log 100:1", 10: "log 316:1", 17: "SMPTE 428"}
 UNKNOWN_PRIMARIES = {8: "film", 10: "SMPTE 428 (XYZ)"}
 RANGES = {1: "limited", 2: "full"}
 
+# Containers that have no durations of streams: what libavformat says of these is the container's.
+ONE_DURATION = ("asf", "flv", "matroska,webm", "nut")
+ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
 NOT_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
 
 # What the libraries raise for files that are not what they say. UnicodeDecodeError is a ValueError.
@@ -400,8 +404,8 @@ def decoded_times(source: Source) -> np.ndarray:
 def missing_bytes(path) -> bool | None:
     """Whether a file is shorter than its own outermost parts say; None where its format has none that say it.
 
-    They are the boxes of mp4 (ISO/IEC 14496-12), the elements of Matroska (RFC 8794) and the chunks of AVI (RIFF); a GIF has
-    its mark of the end. True also where these parts are broken.
+    They are the boxes of mp4 (ISO/IEC 14496-12), the elements of Matroska (RFC 8794) and the chunks of AVI (RIFF); ASF has
+    its size in its header, a GIF has its mark of the end. True also where these parts are broken.
     """
     size, end = os.path.getsize(path), 0
     with open(path, "rb") as file:
@@ -415,6 +419,10 @@ def missing_bytes(path) -> bool | None:
         elif head[:4] == b"GIF8":
             file.seek(max(0, size - 64))
             return not file.read().rstrip(b"\0").endswith(b";")
+        elif head[:4] == b"\x30\x26\xb2\x75":
+            _, found, properties = file.read(1 << 16).partition(ASF_FILE_PROPERTIES)
+            stated = int.from_bytes(properties[24:32], "little")  # after the object's size and the file's number
+            return stated > size if found and stated else None
         else:
             return None
         while end < size:
@@ -464,7 +472,7 @@ def _declared_duration(container, stream, start: float) -> float:
     The container's own figure counts only where there is no other stream, which could be longer than the picture.
     """
     end = 0.0
-    if stream.duration:
+    if stream.duration and container.format.name not in ONE_DURATION:
         begin = min(start, float((stream.start_time or 0) * stream.time_base))  # which may be later, by a fault
         end = begin + float(stream.duration * stream.time_base)
     elif match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska

@@ -7,13 +7,30 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFilter, ImageOps
 
+from stages.media.colour import is_foreign, table
 from stages.media.decoding import decoding_threads
 from stages.media.pixels import converter, deinterlaced
-from stages.media.probe import MAX_PIXELS, Source, decoded, faults_of, frame_times, missing_bytes, probe, said
+from stages.media.probe import (
+    MAX_PIXELS,
+    PRIMARIES,
+    TRANSFERS,
+    Source,
+    decoded,
+    faults_of,
+    frame_times,
+    missing_bytes,
+    probe,
+    said,
+)
 from stages.runtime.errors import ItemError
 from stages.runtime.log import log
+
+# Where a picture file has the numbers (ITU-T H.273) of its primaries and its transfer function: the chunk cICP of PNG, the
+# box "colr" of AVIF. By Pillow's name of the format: the bytes before them, and how many bytes each number has.
+COLOUR_NUMBERS = {"PNG": (b"\x00\x00\x00\x04cICP", 1), "AVIF": (b"colrnclx", 2)}
+HEADER = 1 << 16  # bytes of a picture file in which they are looked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +139,9 @@ def read_picture(path) -> np.ndarray:
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ItemError(f"{path} claims {picture.width}x{picture.height} pixels", "scale it down")
+            transfer, primaries = colours_of(path, picture.format)
+            if is_foreign(transfer, primaries):
+                return as_rgb(in_bt709(upright(picture, str(path)), transfer, primaries))
             return as_rgb(picture, str(path))
     except FileNotFoundError as error:
         raise ItemError(f"no picture at {path}", "check the path") from error
@@ -129,6 +149,27 @@ def read_picture(path) -> np.ndarray:
         raise
     except Exception as error:  # Pillow's plugins raise all kinds of errors for damaged files
         raise ItemError(f"{path} is not a picture that can be read ({said(error)})", "give a PNG or JPEG file") from error
+
+
+def colours_of(path, file_format: str) -> tuple[str, str]:
+    """The transfer function and the primaries that a picture file names, as Source does; "" for each that it does not."""
+    before, size = COLOUR_NUMBERS.get(file_format, (b"", 0))
+    with open(path, "rb") as file:
+        _, found, numbers = file.read(HEADER).partition(before or b"\0")
+    if not (before and found):
+        return "", ""
+    primaries, transfer = (int.from_bytes(numbers[at : at + size], "big") for at in (0, size))
+    return TRANSFERS.get(transfer, ""), PRIMARIES.get(primaries, "")
+
+
+def in_bt709(picture: Image.Image, transfer: str, primaries: str) -> Image.Image:
+    """A picture in RGB or RGBA, its colours converted as those of videos are; its ICC profile no longer counts."""
+    converted = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    values = table(transfer, primaries)
+    rows = values.transpose(2, 1, 0, 3).reshape(-1)  # red changes fastest
+    converted = converted.filter(ImageFilter.Color3DLUT(len(values), rows))
+    converted.info = {}
+    return converted
 
 
 def as_rgb(picture: Image.Image, name: str = "the picture") -> np.ndarray:

@@ -17,6 +17,7 @@ from stages.runtime.log import log
 
 TRIED_PACKETS = 200  # of a track, before it counts as one that cannot be decoded
 MOST_CHANNELS = 8  # that AAC has layouts for
+FROM_SIDE, FROM_CENTRE = 1.0, 0.7  # shares of a channel in the two of stereo
 AUDIBLE, SILENT = 10 ** (-50 / 20), 10 ** (-60 / 20)  # peaks, with full scale at 1
 SHORTER = 0.25  # seconds by which the film's sound may be shorter: AAC's frames and delay
 
@@ -24,52 +25,95 @@ SHORTER = 0.25  # seconds by which the film's sound may be shorter: AAC's frames
 @dataclass(frozen=True)
 class Sound:
     """Sound of a file, to lie under a film's beginning: `seconds` of its audio track `track` (counted from 0) from `start`,
-    seconds on the file's own clock, on; `channels` are those of the track."""
+    seconds on the file's own clock, on. `pan` has the arguments of ffmpeg's filter of this name that bring its channels into
+    a layout that AAC has, "" where they are in one."""
 
     path: Path
     track: int
-    channels: int
     start: float
     seconds: float
+    pan: str
 
 
 def find_sound(path: Path, start: float, seconds: float) -> Sound | None:
     """The first audio track of a video that can be decoded, the default one before the others.
 
-    A track that cannot be decoded gives way to the next, with a warning in the log. None where none is left, or the file has
-    no audio.
+    A track that cannot be decoded gives way to the next, with a warning in the log, and one that begins after those seconds
+    without. None where none is left, or the file has no audio.
     """
     with open_video(path) as (container, _):
         tracks = list(container.streams.audio)
     default = av.stream.Disposition.default
     for stream in sorted(tracks, key=lambda stream: not stream.disposition & default):
         number = tracks.index(stream)
-        if frame := next(islice(_decoded(path, number, TRIED_PACKETS), 1), None):
-            return Sound(Path(path), number, frame.layout.nb_channels, start, seconds)
-        log("warning", reason=f"audio track {number} of {path} cannot be decoded", remedy="the next one is taken, or none")
+        frame = next(Track(path, number, TRIED_PACKETS).frames(), None)
+        if frame is None:
+            log(
+                "warning",
+                reason=f"audio track {number} of {path} cannot be decoded",
+                remedy="the next one is taken, or none",
+            )
+        elif _time(frame) < start + seconds:
+            return Sound(Path(path), number, start, seconds, pan_for_aac(frame.layout))
     return None
+
+
+def pan_for_aac(layout: av.AudioLayout) -> str:
+    """Arguments of ffmpeg's pan filter by which channels come into a layout that AAC has; empty where they are in one.
+
+    Up to eight channels whose places are not known are taken for the usual ones of their number; what is left is mixed to
+    stereo by the sides that its channels' names tell, or in turn.
+    """
+    names = [channel.name for channel in layout.channels]
+    encoder = av.CodecContext.create("aac", "w")
+    encoder.sample_rate, encoder.format, encoder.layout = 48_000, "fltp", layout
+    with suppress(av.FFmpegError, ValueError):
+        encoder.open()
+        return ""
+    if len(names) <= MOST_CHANNELS and set(names) == {"NONE"}:
+        return "|".join((f"{len(names)}c", *(f"c{n}<c{n}" for n in range(len(names)))))
+    return f"stereo|FL<{_side(names, 'L')}|FR<{_side(names, 'R')}"
+
+
+def _side(names: list[str], side: str) -> str:
+    """The channels that are heard on a side, "L" or "R", and their shares, as ffmpeg's pan filter takes them."""
+    terms = []
+    for number, name in enumerate(names):
+        sides = {"NONE": "LR"[number % 2]}.get(name, "".join(s for s in "LR" if s in name.replace("LFE", "")))
+        if side in sides:
+            terms.append(f"{FROM_SIDE}*c{number}")
+        elif not sides:
+            terms.append(f"{FROM_CENTRE}*c{number}")
+    return "+".join(terms)
 
 
 def check_sound(film: Path, sound: Sound) -> None:
     """Raise ItemError unless a film has the sound that it was given: as long as in the source, and not silent where that is
-    not."""
+    not. Of a source whose sound is damaged, decoders make different things: then the log has it as a warning."""
     expected, written = _heard(sound.path, sound.track, sound.start), _heard(film, 0, 0.0)
     length, loudest = expected.until(sound.seconds)
     film_length, film_loudest = written.until(sound.seconds)
-    if film_length < length - SHORTER or (loudest > AUDIBLE and film_loudest < SILENT):
-        raise ItemError(
-            f"{film} has {film_length:.2f} s of sound with a peak of {film_loudest:.3f} instead of {length:.2f} s with "
-            f"{loudest:.3f} of {sound.path}",
-            "leave the sound out with --no-keep-audio, or encode it again",
-        )
+    if film_length >= length - SHORTER and (loudest <= AUDIBLE or film_loudest >= SILENT):
+        return
+    reason = (
+        f"{film} has {film_length:.2f} s of sound with a peak of {film_loudest:.3f} instead of {length:.2f} s with "
+        f"{loudest:.3f} of {sound.path}"
+    )
+    if not expected.damaged:
+        raise ItemError(reason, "leave the sound out with --no-keep-audio, or encode it again")
+    log("warning", reason=f"{reason}, which is damaged")
 
 
 @dataclass(frozen=True, eq=False)
 class _Heard:
-    """A track in short pieces: seconds at which each ends, float64 [N], and its highest sample, float64 [N]."""
+    """A track in short pieces: seconds at which each ends, float64 [N], and its highest sample, float64 [N].
+
+    `damaged`: some of it could not be decoded.
+    """
 
     ends: np.ndarray
     peaks: np.ndarray
+    damaged: bool
 
     def until(self, seconds: float) -> tuple[float, float]:
         """Seconds that the track lasts, and its highest sample, up to a time."""
@@ -78,25 +122,50 @@ class _Heard:
 
 
 def _heard(path: Path, track: int, start: float) -> _Heard:
-    resampler = av.AudioResampler(format="flt")
-    ends, peaks = [], []
-    for frame in _decoded(path, track):
-        time = 0.0 if frame.pts is None else float(frame.pts * frame.time_base) - start
-        end = time + frame.samples / frame.sample_rate
+    decoder, ends, peaks = Track(path, track), [], []
+    for frame in decoder.frames():
+        end = _time(frame) - start + frame.samples / frame.sample_rate
         if end > 0:
             ends.append(end)
-            peaks.append(max(float(np.abs(part.to_ndarray()).max(initial=0.0)) for part in resampler.resample(frame)))
-    return _Heard(np.array(ends), np.array(peaks))
+            peaks.append(_peak(frame))
+    return _Heard(np.array(ends), np.array(peaks), decoder.damaged)
 
 
-def _decoded(path: Path, track: int, packets: int | None = None) -> Iterator[av.AudioFrame]:
-    """The frames of an audio track, or of its first packets; what is damaged is passed over."""
-    with open_video(path) as (container, _):
-        stream = container.streams.audio[track]
-        if stream.codec_context is None:  # no decoder knows it
-            return
-        demuxed = container.demux(stream)
-        with suppress(av.FFmpegError):  # in the container itself: what follows cannot be found
-            for packet in islice(demuxed, packets):
-                with suppress(av.FFmpegError):
-                    yield from stream.decode(packet)
+def _time(frame: av.AudioFrame) -> float:
+    """Seconds at which a frame begins, on the file's own clock."""
+    return 0.0 if frame.pts is None else float(frame.pts * frame.time_base)
+
+
+def _peak(frame: av.AudioFrame) -> float:
+    """The highest sample of a frame, with full scale at 1."""
+    parts = av.AudioResampler(format="flt").resample(frame)
+    return max((float(np.abs(part.to_ndarray()).max(initial=0.0)) for part in parts), default=0.0)
+
+
+class Track:
+    """An audio track of a file, or its first packets, decoded; what is damaged is passed over, and `damaged` says so."""
+
+    def __init__(self, path: Path, number: int, packets: int | None = None):
+        self.path, self.number, self.packets = path, number, packets
+        self.damaged = False
+
+    def frames(self) -> Iterator[av.AudioFrame]:
+        """The frames in stored order; none where the file has no such track, or no decoder knows it."""
+        with open_video(self.path) as (container, _):
+            if self.number >= len(container.streams.audio):
+                return
+            stream = container.streams.audio[self.number]
+            if stream.codec_context is None:
+                return
+            try:
+                for packet in islice(container.demux(stream), self.packets):
+                    yield from self._decoded(stream, packet)
+            except av.FFmpegError:  # in the container itself: what follows cannot be found
+                self.damaged = True
+
+    def _decoded(self, stream, packet) -> list[av.AudioFrame]:
+        try:
+            return stream.decode(packet)
+        except av.FFmpegError:
+            self.damaged = True
+            return []

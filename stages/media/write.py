@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from stages.media.probe import SAFE_INPUT, local_url
-from stages.media.sound import MOST_CHANNELS, Sound
+from stages.media.sound import Sound
 from stages.runtime.artifacts import member_path
 from stages.runtime.errors import ItemError, JobError, UsageError, job_fault, one_line
 
@@ -32,6 +32,7 @@ GROWING = {"movflags": "+frag_every_frame+empty_moov+default_base_moof", "tune":
 TICK = Fraction(1, 90_000)  # seconds: times of frames are multiples of it
 VARYING = {"enc_time_base": "demux", "video_track_timescale": TICK.denominator}
 FULL = {256 - errno.ENOSPC, 256 - errno.EDQUOT}  # exit codes of the ffmpeg program
+ANY_DAMAGE = ("-max_error_rate", "1")  # of sound: what cannot be decoded is silence
 X264_THREADS = 4  # fixed, since the number of threads changes x264's bits
 
 
@@ -77,7 +78,7 @@ class VideoWriter:
             streams.append(_audio(sound))
         options = _encoding(codec, crf) | (GROWING if growing else {}) | (VARYING if times else {})
         output = ffmpeg.output(*streams, local_url(self.path), **options)
-        command = output.global_args("-nostdin", "-nostats", "-copyts", "-loglevel", "error").overwrite_output()
+        command = output.global_args("-nostdin", "-nostats", "-copyts", "-loglevel", "error", *ANY_DAMAGE).overwrite_output()
         self._complaints = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             command.compile(cmd=imageio_ffmpeg.get_ffmpeg_exe()),
@@ -172,9 +173,8 @@ def _audio(sound: Sound):
     """
     source = ffmpeg.input(local_url(sound.path), vn=None, **SAFE_INPUT)[f"a:{sound.track}"]
     trimmed = source.filter("asetpts", f"PTS-({sound.start:.6f})/TB").filter("atrim", start=0, end=f"{sound.seconds:.6f}")
-    if sound.channels > MOST_CHANNELS:
-        left, right = ("+".join(f"c{n}" for n in range(side, sound.channels, 2)) for side in (0, 1))
-        trimmed = trimmed.filter("pan", f"stereo|FL<{left}|FR<{right}")
+    if sound.pan:
+        trimmed = trimmed.filter("pan", sound.pan)
     return trimmed.filter("aresample", **{"async": 1, "first_pts": 0})  # silence where it begins late or has a hole
 
 

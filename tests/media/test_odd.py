@@ -247,10 +247,33 @@ def test_damage_in_the_middle_is_told_and_the_rest_is_used(tmp_path, capsys, nam
     assert sample(path, 4, include_last=True)[-1].index == 47
 
 
-@pytest.mark.parametrize("name", ["a.mkv", "a.gif", "f.mp4"])
+@pytest.mark.parametrize("kept", ["not(between(mod(n\\,9)\\,3\\,4))", "lt(n\\,30)+not(mod(n\\,3))"])
+def test_a_transport_stream_of_varying_rate_is_whole(tmp_path, kept):
+    """Frames that were left out on purpose leave no gap in the counters of its packets."""
+    zoo.numbered(tmp_path, "all.mkv", H264)
+    path = tmp_path / "some.ts"
+    zoo.ffmpeg("-i", tmp_path / "all.mkv", "-vf", f"select='{kept}'", "-fps_mode", "vfr", *H264, path)
+    left = [n for n in range(48) if (n % 9 not in (3, 4) if "between" in kept else n < 30 or n % 3 == 0)]
+    shown = list(frames(path))
+    assert numbers(shown) == left
+    assert [frame.time for frame in shown] == pytest.approx(np.array(left) / 12, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", ["a.wmv", "a.mkv", "a.mp4", "a.ts", "a.avi", "a.nut", "a.flv"])
+@pytest.mark.parametrize("length", [3, 12])
+def test_a_video_whose_sound_goes_on_is_whole(tmp_path, name, length):
+    zoo.numbered(tmp_path, "picture.mkv", H264, frames=length)
+    tone = ("-f", "lavfi", "-i", "sine=duration=4")
+    video, audio = ("wmv2", "wmav2") if name == "a.wmv" else ("libx264", "libmp3lame")
+    zoo.ffmpeg("-i", tmp_path / "picture.mkv", *tone, "-c:v", video, "-qscale:v", 2, "-c:a", audio, tmp_path / name)
+    assert numbers(frames(tmp_path / name)) == list(range(length))
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.gif", "f.mp4", "a.wmv"])
 def test_what_follows_damage_that_ends_the_reading_is_missed(tmp_path, name):
     fragments = ["-movflags", "+frag_keyframe+empty_moov"]
-    path = zoo.numbered(tmp_path, name, [] if name == "a.gif" else [*H264, *(fragments if name == "f.mp4" else [])])
+    encoder = {"a.gif": [], "f.mp4": [*H264, *fragments], "a.wmv": ["-c:v", "wmv2", "-qscale:v", 2]}.get(name, H264)
+    path = zoo.numbered(tmp_path, name, encoder)
     with pytest.raises(Truncated):
         last(zoo.cut(path, 0.6))
     if name == "a.mkv":
@@ -309,6 +332,28 @@ def test_hdr_is_tone_mapped_as_ffmpegs_own_filters_do(tmp_path, transfer):
     shown = last(path)[0].rgb
     inner = np.abs(shown.astype(int) - truth)[::12, 4::16]  # away from the edges, where chroma is interpolated in other ways
     assert np.median(inner) <= 2 and inner.mean() < 5
+
+
+@pytest.mark.parametrize("name", ["p.png", "p.avif"])
+def test_pictures_in_hdr_look_as_videos_in_hdr(tmp_path, name):
+    video = in_colours(tmp_path, "smpte2084", "2020", "2020_ncl")
+    tags = "setparams=color_primaries=bt2020:color_trc=smpte2084"
+    encoder = ["-c:v", "libaom-av1", "-still-picture", "1", "-crf", "4"] if name == "p.avif" else ["-pix_fmt", "rgb48be"]
+    zoo.ffmpeg("-i", video, "-frames:v", "1", "-vf", tags, *encoder, tmp_path / name)
+    shown, truth = read_picture(tmp_path / name), last(video)[0].rgb
+    apart = np.abs(shown.astype(int) - truth)[::12, 4::16]
+    assert np.median(apart) <= 2 and apart.mean() < 5
+
+
+def test_packed_transparency_lies_on_white(tmp_path):
+    half = np.zeros((64, 96, 4), np.uint8)
+    half[:, 48:] = (200, 0, 0, 255)
+    raw = tmp_path / "half.rgba"
+    raw.write_bytes(half.tobytes() * 2)
+    given = ("-f", "rawvideo", "-pix_fmt", "rgba", "-s", "96x64", "-r", "12", "-i", raw)
+    zoo.ffmpeg(*given, "-c:v", "rawvideo", "-pix_fmt", "ayuv", tmp_path / "packed.nut")
+    shown = last(tmp_path / "packed.nut")[0].rgb
+    assert shown[:, :40].min() >= 250 and shown[:, 56:, 1:].max() < 12 and abs(int(shown[30, 70, 0]) - 200) < 12
 
 
 def test_colours_that_cannot_be_converted_are_named(tmp_path, capsys):

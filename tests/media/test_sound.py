@@ -88,6 +88,69 @@ def test_any_number_of_channels(tmp_path, part, channels):
     assert left > 0.02 and (channels == 1 or right < left / 2)
 
 
+@pytest.mark.parametrize("layout", ["7.1.4", "5.1.2", "10 channels"])
+def test_each_channel_is_heard_on_its_side(tmp_path, part, layout):
+    """Every channel sounds alone for a fifth of a second: left ones on the left, right ones on the right, others on both."""
+    names = [channel.name for channel in av.AudioLayout(layout).channels]
+    source = tmp_path / "many.mov"
+    length = len(names) // 5 * 16000 + 16000
+    with av.open(source, "w") as container:
+        picture = container.add_stream("mpeg4", rate=12, width=96, height=64, pix_fmt="yuv420p")
+        sound = container.add_stream("pcm_s16le", rate=16000, layout=layout)
+        for number in range(round(length / 16000 * 12)):
+            frame = av.VideoFrame(96, 64, "yuv420p")
+            frame.pts = number
+            container.mux(picture.encode(frame))
+        samples = np.zeros((len(names), length), np.int16)
+        for number in range(len(names)):
+            samples[number, 3200 * number : 3200 * (number + 1)] = 8000 * np.sin(np.arange(3200) / 5)
+        frame = av.AudioFrame.from_ndarray(samples.T.reshape(1, -1), format="s16", layout=layout)
+        frame.sample_rate = 16000
+        container.mux(sound.encode(frame))
+        container.mux([*picture.encode(None), *sound.encode(None)])
+    join([part], tmp_path / "film.mp4", fps=12, source=source)
+    for number, name in enumerate(names):
+        mid = slice(3200 * number + 1000, 3200 * number + 2200)
+        left, right = (np.abs(heard(tmp_path / "film.mp4", side)[mid]).max() for side in (0, 1))
+        side = {"NONE": "LR"[number % 2], "LFE": ""}.get(name, name[-1])
+        assert (left > 0.005, right > 0.005) == (side != "R", side != "L"), name
+
+
+def test_sound_whose_channels_and_rate_change(tmp_path, part):
+    """Two broadcasts joined by `cat`."""
+    for name, options in (("one", ("-ac", "1", "-ar", "48000")), ("two", ("-ac", "2", "-ar", "44100"))):
+        zoo.ffmpeg(*VIDEO, *TONE, *H264, "-c:a", "aac", *options, tmp_path / f"{name}.ts")
+    source = tmp_path / "both.ts"
+    source.write_bytes((tmp_path / "one.ts").read_bytes() + (tmp_path / "two.ts").read_bytes())
+    film = join([part], tmp_path / "film.mp4", fps=12, source=source)
+    assert film.has_audio and film.source_frames == 48
+    sound = heard(tmp_path / "film.mp4")
+    assert min(np.abs(sound[8000:24000]).max(), np.abs(sound[40000:56000]).max()) > 0.05
+
+
+def test_sound_that_begins_after_the_picture_ends(tmp_path, part):
+    plain, late = tmp_path / "plain.mp4", tmp_path / "late.mkv"
+    zoo.ffmpeg(*VIDEO, *TONE, *H264, plain)
+    zoo.ffmpeg("-i", plain, "-itsoffset", "5", "-i", plain, "-map", "0:v", "-map", "1:a", "-c", "copy", late)
+    film = join([part], tmp_path / "film.mp4", fps=12, source=late)
+    assert (film.has_audio, film.source_frames, film.frames) == (False, 24, 26)
+
+
+@pytest.mark.parametrize("amount", [3, 20])
+def test_damaged_sound_leaves_the_film_whole(tmp_path, part, amount):
+    source = tmp_path / "noise.mp4"
+    zoo.ffmpeg(*VIDEO, *TONE, *H264, "-c:a", "aac", "-bsf:a", f"noise=amount={amount}", source)
+    film = join([part], tmp_path / "film.mp4", fps=12, source=source)
+    assert (film.source_frames, film.frames) == (24, 26)
+
+
+def test_sound_of_one_channel_that_says_not_which(tmp_path, part):
+    source = tmp_path / "mono.mkv"
+    zoo.ffmpeg(*VIDEO, *TONE, *H264, "-c:a", "tta", source)
+    assert join([part], tmp_path / "film.mp4", fps=12, source=source).has_audio
+    assert np.abs(heard(tmp_path / "film.mp4")[8000:24000]).max() == pytest.approx(LOUD, abs=0.01)
+
+
 def test_a_late_track_begins_late(tmp_path, part):
     plain, late = tmp_path / "plain.mp4", tmp_path / "late.mkv"
     zoo.ffmpeg(*VIDEO, *TONE, *H264, plain)
@@ -99,7 +162,7 @@ def test_a_late_track_begins_late(tmp_path, part):
 def test_a_film_without_the_sound_of_its_source_is_refused(tmp_path):
     zoo.ffmpeg(*VIDEO, *TONE, *H264, tmp_path / "source.mp4")
     sound = find_sound(tmp_path / "source.mp4", 0.0, 2.0)
-    assert sound == Sound(tmp_path / "source.mp4", 0, 1, 0.0, 2.0)
+    assert sound == Sound(tmp_path / "source.mp4", 0, 0.0, 2.0, "")
     check_sound(tmp_path / "source.mp4", sound)
     zoo.ffmpeg(*VIDEO, "-f", "lavfi", "-i", "anullsrc=duration=2", *H264, tmp_path / "silent.mp4")
     zoo.ffmpeg("-i", tmp_path / "source.mp4", "-t", 1, "-c", "copy", tmp_path / "short.mp4")
