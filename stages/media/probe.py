@@ -209,6 +209,8 @@ def probe(path) -> Source:
         width, height = max(1, round(frame.width * aspect)), frame.height
         _check_size(path, width, height)
         _warn_of_colours(path, frame)
+        if container.format.name.startswith("mov") and files_in(path) > 1:
+            log("warning", file=str(path), reason="other mp4 files are appended to it, of which nothing is read")
         rotation, mirrored = orientation(path, frame)
         if rotation % 180 == 90:
             width, height = height, width
@@ -436,6 +438,18 @@ def missing_bytes(path) -> bool | None:
                 return bool((head + file.read()).strip(b"\0"))  # zeros up to the end are padding, else it is damage
             end += length
     return end > size
+
+
+def files_in(path) -> int:
+    """How many mp4 files a file consists of: `cat` can join them, but libavformat reads the first alone."""
+    size, end, count = os.path.getsize(path), 0, 0
+    with open(path, "rb") as file:
+        while end < size:
+            file.seek(end)
+            head = file.read(16)
+            count += head[4:8] == b"moov"
+            end += _box_size(head) or size
+    return count
 
 
 def _box_size(head: bytes) -> int | None:

@@ -292,6 +292,14 @@ def test_files_that_were_joined_by_cat_are_whole(tmp_path, name, encoder, fps):
     assert len(frame_times(source)) == 48 and numbers(last(path)) == [23]
 
 
+def test_of_mp4_files_that_were_joined_by_cat_the_log_says_which_is_read(tmp_path, capsys):
+    path = zoo.numbered(tmp_path, "a.mp4", frames=24)
+    assert numbers(frames(path)) == list(range(24)) and not warnings(capsys)
+    path.write_bytes(path.read_bytes() + zoo.numbered(tmp_path, "b.mp4", frames=12).read_bytes())
+    assert numbers(frames(path)) == list(range(24))
+    assert ["appended" in line["reason"] for line in warnings(capsys)] == [True]
+
+
 def test_a_size_that_changes_on_the_way_comes_to_the_first_one(tmp_path):
     path, other = zoo.numbered(tmp_path, "a.ts", frames=12), zoo.numbered(tmp_path, "b.ts", frames=12, size=(64, 48))
     path.write_bytes(path.read_bytes() + other.read_bytes())
