@@ -21,7 +21,7 @@ configfile: "config.yaml"
 limits = workflow.global_resources
 workers = next((limits[name].value for name in ("gpu", "_cores") if name in limits), 1)
 try:
-    PLAN = plan.load(config, workers)
+    PLAN = plan.load(config, workers, whole=not workflow.is_main_process)  # a job of a cluster is one of the first plan
     if workflow.is_main_process:
         PLAN.begin()
     if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
@@ -70,9 +70,9 @@ for job in PLAN.jobs:
         name:
             job.name
         input:
-            lambda wildcards, job=job: job.inputs,
+            lambda wildcards, job=job: job.inputs if workflow.is_main_process else [],
         output:
-            job.outputs,
+            job.mark,
         log:
             job.log,
         conda:
@@ -84,10 +84,9 @@ for job in PLAN.jobs:
             mem_mb=lambda wildcards, attempt, job=job: job.mem_mb(attempt),
             runtime=lambda wildcards, attempt, job=job: job.runtime(attempt),
         params:
-            fingerprint=job.fingerprint,
-            command=lambda wildcards, threads, job=job: job.command(threads),  # no trigger: it asks for threads
+            command=lambda wildcards, threads, job=job: job.command(threads),
         shell:
-            "{params.command} 2> {log:q}"
+            "{params.command} 2> {log:q} && : > {output:q}"
 
 
 for weights in PLAN.weights:
@@ -136,15 +135,27 @@ for training in PLAN.trainings:
             "{params.command} 2> {log:q}"
 
 
-for folder in PLAN.folders:
+for folder, marks in PLAN.folders.items():
+
+    rule:
+        name:
+            f"{Path(folder).name}.film"
+        input:
+            lambda wildcards, folder=folder: PLAN.before_film(folder, wildcards.film),
+        output:
+            f"{folder}/{{film}}",  # only for those who ask for a film by its name
+        wildcard_constraints:
+            film=r".+\.mp4",
 
     rule:
         name:
             f"{Path(folder).name}.concat"
         input:
-            lambda wildcards, folder=folder: PLAN.film(folder, wildcards.film).inputs,
+            lambda wildcards, folder=folder: (
+                PLAN.film(folder, wildcards.film).inputs if workflow.is_main_process else []
+            ),
         output:
-            f"{folder}/{{film}}",  # with its ending: names may end in many equal characters, wildcards may not
+            f"{marks}/films/{{film}}",  # with its ending: names may end in many equal characters, wildcards may not
         log:
             f"{folder}/steps/logs/films/{{film}}.log",
         wildcard_constraints:
@@ -159,10 +170,9 @@ for folder in PLAN.folders:
             mem_mb=lambda wildcards, attempt, folder=folder: PLAN.film(folder, wildcards.film).mem_mb(attempt),
             runtime=lambda wildcards, attempt, folder=folder: PLAN.film(folder, wildcards.film).runtime(attempt),
         params:
-            fingerprint=lambda wildcards, folder=folder: PLAN.film(folder, wildcards.film).fingerprint,
             command=lambda wildcards, threads, folder=folder: PLAN.film(folder, wildcards.film).command(threads),
         shell:
-            "{params.command} 2> {log:q}"
+            "{params.command} 2> {log:q} && : > {output:q}"
 
 
 onstart:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,13 @@ import yaml
 from stages.plan import lock, schema
 from stages.plan.containers import environment
 from stages.plan.families import ALL
-from stages.plan.jobs import Job
+from stages.plan.jobs import Job, marks_folder
 from stages.plan.names import length_fault
-from stages.plan.runs import Broken, RunPlan, plan_run, resolved_row
+from stages.plan.runs import FIXED, Broken, RunPlan, plan_run, resolved_row
 from stages.plan.schema import PLAN_VERSION
 from stages.plan.trainings import TrainingJob, plan_training
 from stages.plan.weights import WeightsJob, plan_weights
-from stages.runtime.artifacts import index_path, read_failure
+from stages.runtime.artifacts import index_path
 from stages.runtime.errors import JobError, UsageError, shown
 from stages.runtime.files import replacing
 from stages.runtime.model import SETTINGS, Model, check_variant, completed, declared_model
@@ -59,16 +61,17 @@ class Plan:
         self.weights = plan_weights(run.run for run in runs)
         self.jobs = [job for run in runs for job in run.jobs]
         self.films = {film: job for run in runs for film, job in run.films.items()}
-        self.folders = [run.run.folder for run in runs]
-        self.targets = {run.run.name: list(run.films) for run in runs}
-        self.everything = [*self.films, *(run.output for run in broken_runs)]
+        self.folders = {run.run.folder: marks_folder(run.run) for run in runs}
+        self.names = {name for run in runs for name in run.names}
+        self.targets = {run.run.name: targets(run) for run in runs}
+        self.everything = [*chain(*self.targets.values()), *(run.output for run in broken_runs)]
         self.warnings = [warning for run in runs for warning in run.warnings]
         self.warnings += [f"{one.name} cannot be made: {one.reason}" for one in self.broken]
         self._start = time.time()
 
     def rules(self) -> list[str]:
         """The names of all rules that the Snakefile makes of the plan."""
-        films = [f"{Path(folder).name}.concat" for folder in self.folders]
+        films = [f"{Path(folder).name}.{rule}" for folder in self.folders for rule in ("film", "concat")]
         named = [*self.jobs, *self.weights, *self.broken]
         return [
             "all",
@@ -126,7 +129,7 @@ class Plan:
         for planned in self.runs:
             run = planned.run
             fixed = {"version": PLAN_VERSION, "seed": run.seed, "shards": planned.shards}
-            write_if_changed(f"{run.folder}/plan.json", json.dumps(fixed, indent=1) + "\n")
+            write_if_changed(f"{run.folder}/{FIXED}", json.dumps(fixed, indent=1) + "\n")
             rows = [resolved_row(clip) for clip in planned.clips]
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_if_changed(f"{run.folder}/clips.jsonl", lines)
@@ -145,24 +148,20 @@ class Plan:
             write_if_changed(job.manifest, "".join(item.line() + "\n" for item in job.items))
 
     def begin(self) -> None:
-        """Say what is odd about the clips, and remove what failed the last time, so that it is tried again.
+        """Say what is odd about the clips, and forget which jobs an earlier run did: what there is to do was found anew.
 
         Raises UsageError for a file where a folder of the results would be.
 
         This has to come before the DAG is built, in a dry run too: else that would not show what will run. Not while
-        another run is in the folder: its jobs read those files.
+        another run is in the folder: its jobs wait for those marks.
         """
         for warning in self.warnings:
             say(f"warning: {warning}")
         self._check_folders()
         if lock.is_held(self.results):
             return
-        with writing(self.results):
-            failed = [output for job in self.jobs for output in job.outputs if read_failure(Path(output))]
-            for output in failed:
-                os.unlink(output)
-        if failed:
-            say(f"{len(failed)} items that failed the last time will be tried again")
+        for run in self.runs:
+            shutil.rmtree(marks_folder(run.run), ignore_errors=True)
 
     def container_environment(self) -> dict[str, str]:
         """What jobs in containers have to find in their environment, to see all that they read and write."""
@@ -176,11 +175,20 @@ class Plan:
             return environment(files, models, written, os.environ)
 
     def film(self, folder: str, name: str) -> Job:
-        """The job that makes a film. Raises UsageError for a film that is not planned."""
+        """The job that makes a film. Raises UsageError for a film that is not to be made."""
         path = f"{folder}/{name}"
-        if path not in self.films:
-            raise UsageError(f"{path} is not the film of a clip", f"planned are {', '.join([*self.films][:5])}, ...")
+        self._check_film(path)
         return self.films[path]
+
+    def before_film(self, folder: str, name: str) -> list[str]:
+        """What Snakemake waits for where a film is asked for: nothing where it is current. Raises UsageError."""
+        path = f"{folder}/{name}"
+        self._check_film(path)
+        return [self.films[path].mark] if path in self.films else []
+
+    def _check_film(self, path: str) -> None:
+        if path not in self.names:
+            raise UsageError(f"{path} is not the film of a clip", f"planned are {', '.join(sorted(self.names)[:5])}, ...")
 
     def summary(self) -> str:
         """What the jobs that ran since this plan was made made and reused, and a table of what failed."""
@@ -224,8 +232,15 @@ def _event(line: str) -> dict[str, Any] | None:
         return None
 
 
-def load(config: Mapping[str, Any], workers: int) -> Plan:
-    """The plan of a config. A run or a training that cannot be planned is among the plan's `broken` ones.
+def targets(planned: RunPlan) -> list[str]:
+    """What Snakemake is asked for by a run's name: its films; where all are current, a file that is there."""
+    return [film.mark for film in planned.films.values()] or [f"{planned.run.folder}/{FIXED}"]
+
+
+def load(config: Mapping[str, Any], workers: int, whole: bool = False) -> Plan:
+    """The plan of a config: what has to be made, or all that it ever makes, whatever is there, where `whole`.
+
+    A run or a training that cannot be planned is among the plan's `broken` ones.
 
     Raises UsageError for a config that is wrong as a whole, and where nothing of it can be planned.
     """
@@ -239,7 +254,7 @@ def load(config: Mapping[str, Any], workers: int) -> Plan:
     for name in config["runs"]:
         folder = os.path.join(results, name)
         try:
-            runs.append(plan_run(name, config, models, folder, store, workers))
+            runs.append(plan_run(name, config, models, folder, store, workers, whole))
         except UsageError as error:
             errors.append(error)
             broken_runs.append(Broken(name, str(error), f"{folder}/steps/.planned", f"{folder}/steps/logs/plan.log"))

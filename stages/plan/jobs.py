@@ -6,13 +6,11 @@ import hashlib
 import os
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stages.plan.families import ALL
-from stages.plan.names import PATTERN
 from stages.plan.resolve import Run
-from stages.runtime.artifacts import canonical
 from stages.runtime.errors import JobError
 from stages.runtime.items import Item
 from stages.runtime.model import Model
@@ -35,16 +33,19 @@ class Job:
     run: Run
     items: Sequence[Item]
     model: Model | None
-    weights: Sequence  # state of the model's files: new ones under the same path are another model
+    needs: set[str] = field(default_factory=set)  # names of the jobs that come before it
 
     @property
     def inputs(self) -> list[str]:
-        """What must be there first. A user's file that is missing is left out: its clip fails, not the whole DAG.
+        """What must be there first, as Snakemake waits for it."""
+        marks = [mark(self.run, name) for name in sorted(self.needs)]
+        return [*marks, weights_record(self.run, self.model)] if self.model and self.gpu else marks
 
-        So is one whose name Snakemake would take for a pattern. The fingerprint has the state of each.
-        """
-        there = [path for path in self._files if not PATTERN.search(path) and (self._is_made(path) or os.path.isfile(path))]
-        return [*there, weights_record(self.run, self.model)] if self.model and self.gpu else there
+    @property
+    def mark(self) -> str:
+        """The file that says that the job is done: all that Snakemake knows of its results. So it removes none of them, and
+        no date of a file decides anything."""
+        return mark(self.run, self.name)
 
     @property
     def _files(self) -> list[str]:
@@ -114,18 +115,16 @@ class Job:
     def family(self) -> str:
         return self.model.family if self.model else next(n for n, f in ALL.items() if self.stage.name in f.workers)
 
-    @property
-    def fingerprint(self) -> str:
-        """Changes when the results would: a parameter, the model, the version of the code. Devices do not enter."""
-        family = ALL[self.family]
-        changing = {option.name for option in family.of_stage(self.stage.name) if option.changes_result}
-        work = [
-            [item.inputs, item.output, {name: value for name, value in item.options.items() if name in changing}]
-            for item in self.items
-        ]
-        model = self.model and [self.model.identity, self.weights]
-        given = files_state(self.given)
-        return hashlib.sha256(canonical([self.stage.version, family.version, model, given, work])).hexdigest()
+
+def mark(run: Run, job: str) -> str:
+    """Where it is noted that a job is done: in Snakemake's own folder, and good for one run of Snakemake."""
+    ending = ".mp4" if job.startswith("films/") else ""
+    return f"{marks_folder(run)}/{job}{ending}"
+
+
+def marks_folder(run: Run) -> str:
+    place = hashlib.sha256(os.path.abspath(run.folder).encode()).hexdigest()[:12]
+    return f".snakemake/kinemake/{place}"
 
 
 def weights_record(run: Run, model: Model) -> str:

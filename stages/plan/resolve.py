@@ -102,8 +102,8 @@ class Clip:
     def item(self, stage: str, output: str, *, label: str = "", **inputs_and_options: Any) -> Item:
         """An item of a stage: the stage's inputs by name, and options that the recipe sets itself."""
         family, _ = self.values.of_stage(stage)
-        names = {spec.name for spec in STAGES[stage].inputs}
-        inputs = {name: value for name, value in inputs_and_options.items() if name in names}
+        names = [spec.name for spec in STAGES[stage].inputs]
+        inputs = {name: inputs_and_options[name] for name in names if name in inputs_and_options}
         own = {name: value for name, value in inputs_and_options.items() if name not in names}
         model = self.run.models.get(family.name)
         return Item(

@@ -13,6 +13,7 @@ from typing import Any
 
 from stages.plan import schema
 from stages.plan.clips import read_clips
+from stages.plan.current import Lineages, stale_items
 from stages.plan.families import ALL
 from stages.plan.jobs import Job, weights_state
 from stages.plan.names import template_fault
@@ -25,6 +26,8 @@ from stages.runtime.model import Model
 from stages.runtime.stages import STAGES
 from stages.runtime.text import parse_json, read_text
 
+FIXED = "plan.json"  # what the first plan of a run fixes for all later ones, in the run's folder
+
 
 @dataclass
 class RunPlan:
@@ -35,8 +38,9 @@ class RunPlan:
     clips: list[Clip]
     shards: list[list[str]]
     warnings: list[str]
+    names: set[str] = field(default_factory=set)  # of the films
     jobs: list[Job] = field(default_factory=list)
-    films: dict[str, Job] = field(default_factory=dict)
+    films: dict[str, Job] = field(default_factory=dict)  # those that have to be made
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,11 @@ class Broken:
 
 
 def plan_run(
-    name: str, config: Mapping[str, Any], models: Mapping[str, Model], folder: str, store: str, workers: int
+    name: str, config: Mapping[str, Any], models: Mapping[str, Model], folder: str, store: str, workers: int, whole: bool
 ) -> RunPlan:
+    """A run and what has to be made of it; all of it, whatever is there, where `whole`. Raises UsageError."""
     entry = config["runs"][name]
-    fixed = read_fixed(Path(folder) / "plan.json")
+    fixed = read_fixed(Path(folder) / FIXED)
     film = entry.get("name", "{clip}.mp4")
     if fault := template_fault(film):
         raise UsageError(f"name of run {name} is {shown(film)}", fault)
@@ -83,7 +88,7 @@ def plan_run(
     rank = {identity: number for number, shard in enumerate(shards) for identity in shard}
     clips = [resolve_clip(run, row, index, rank[row["id"]], settled) for index, row in enumerate(rows)]
     planned = RunPlan(run, entry, clips, shards, warnings)
-    add_jobs(planned, recipe)
+    add_jobs(planned, recipe, whole)
     return planned
 
 
@@ -113,16 +118,24 @@ def families_of(entry: Mapping[str, Any], models: Mapping[str, Model]) -> list[s
     return [named if named in need else need[0] for need in needs]
 
 
-def add_jobs(planned: RunPlan, recipe) -> None:
-    """Group the clips' items into jobs: a shard's items of one stage (of one link) together, a film by itself."""
+def add_jobs(planned: RunPlan, recipe, whole: bool) -> None:
+    """Group the items that have to be made into jobs: a shard's of one stage (of one link) together, a film by itself."""
     run, outputs = planned.run, {}
+    models = {model.name: (model, weights_state(model)) for model in run.models.values() if model}
+    lineages = Lineages(models)
     groups: dict[tuple[int, str], list[Item]] = {}
     for clip in planned.clips:
-        for lane, items in recipe.items(clip).items():
-            check_captioner(run, clip, lane, items)
+        lanes = recipe.items(clip)
+        stale, gone = stale_items(lanes, clip.values, lineages, whole)
+        planned.warnings += [f"{path} is not there; the film of clip {clip.id} of run {run.name} stays" for path in gone]
+        for lane, items in stale.items():
             for item in items:
                 group = (clip.index, f"concat.{item.output}") if lane == "concat" else (clip.rank, lane)
                 groups.setdefault(group, []).append(item)
+        for lane, items in lanes.items():
+            check_captioner(run, clip, lane, items)
+            planned.names |= {item.output for item in items if lane == "concat"}
+            for item in items:
                 beside = [f"{item.output.removesuffix('.mp4')}.json"] if lane == "concat" else []  # a film's description
                 for output in (item.output, *beside):
                     if output in outputs:
@@ -132,16 +145,19 @@ def add_jobs(planned: RunPlan, recipe) -> None:
                         )
                     outputs[output] = item.id
     check_outputs(planned, outputs)
-    models = {model.name: (model, weights_state(model)) for model in run.models.values() if model}
+    jobs = {}
     for (rank, lane), items in groups.items():
         stage = STAGES[lane.partition(".")[0]]
-        model, weights = models.get(items[0].model, (None, []))
         if stage.name == "concat":
             film = items[0].output
             name = film.removeprefix(f"{run.folder}/").removesuffix(".mp4")
-            planned.films[film] = Job(f"films/{name}", stage, run, items, None, [])
+            job = planned.films[film] = Job(f"films/{name}", stage, run, items, None)
         else:
-            planned.jobs.append(Job(f"{run.name}.{lane}.{rank:03d}", stage, run, items, model, weights))
+            job = Job(f"{run.name}.{lane}.{rank:03d}", stage, run, items, models.get(items[0].model, (None,))[0])
+            planned.jobs.append(job)
+        jobs |= dict.fromkeys(job.outputs, job)
+    for job in (*planned.jobs, *planned.films.values()):
+        job.needs.update(jobs[path].name for item in job.items for path in item.files if path in jobs)
 
 
 def check_outputs(planned: RunPlan, outputs: Mapping[str, str]) -> None:

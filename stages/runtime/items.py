@@ -14,18 +14,22 @@ from stages.runtime.errors import UsageError, shown
 from stages.runtime.stages import Stage
 from stages.runtime.text import is_plain, read_jsonl
 
-RESERVED = {"id", "output", "model"}
+RESERVED = {"id", "output", "model", "fingerprint"}
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """`inputs` maps an input's name to a path, or a list of paths; `options` an option's name to its value."""
+    """`inputs` maps an input's name to a path, or a list of paths; `options` an option's name to its value.
+
+    A plan gives its items a `fingerprint`, which goes into the record of what the result was made of.
+    """
 
     id: str
     inputs: Mapping[str, Any]
     output: str
     options: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
+    fingerprint: str = ""
 
     @property
     def files(self) -> list[str]:
@@ -35,8 +39,7 @@ class Item:
     def line(self) -> str:
         """The item as a line of a manifest: flat, with the names of the command line."""
         row = {"id": self.id, **self.inputs, "output": self.output}
-        if self.model:
-            row["model"] = self.model
+        row |= {name: value for name in ("model", "fingerprint") if (value := getattr(self, name))}
         return json.dumps({**row, **self.options}, ensure_ascii=False)
 
 
@@ -62,15 +65,18 @@ def item_of_row(row: Mapping[str, Any], stage: Stage, where: str) -> Item:
     if missing := [spec.name for spec in stage.inputs if spec.required and not row.get(spec.name)]:
         raise UsageError(f"{where} has no {missing[0]}", f"{stage.name} reads {', '.join(names)}")
     inputs = {name: _paths(row[name], spec.many, name, where) for name, spec in names.items() if row.get(name)}
-    model = row.get("model", "")
+    model, fingerprint = row.get("model", ""), row.get("fingerprint", "")
     if not isinstance(model, str):
         raise UsageError(f"model of {where} is {shown(model)}", "it must be a model's folder, Hub id, or name in the config")
+    if not isinstance(fingerprint, str):
+        raise UsageError(f"fingerprint of {where} is {shown(fingerprint)}", "leave it as it was planned, or leave it out")
     item = Item(
         id=str(row.get("id") or Path(row["output"]).name),
         inputs=inputs,
         output=_path(row["output"], "output", where),
         options={key: value for key, value in row.items() if key not in names and key not in RESERVED},
         model=os.path.expanduser(model),
+        fingerprint=fingerprint,
     )
     check_output(item)
     return item

@@ -24,6 +24,7 @@ from stages.runtime.device import take_device
 from stages.runtime.errors import ItemError, JobError, KinemakeError, job_fault, one_line
 from stages.runtime.items import Item
 from stages.runtime.log import log
+from stages.runtime.made import Made, one_content_each, read_made, write_made
 from stages.runtime.model import Model, cached_file_digest
 from stages.runtime.options import GPUS, Option, Resident
 from stages.runtime.provenance import record
@@ -88,6 +89,7 @@ class Order:
     memory_saving: bool = False
     seconds: float = 0.0
     states: States = field(default_factory=dict)  # of the files that the key was taken of
+    sources: Sequence[tuple[str, str]] | None = None  # the users' files in it and their digests, where all are known
     again: bool = False  # begun a second time, since something changed under the first
 
 
@@ -148,7 +150,26 @@ class Loop:
         if self.plant.model and self.plant.needs_model(self.plant.stage.name, order.options):
             order.weights, states = self._weights
             order.states |= states
+        if order.item.fingerprint:
+            order.sources = self._sources(order)
         self._set_key(order)
+
+    def _sources(self, order: Order) -> Sequence[tuple[str, str]] | None:
+        """The users' files that the item is made of, here and in the stages before, with the digests of what was read.
+
+        None where an artifact has no record of its own. Raises ItemError for a file that was replaced in between.
+        """
+        found = []
+        for path, opened in zip(order.item.files, flat(order.inputs)):
+            if isinstance(opened, Artifact):
+                made = read_made(opened.path)
+                if made is None or not made.is_there(opened.path):
+                    return None
+                found += made.sources
+            else:
+                found.append((path, digest(opened)))
+        named = (order.options[option.name] for option in self.plant.options if option.is_file)
+        return one_content_each([*found, *((path, file_option(path)) for path in named if path)])
 
     @cached_property
     def _weights(self) -> tuple[str, States]:
@@ -170,7 +191,10 @@ class Loop:
             self._publish(order, entry, "reused")
 
     def _publish(self, order: Order, entry: Path, status: str) -> None:
-        publish(entry, Path(order.item.output))
+        output = Path(order.item.output)
+        digests = publish(entry, output)
+        if order.sources is not None:
+            write_made(output, Made.of(output, order.item.fingerprint, order.sources, digests))
         order.status = status
         self.report.made += status == "made"
         self.report.reused += status == "reused"

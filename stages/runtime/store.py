@@ -165,8 +165,10 @@ def damage(entry: Path, key: str) -> str:
     return ""
 
 
-def publish(entry: Path, output: Path) -> None:
+def publish(entry: Path, output: Path) -> dict[str, str]:
     """Put an entry's files to their places: members first, the declared one last. Raises StoreRemoved.
+
+    Returns the SHA-256 of each by its name from the output's folder on.
 
     Whatever becomes of the published files, the entry stays as it is. They keep the time at which the item was finished, so
     times stay in the order of the work. Of several processes that publish at one output the last one's files stand.
@@ -178,10 +180,15 @@ def publish(entry: Path, output: Path) -> None:
     if not files:
         raise StoreRemoved(entry)
     output.parent.mkdir(parents=True, exist_ok=True)
+    published = {}
     with in_store(entry), locked(output.parent):
+        digests = json.loads((entry / SEAL).read_text())["files"]
         for path in files:
-            target = member_path(output, path.relative_to(entry).as_posix().removeprefix(STEM))
+            name = path.relative_to(entry).as_posix()
+            target = member_path(output, name.removeprefix(STEM))
             place(path, target, linked=path.suffix in LINKED)
+            published[target.relative_to(output.parent).as_posix()] = digests[name]
+    return published
 
 
 @contextmanager
