@@ -35,7 +35,7 @@ IMAGES = f"{workflow.basedir}/containers"  # Snakemake would look for them in th
 rule all:
     default_target: True
     input:
-        lambda wildcards: PLAN.everything,
+        lambda wildcards: plan.refuse_force(workflow.dag_settings) or PLAN.everything,
 
 
 for run, films in PLAN.targets.items():
@@ -176,6 +176,7 @@ for folder, marks in PLAN.folders.items():
 
 
 onstart:
+    plan.end_on_sigterm()
     try:
         PLAN.write()
     except plan.UsageError as error:

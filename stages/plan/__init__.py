@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from stages.plan import lock, schema
@@ -37,7 +38,7 @@ from stages.runtime.places import folder_fault, writing_fault
 from stages.runtime.table import table
 from stages.runtime.text import check_values, read_yaml
 
-__all__ = ["Plan", "UsageError", "check_files", "find_stages", "load"]
+__all__ = ["Plan", "UsageError", "check_files", "end_on_sigterm", "find_stages", "load", "refuse_force"]
 
 
 class Plan:
@@ -67,7 +68,6 @@ class Plan:
         self.everything = [*chain(*self.targets.values()), *(run.output for run in broken_runs)]
         self.warnings = [warning for run in runs for warning in run.warnings]
         self.warnings += [f"{one.name} cannot be made: {one.reason}" for one in self.broken]
-        self._start = time.time()
 
     def rules(self) -> list[str]:
         """The names of all rules that the Snakefile makes of the plan."""
@@ -144,6 +144,8 @@ class Plan:
             }
             text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
             write_if_changed(f"{run.folder}/config.yaml", text)
+        for job in [*self.weights, *self.broken, *self.jobs, *self.films.values()]:
+            Path(job.log).unlink(missing_ok=True)  # a log that is there in the end is one of this run
         for job in [*self.jobs, *self.films.values()]:
             write_if_changed(job.manifest, "".join(item.line() + "\n" for item in job.items))
 
@@ -191,7 +193,7 @@ class Plan:
             raise UsageError(f"{path} is not the film of a clip", f"planned are {', '.join(sorted(self.names)[:5])}, ...")
 
     def summary(self) -> str:
-        """What the jobs that ran since this plan was made made and reused, and a table of what failed."""
+        """What the jobs of this run made and reused, and a table of what failed."""
         counts = {"made": 0, "reused": 0, "failed": 0}
         rows = []
         for stage, jobs in (("plan", self.broken), ("fetch", self.weights)):
@@ -205,19 +207,18 @@ class Plan:
                     rows.append((event["output"], event["failed_in"], f"{event['reason']}: {event['remedy']}"))
             if error and not job.is_film:  # the fault of a whole job; a film's is in its item
                 rows.append((job.name, job.stage.name, error))
-            elif self._ran(job) and not any(event["event"] == "shard" for event in events):
+            elif os.path.isfile(job.log) and not any(event["event"] == "shard" for event in events):
                 rows.append((job.name, job.stage.name, f"it ended without a word, as one that was killed: see {job.log}"))
+            elif os.path.isfile(job.log) and not error and not job.is_film and not os.path.isfile(job.mark):
+                rows.append((job.name, job.stage.name, "Snakemake did not take it for done: see its own messages"))
         text = f"items: {counts['made']} made, {counts['reused']} reused from the store, {counts['failed']} failed\n"
         if rows:
             text += table([("film or job", "stage", "reason and remedy"), *rows])
         return text
 
-    def _ran(self, job: Job | WeightsJob | Broken) -> bool:
-        return os.path.isfile(job.log) and os.stat(job.log).st_mtime >= self._start
-
     def _read_log(self, job: Job | WeightsJob | Broken) -> tuple[list[dict[str, Any]], str]:
-        """The events of a job that ran since this plan was made, and the error that ended it, if one did."""
-        if not self._ran(job):
+        """The events of a job of this run, and the error that ended it, if one did."""
+        if not os.path.isfile(job.log):
             return [], ""
         lines = Path(job.log).read_text(errors="replace").splitlines()
         events = [event for line in lines if line.startswith('{"event": ') and (event := _event(line))]
@@ -238,7 +239,7 @@ def targets(planned: RunPlan) -> list[str]:
 
 
 def load(config: Mapping[str, Any], workers: int, whole: bool = False) -> Plan:
-    """The plan of a config: what has to be made, or all that it ever makes, whatever is there, where `whole`.
+    """The plan of a config: what has to be made; all that it ever makes, whatever is there, where `whole`.
 
     A run or a training that cannot be planned is among the plan's `broken` ones.
 
@@ -360,6 +361,27 @@ def write_if_changed(path: str, text: str) -> None:
         return
     with replacing(target) as temporary:
         temporary.write_bytes(data)
+
+
+def refuse_force(settings: Any) -> None:
+    """End Snakemake where it is to force jobs: of those it only knows the ones that are not current, and the store."""
+    if settings.forceall or settings.forcerun or settings.forcetargets:
+        sys.exit("error: -f, -F and -R have no effect here: use --config 'again=[NAME, ...]', see docs/config.md")
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM, which Slurm and systemd send, end this process and its stages in order, as Ctrl-C at a terminal does.
+
+    Snakemake's own handler waits for a lock that the interrupted thread may hold, and then for ever.
+    """
+
+    def end(number, frame):
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.terminate()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def say(text: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from stages.plan.resolve import Values
+from stages.plan.resolve import Clip
 from stages.runtime.artifacts import canonical
 from stages.runtime.items import Item
 from stages.runtime.made import read_made
@@ -72,31 +72,45 @@ def _as_list(value: str | list[str]) -> list[str]:
 
 
 def stale_items(
-    lanes: Mapping[str, Sequence[Item]], values: Values, lineages: Lineages, whole: bool
+    clip: Clip, lanes: Mapping[str, Sequence[Item]], lineages: Lineages, whole: bool
 ) -> tuple[dict[str, list[Item]], list[str]]:
     """A clip's items that have to be made, by lane, with their fingerprints; all of them where `whole`.
 
-    Beside them the users' files that are gone, but which no film has to be made of any more. Lanes come in the order of the
-    work; `values` are the clip's options, by the families that do the stages.
+    Beside them, what there is to say of films that are there. Lanes come in the order of the work.
     """
     order = [(lane, item) for lane, items in lanes.items() for item in items]
     known: dict[str, Lineage] = {}
+    on_purpose, after = set(), set()  # outputs of items that are to be made again, and of all that come after them
     for lane, item in order:
         stage = lane.partition(".")[0]
-        known[item.output] = lineages.of(item, stage, values.of_stage(stage)[0], known)
-    needed, stale, gone = set(), [], []
+        known[item.output] = lineages.of(item, stage, clip.values.of_stage(stage)[0], known)
+        if not clip.run.again.isdisjoint(("all", clip.run.name, f"{clip.run.name}.{lane}.{clip.rank:03d}", item.output)):
+            on_purpose.add(item.output)
+        if item.output in on_purpose or not after.isdisjoint(item.files):
+            after.add(item.output)
+    needed, stale, remarks = set(), [], []
     for lane, item in reversed(order):
         lineage = known[item.output]
-        if whole or lane == "concat" or item.output in needed:
-            if not whole and is_current(item, lineage):
-                gone += [path for path in lineage.sources if lane == "concat" and not os.path.exists(path)]
-                continue
-            stale.append((lane, replace(item, fingerprint=lineage.fingerprint)))
-            needed.update(item.files)
+        if not whole and lane != "concat" and item.output not in needed:
+            continue
+        if not whole and item.output not in after and is_current(item, lineage):
+            gone = [path for path in lineage.sources if lane == "concat" and not os.path.exists(path)]
+            remarks += [f"{path} is not there; {item.output}, which was made of it, stays" for path in gone]
+            continue
+        if lane == "concat" and was_changed(Path(item.output)):
+            remarks.append(f"{item.output} was changed after it was made, and is made again")
+        stale.append((lane, replace(item, fingerprint=lineage.fingerprint, again=item.output in on_purpose)))
+        needed.update(item.files)
     found: dict[str, list[Item]] = {}
     for lane, item in reversed(stale):
         found.setdefault(lane, []).append(item)
-    return found, gone
+    return found, remarks
+
+
+def was_changed(output: Path) -> bool:
+    """Whether a result is there, but no longer as it was made."""
+    made = read_made(output)
+    return made is not None and output.exists() and not made.is_there(output)
 
 
 def is_current(item: Item, lineage: Lineage) -> bool:

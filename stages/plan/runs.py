@@ -54,7 +54,13 @@ class Broken:
 
 
 def plan_run(
-    name: str, config: Mapping[str, Any], models: Mapping[str, Model], folder: str, store: str, workers: int, whole: bool
+    name: str,
+    config: Mapping[str, Any],
+    models: Mapping[str, Model],
+    folder: str,
+    store: str,
+    workers: int,
+    whole: bool,
 ) -> RunPlan:
     """A run and what has to be made of it; all of it, whatever is there, where `whole`. Raises UsageError."""
     entry = config["runs"][name]
@@ -74,6 +80,7 @@ def plan_run(
         film=film,
         seed=fixed["seed"] if fixed else secrets.randbelow(2**31),
         resources=config.get("resources", {}),
+        again=frozenset(config.get("again", ())),
     )
     found, warnings = read_clips(entry["clips"], f"run {name}")
     rows = [{key: value for key, value in row.items() if not schema.is_left_out(key, value)} for row in found]
@@ -126,8 +133,8 @@ def add_jobs(planned: RunPlan, recipe, whole: bool) -> None:
     groups: dict[tuple[int, str], list[Item]] = {}
     for clip in planned.clips:
         lanes = recipe.items(clip)
-        stale, gone = stale_items(lanes, clip.values, lineages, whole)
-        planned.warnings += [f"{path} is not there; the film of clip {clip.id} of run {run.name} stays" for path in gone]
+        stale, remarks = stale_items(clip, lanes, lineages, whole)
+        planned.warnings += remarks
         for lane, items in stale.items():
             for item in items:
                 group = (clip.index, f"concat.{item.output}") if lane == "concat" else (clip.rank, lane)

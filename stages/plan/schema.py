@@ -213,6 +213,12 @@ def config_schema() -> dict[str, Any]:
                 "additionalProperties": TEXT,
                 "description": "Trainings: name -> file of options. `snakemake training.NAME` fills RESULTS/training/NAME.",
             },
+            "again": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "What is made again though it is current, and is not taken from the store: names of results "
+                "(with their folders), jobs or runs, or all. On the command line: `--config 'again=[results/RUN/CLIP.mp4]'`.",
+            },
             "resources": {
                 "type": "object",
                 "additionalProperties": False,

@@ -14,14 +14,15 @@ from stages.runtime.errors import UsageError, shown
 from stages.runtime.stages import Stage
 from stages.runtime.text import is_plain, read_jsonl
 
-RESERVED = {"id", "output", "model", "fingerprint"}
+RESERVED = {"id", "output", "model", "fingerprint", "again"}
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """`inputs` maps an input's name to a path, or a list of paths; `options` an option's name to its value.
 
-    A plan gives its items a `fingerprint`, which goes into the record of what the result was made of.
+    A plan gives its items a `fingerprint`, which goes into the record of what the result was made of. An item that is to be
+    made `again` is not taken from the store.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Item:
     options: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
     fingerprint: str = ""
+    again: bool = False
 
     @property
     def files(self) -> list[str]:
@@ -39,7 +41,7 @@ class Item:
     def line(self) -> str:
         """The item as a line of a manifest: flat, with the names of the command line."""
         row = {"id": self.id, **self.inputs, "output": self.output}
-        row |= {name: value for name in ("model", "fingerprint") if (value := getattr(self, name))}
+        row |= {name: value for name in ("model", "fingerprint", "again") if (value := getattr(self, name))}
         return json.dumps({**row, **self.options}, ensure_ascii=False)
 
 
@@ -77,6 +79,7 @@ def item_of_row(row: Mapping[str, Any], stage: Stage, where: str) -> Item:
         options={key: value for key, value in row.items() if key not in names and key not in RESERVED},
         model=os.path.expanduser(model),
         fingerprint=fingerprint,
+        again=row.get("again") is True,
     )
     check_output(item)
     return item

@@ -187,8 +187,12 @@ class Loop:
         }
         inputs = {name: [digest(one) for one in flat({name: opened})] for name, opened in order.inputs.items()}
         order.key = hashlib.sha256(canonical([made_by, changing, inputs])).hexdigest()
-        if entry := self.store.find(order.key):
+        if entry := self._found(order):
             self._publish(order, entry, "reused")
+
+    def _found(self, order: Order) -> Path | None:
+        """The item as the store has it, unless it is to be made again."""
+        return None if order.item.again else self.store.find(order.key)
 
     def _publish(self, order: Order, entry: Path, status: str) -> None:
         output = Path(order.item.output)
@@ -226,7 +230,7 @@ class Loop:
         return tuple(repr(order.options[option.name]) for option in self.plant.options if option.reloads)
 
     def _do(self, worker: Worker, order: Order, phase: str, last: bool) -> None:
-        if entry := self.store.find(order.key):  # an equal item of this shard or another job was faster
+        if entry := self._found(order):  # an equal item of this shard or another job was faster
             return self._publish(order, entry, "reused")
         start = time.monotonic()
         wanted = (phase, self._loading(order))
@@ -250,7 +254,7 @@ class Loop:
                 if path := changed_file(order.states):
                     raise ItemError(f"{path} changed while it was read", "leave the files alone that a run reads")
                 artifacts.add_provenance(work.output, self._provenance(order))
-                self._publish(order, self.store.put(order.key, folder), "made")
+                self._publish(order, self.store.put(order.key, folder, anew=order.item.again), "made")
 
     def _check_room(self, order: Order, device: str) -> None:
         """See that the weights fit before they are loaded: weights that are too many for a GPU may do when offloaded."""

@@ -94,8 +94,8 @@ class Store:
                 if time.time() - left.stat().st_mtime > LEFT_BEHIND:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
 
-    def put(self, key: str, folder: Path) -> Path:
-        """Make `folder` the entry of `key`, and return where the item is now.
+    def put(self, key: str, folder: Path, anew: bool = False) -> Path:
+        """Make `folder` the entry of `key`, in the place of one that is there where `anew`; return where the item is now.
 
         That is the entry, also where another process was faster. It is `folder` itself where something else stands in the
         entry's place and cannot be removed. Raises StoreRemoved.
@@ -104,6 +104,8 @@ class Store:
             write_seal(folder, key)
             sync(folder)
             self.entry(key).parent.mkdir(parents=True, exist_ok=True)
+            if anew:
+                self._discard(self.entry(key))
             # What is in the way may be damaged: then `find` removes it.
             place = self._move(folder, key) or self.find(key) or self._move(folder, key) or folder
         with suppress(OSError):  # the state of another user

@@ -1,4 +1,4 @@
-"""Whatever was done to a run before, its films are those of its config: random histories, against films made from nothing."""
+"""Whatever was done to a run before, its films are those of its config: random histories, against films from nothing."""
 
 import os
 import random
