@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.runtime.errors import ItemError, one_line
-from stages.runtime.files import replacing
+from stages.runtime.files import file_fault, open_plain, read_plain, replacing
 from stages.runtime.kinds import FAILED, ITEM_BYTES, KINDS, validator
 
 if TYPE_CHECKING:
     import torch
 
 HEADER_LIMIT = 100 * 2**20  # bytes; the safetensors library's own limit
+INDEX_LIMIT = 512 * 2**20  # bytes; a million frames are less
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Artifact:
         sha = hashlib.sha256(canonical(content))
         if self.path.suffix == ".safetensors":
             sha.update(canonical(self._header))
-            with open(self.path, "rb") as file:
+            with open_plain(self.path) as file:
                 (length,) = struct.unpack("<Q", file.read(8))
                 file.seek(8 + length)
                 while chunk := file.read(2**20):
@@ -98,7 +99,8 @@ def canonical(value: Any) -> bytes:
 
 
 def file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
+    """SHA-256 of a plain file. Raises OSError, also for what is none."""
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -208,9 +210,14 @@ def read(path: Path, kinds: Iterable[str]) -> Artifact:
     _check_tensors(artifact)
     for suffix, facts in artifact.members.items():
         member = member_path(index_path(artifact.path), suffix)
-        if not member.is_file() or member.stat().st_size != facts["bytes"]:
+        try:
+            whole = member.is_file() and member.stat().st_size == facts["bytes"]
+            digest = file_digest(member) if whole else ""
+        except OSError as error:
+            raise ItemError(f"{member}, a member of {path}, cannot be read ({error.strerror})", "make it readable") from None
+        if not whole:
             raise ItemError(f"{member}, a member of {path}, is missing or not whole", f"remove {path} and run again")
-        if file_digest(member) != facts["sha256"]:
+        if digest != facts["sha256"]:
             raise ItemError(
                 f"{member}, a member of {path}, was changed after it was written", f"remove {path} and run again"
             )
@@ -223,7 +230,7 @@ def read_failure(path: Path) -> Failure | None:
     A failure is told by its first bytes: a plan looks at every file of thousands of clips.
     """
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             if f'"kinemake.kind": "{FAILED}"'.encode() not in file.read(80):
                 return None
         return _open(Path(path))[0].failure
@@ -232,8 +239,8 @@ def read_failure(path: Path) -> Failure | None:
 
 
 def _open(path: Path) -> tuple[Artifact, dict[str, Any]]:
-    if not path.is_file():
-        raise ItemError(f"{path} is missing", "run the stage that makes it first")
+    if fault := file_fault(path):
+        raise ItemError(f"{path} {fault}", "mend the path, or run the stage that makes it first")
     header = None
     try:
         if path.suffix == ".safetensors":
@@ -246,7 +253,7 @@ def _open(path: Path) -> tuple[Artifact, dict[str, Any]]:
                 "provenance": parse_json(metadata["provenance"]),
             }
         else:
-            head = parse_json(index_path(path).read_bytes())
+            head = parse_json(read_plain(index_path(path), INDEX_LIMIT))
         if problem := complaint("head", head):
             raise ValueError(problem)
         if head["kinemake.kind"] == FAILED and (problem := complaint(FAILED, head)):
@@ -283,7 +290,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 
     Raises ValueError for what is no such header.
     """
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > min(HEADER_LIMIT, path.stat().st_size - 8):
             raise ValueError("its header is longer than the file")

@@ -23,12 +23,13 @@ from pathlib import Path
 
 from stages.runtime.artifacts import file_digest, index_path, member_path
 from stages.runtime.errors import ItemError
-from stages.runtime.files import replacing
+from stages.runtime.files import read_plain, remove, replacing
 from stages.runtime.locks import try_lock
 from stages.runtime.log import log
 
 STEM = "artifact"
 SEAL = "seal.json"
+LONGEST_SEAL = 256 * 2**20  # bytes; a million files are less
 LINKED = (".mkv",)  # Snakemake refuses declared outputs that are read-only
 LONGEST_LOCK = 60  # seconds
 LEFT_BEHIND = 14 * 24 * 3600  # seconds; no item takes that long
@@ -91,8 +92,8 @@ class Store:
         """Remove what processes that were killed weeks ago left: items in staging, states of long items."""
         for left in (*self.root.glob("staging/*"), *self.root.glob("partial/*")):
             with suppress(OSError):  # another process may be sweeping too
-                if time.time() - left.stat().st_mtime > LEFT_BEHIND:
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                if time.time() - left.lstat().st_mtime > LEFT_BEHIND:
+                    remove(left)
 
     def put(self, key: str, folder: Path) -> Path:
         """Make `folder` the entry of `key`, and return where the item is now.
@@ -127,7 +128,7 @@ class Store:
         removed = self._unused_name()
         with suppress(OSError):  # of another user: it stays, and is not used
             entry.rename(removed)
-        shutil.rmtree(removed, ignore_errors=True) if removed.is_dir() else removed.unlink(missing_ok=True)
+        remove(removed)
 
     def _unused_name(self) -> Path:
         staging = self.root / "staging"
@@ -146,8 +147,11 @@ def write_seal(folder: Path, key: str) -> None:
 
 def damage(entry: Path, key: str) -> str:
     """What is wrong with an entry: files that are missing, changed, or another item's; empty where it is as it was put."""
+    there = {path.relative_to(entry).as_posix(): path for path in entry.rglob("*") if path.is_symlink() or not path.is_dir()}
+    if strange := [name for name, path in there.items() if path.is_symlink() or not path.is_file()]:
+        return f"{min(strange)} is no plain file"
     try:
-        seal = json.loads((entry / SEAL).read_text())
+        seal = json.loads(read_plain(entry / SEAL, LONGEST_SEAL))
         sealed_key, digests = seal["key"], dict(seal["files"])
     except PermissionError:
         raise
@@ -155,14 +159,15 @@ def damage(entry: Path, key: str) -> str:
         return f"its {SEAL} cannot be read"
     if sealed_key != key:
         return "it is the entry of another item"
-    there = {path.relative_to(entry).as_posix() for path in entry.rglob("*") if path.is_symlink() or not path.is_dir()}
-    if strange := there.symmetric_difference({*digests, SEAL}):
+    if strange := there.keys() ^ {*digests, SEAL}:
         return f"{min(strange)} is {'missing' if min(strange) in digests else 'not part of it'}"
-    for name, digest in digests.items():
-        path = entry / name
-        if path.is_symlink() or not path.is_file() or file_digest(path) != digest:
-            return f"{name} has changed"
-    return ""
+    try:
+        changed = next((name for name, digest in digests.items() if file_digest(entry / name) != digest), "")
+    except PermissionError:
+        raise
+    except OSError as error:
+        return f"{error.filename or 'a file of it'} cannot be read"
+    return f"{changed} has changed" if changed else ""
 
 
 def publish(entry: Path, output: Path) -> None:

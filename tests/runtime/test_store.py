@@ -1,10 +1,12 @@
 """The store publishes whole items, is changed by nothing that becomes of them, and gives out only what was put."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
 import random
 import shutil
+import socket
 import time
 
 import pytest
@@ -132,6 +134,30 @@ def nest_the_seal(chance, entry, other):
     (entry / "seal.json").write_text("[" * 100_000)
 
 
+def one_of(chance, entry):
+    path = chance.choice([path for path in entry.rglob("*") if path.is_file()])
+    path.unlink()
+    return path
+
+
+def put_a_fifo(chance, entry, other):
+    os.mkfifo(one_of(chance, entry))
+
+
+def put_a_device(chance, entry, other):
+    one_of(chance, entry).symlink_to("/dev/zero")
+
+
+def put_a_socket(chance, entry, other):
+    with socket.socket(socket.AF_UNIX) as end, contextlib.chdir(entry):  # the path of one is 107 characters at most
+        end.bind(one_of(chance, entry).relative_to(entry).as_posix())
+
+
+def put_a_seal_without_end(chance, entry, other):
+    (entry / "seal.json").chmod(0o644)
+    os.truncate(entry / "seal.json", 2**40)
+
+
 DAMAGES = [
     flip_a_bit,
     cut_a_file,
@@ -142,6 +168,10 @@ DAMAGES = [
     link_a_file,
     put_a_file_in_its_place,
     nest_the_seal,
+    put_a_fifo,
+    put_a_device,
+    put_a_socket,
+    put_a_seal_without_end,
 ]
 
 
@@ -169,6 +199,13 @@ def test_a_damaged_entry_that_cannot_be_removed_is_not_published(store, tmp_path
         (folder / "artifact.json").write_text("good")
         publish(store.put("abcd", folder), tmp_path / "clip.json")
     assert (tmp_path / "clip.json").read_text() == "good"
+
+
+@pytest.mark.parametrize("name", ["clip.json", "clip.mkv"])
+def test_a_fifo_in_the_place_of_an_output_is_replaced(store, tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    publish(store.find("abcd"), tmp_path / "clip.json")
+    assert (tmp_path / name).read_text() == "one"
 
 
 def test_a_failed_item_leaves_no_entry(store):
