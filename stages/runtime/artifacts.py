@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.runtime.errors import ItemError, one_line
 from stages.runtime.files import file_fault, open_plain, read_plain, replacing
-from stages.runtime.kinds import FAILED, ITEM_BYTES, KINDS, validator
+from stages.runtime.kinds import FAILED, ITEM_BYTES, KINDS, disagreement, validator
 
 if TYPE_CHECKING:
     import torch
@@ -42,13 +42,24 @@ class Failure:
         return f"{self.stage} of {self.item}: {self.reason}" + (f": {self.remedy}" if self.remedy else "")
 
 
+class Contents(dict):
+    """What an artifact holds, by name. To ask for what it lacks is an ItemError: it is the file that is at fault."""
+
+    def __init__(self, path: Path, called: str, contents: Mapping[str, Any]):
+        super().__init__(contents)
+        self._path, self._called = path, called
+
+    def __missing__(self, name: str) -> None:
+        raise ItemError(f"{self._path} lacks {self._called}{name}", "make it again")
+
+
 class Artifact:
     """A checked artifact: header read, fields present, members in place. Tensors are loaded only on demand."""
 
     def __init__(self, path: Path, head: Mapping[str, Any], header: Mapping[str, Any] | None = None):
         self.path = Path(path)
         self.kind: str = head["kinemake.kind"]
-        self.fields: dict[str, Any] = head.get("fields", {})
+        self.fields: dict[str, Any] = Contents(self.path, "", head.get("fields", {}))
         self.members: dict[str, dict[str, Any]] = head.get("members", {})
         self.provenance: list[dict[str, Any]] = head.get("provenance", [])
         self._header = header
@@ -64,14 +75,24 @@ class Artifact:
         return member_path(self.path, suffix)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors, on the CPU."""
+        """All tensors, on the CPU. Raises ItemError for a torn file, and for numbers that are NaN or infinite."""
+        import torch
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
-            return load_file(self.path)
+            tensors = load_file(self.path)
         except (SafetensorError, OSError, ValueError) as error:
             raise ItemError(f"{self.path} is not a whole Kinemake file ({one_line(error)})", "make it again") from None
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise ItemError(f"{name} in {self.path} has NaN or infinite numbers", "make it again")
+        return Contents(self.path, "the tensor ", tensors)
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Sizes of the tensors by name; none where pixels or text are held."""
+        return {name: spec["shape"] for name, spec in (self._header or {}).items()}
 
     @cached_property
     def digest(self) -> str:
@@ -333,7 +354,7 @@ def complaint(name: str, value: Any) -> str:
 
 
 def _check_tensors(artifact: Artifact) -> None:
-    """Hold the tensors in the header to the kind's table; sizes named by the same letter must agree."""
+    """Hold the tensors in the header to the kind's table, and to the fields; sizes of one letter must agree."""
     bound: dict[str, int] = {}
     for spec in KINDS[artifact.kind].tensors:
         found = artifact._header.get(spec.name)
@@ -344,7 +365,7 @@ def _check_tensors(artifact: Artifact) -> None:
         if found["dtype"] not in spec.dtypes:
             raise ItemError(f"{spec.name} in {artifact.path} is {found['dtype']}", f"{' or '.join(spec.dtypes)} is needed")
         agrees = len(found["shape"]) == len(spec.shape) and all(
-            size == (bound.setdefault(want, size) if isinstance(want, str) and want else want or size)
+            size > 0 and size == (bound.setdefault(want, size) if isinstance(want, str) and want else want or size)
             for size, want in zip(found["shape"], spec.shape)
         )
         if not agrees:
@@ -352,3 +373,5 @@ def _check_tensors(artifact: Artifact) -> None:
                 f"{spec.name} in {artifact.path} has shape {found['shape']}",
                 f"({', '.join(str(s) or 'any' for s in spec.shape)}) is needed, with {bound or 'any sizes'}",
             )
+    if problem := disagreement(artifact.fields, bound):
+        raise ItemError(f"{artifact.path} is not a whole Kinemake file ({problem})", "make it again")
