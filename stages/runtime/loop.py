@@ -20,7 +20,7 @@ from tqdm import tqdm
 from stages.runtime import artifacts, memory
 from stages.runtime.artifacts import KINDS, Artifact, Failure, canonical
 from stages.runtime.device import take_device
-from stages.runtime.errors import ItemError, JobError, KinemakeError, job_fault, one_line
+from stages.runtime.errors import ItemError, JobError, KinemakeError, UsageError, job_fault, one_line
 from stages.runtime.files import file_fault
 from stages.runtime.items import Item
 from stages.runtime.log import log
@@ -108,10 +108,12 @@ class Loop:
         self.plant, self.store, self.running = plant, store, running
         self.report = Report()
         self._loaded: tuple | None = None
+        self._by_hand = False  # one item, of a command line
 
     def run(self, items: Sequence[Item]) -> Report:
         """Do the items. Raises JobError for a fault that is not an item's; what was finished by then is published."""
         orders = [Order(item, dict(item.options)) for item in items]
+        self._by_hand = len(items) == 1 and not self.running.mark_failed
         for order in orders:
             self._attempt(order, self._open)
         if waiting := [order for order in orders if order.status == "waiting"]:
@@ -269,7 +271,9 @@ class Loop:
         except PassedOn as passed:
             self.report.passed_on += 1
             return self._fail(order, passed.failure)
-        except ItemError as error:
+        except (ItemError, UsageError) as error:  # a wrong option is the fault of the item that has it
+            if isinstance(error, UsageError) and self._by_hand:
+                raise
             undisturbed = not isinstance(error, StoreRemoved) and not changed_file(order.states)
             if order.again or undisturbed:
                 return self._fail(order, self._failure(order, error.reason, error.remedy))

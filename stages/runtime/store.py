@@ -24,16 +24,16 @@ from pathlib import Path
 from stages.runtime.artifacts import file_digest, index_path, member_path
 from stages.runtime.errors import ItemError
 from stages.runtime.files import read_plain, remove, replacing
-from stages.runtime.locks import try_lock
+from stages.runtime.locks import holder, try_lock
 from stages.runtime.log import log
 
 STEM = "artifact"
 SEAL = "seal.json"
 LONGEST_SEAL = 256 * 2**20  # bytes; a million files are less
 LINKED = (".mkv",)  # Snakemake refuses declared outputs that are read-only
-LONGEST_LOCK = 60  # seconds
+FIRST_WORD, LONGEST_LOCK = 2.0, 20.0  # seconds of waiting, to the word that says so and in all
 LEFT_BEHIND = 14 * 24 * 3600  # seconds; no item takes that long
-IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
+IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM}  # also what another user has there
 CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}
 
 
@@ -98,23 +98,26 @@ class Store:
     def put(self, key: str, folder: Path) -> Path:
         """Make `folder` the entry of `key`, and return where the item is now.
 
-        That is the entry, also where another process was faster. It is `folder` itself where something else stands in the
-        entry's place and cannot be removed. Raises StoreRemoved.
+        That is the entry, also where another process was faster. It is `folder` itself, and the log says so, where something
+        else stands in the entry's place and cannot be removed. Raises StoreRemoved.
         """
         with in_store(folder):
             write_seal(folder, key)
             sync(folder)
-            self.entry(key).parent.mkdir(parents=True, exist_ok=True)
             # What is in the way may be damaged: then `find` removes it.
             place = self._move(folder, key) or self.find(key) or self._move(folder, key) or folder
+        if place == folder:
+            reason = f"{self.entry(key)} cannot be written"
+            log("warning", reason=reason, remedy="the item is done, but not kept: mend the permissions of the store")
         with suppress(OSError):  # the state of another user
             self.partial(key).unlink(missing_ok=True)
         return place
 
     def _move(self, folder: Path, key: str) -> Path | None:
-        """Move a folder to the place of an entry; None where something is there."""
+        """Move a folder to the place of an entry; None where something is there, or another user allows no entry there."""
         entry = self.entry(key)
         try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(entry)
         except OSError as error:
             if error.errno not in IN_THE_WAY:
@@ -204,13 +207,17 @@ def in_store(folder: Path) -> Iterator[None]:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from publishing into a folder, for as long as any of them needs for it.
 
-    Where its file system has no locks, or somebody never gives it back, nobody is kept out.
+    Where its file system has no locks, or somebody keeps it, nobody is kept out. The log says who is waited for.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with suppress(OSError):
-            patience = time.monotonic() + LONGEST_LOCK
-            while not try_lock(descriptor) and time.monotonic() < patience:
+            start, next_word = time.monotonic(), FIRST_WORD
+            while not try_lock(descriptor) and (waited := time.monotonic() - start) < LONGEST_LOCK:
+                if waited > next_word:
+                    reason = f"{folder}, into which results are to be put, is locked by {holder(descriptor)}"
+                    log("warning", reason=reason, remedy=f"it is waited for, {LONGEST_LOCK:g} s in all")
+                    next_word = LONGEST_LOCK
                 time.sleep(0.02)
         yield
     finally:

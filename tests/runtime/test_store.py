@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import multiprocessing
 import os
 import random
@@ -206,6 +207,16 @@ def test_a_fifo_in_the_place_of_an_output_is_replaced(store, tmp_path, name):
     os.mkfifo(tmp_path / name)
     publish(store.find("abcd"), tmp_path / "clip.json")
     assert (tmp_path / name).read_text() == "one"
+
+
+def test_a_lock_that_is_not_given_back_is_named_and_not_waited_for_without_end(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stores, "FIRST_WORD", 0.05)
+    monkeypatch.setattr(stores, "LONGEST_LOCK", 0.3)
+    with stores.locked(tmp_path):
+        publish(store.find("abcd"), tmp_path / "clip.json")
+    (said,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert f"{tmp_path}, into which results are to be put, is locked by process {os.getpid()}" in said["reason"]
+    assert (tmp_path / "clip.json").read_text() == "one"
 
 
 def test_a_failed_item_leaves_no_entry(store):
