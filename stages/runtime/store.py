@@ -26,6 +26,7 @@ from stages.runtime.errors import ItemError
 from stages.runtime.files import read_plain, remove, replacing
 from stages.runtime.locks import holder, try_lock
 from stages.runtime.log import log
+from stages.runtime.places import folder_fault
 
 STEM = "artifact"
 SEAL = "seal.json"
@@ -174,7 +175,9 @@ def damage(entry: Path, key: str) -> str:
 
 
 def publish(entry: Path, output: Path) -> None:
-    """Put an entry's files to their places: members first, the declared one last. Raises StoreRemoved.
+    """Put an entry's files to their places: members first, the declared one last.
+
+    Raises ItemError where something stands in a place that no file can take, StoreRemoved.
 
     Whatever becomes of the published files, the entry stays as it is. They keep the time at which the item was finished, so
     times stay in the order of the work. Of several processes that publish at one output the last one's files stand.
@@ -185,11 +188,20 @@ def publish(entry: Path, output: Path) -> None:
     files.sort(key=lambda path: (path.name == declared, path.name == index))
     if not files:
         raise StoreRemoved(entry)
+    targets = {path: member_path(output, path.relative_to(entry).as_posix().removeprefix(STEM)) for path in files}
+    if fault := next(filter(None, map(_in_the_way, targets.values())), ""):
+        raise ItemError(fault, "remove it, or choose another output")
     output.parent.mkdir(parents=True, exist_ok=True)
     with in_store(entry), locked(output.parent):
-        for path in files:
-            target = member_path(output, path.relative_to(entry).as_posix().removeprefix(STEM))
+        for path, target in targets.items():
             place(path, target, linked=path.suffix in LINKED)
+
+
+def _in_the_way(target: Path) -> str:
+    """What stands where a file, or a folder above it, is to be; empty where nothing does."""
+    if target.is_dir() and not target.is_symlink():
+        return f"{target} is a folder"
+    return folder_fault(target.parent) or ""
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from stages.runtime import store as stores
+from stages.runtime.errors import ItemError
 from stages.runtime.store import Store, StoreRemoved, publish
 
 
@@ -207,6 +208,18 @@ def test_a_fifo_in_the_place_of_an_output_is_replaced(store, tmp_path, name):
     os.mkfifo(tmp_path / name)
     publish(store.find("abcd"), tmp_path / "clip.json")
     assert (tmp_path / name).read_text() == "one"
+
+
+@pytest.mark.parametrize("kind", ["a folder for a file", "a file for a folder"])
+def test_what_no_file_can_take_the_place_of_fails_its_item_alone(store, tmp_path, kind):
+    if kind == "a folder for a file":
+        (tmp_path / "clip.mkv").mkdir()
+    else:
+        (tmp_path / "clip").write_text("mine")
+    with pytest.raises(ItemError, match="clip.mkv is a folder: remove it|clip is a file, not a folder: remove it"):
+        publish(store.find("abcd"), tmp_path / "clip.json")
+    assert not (tmp_path / "clip.json").exists() and not (tmp_path / "clip.last.png").exists()
+    publish(store.find("abcd"), tmp_path / "other.json")
 
 
 def test_a_lock_that_is_not_given_back_is_named_and_not_waited_for_without_end(store, tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ import numpy as np
 from stages.media.shapes.world import Scene, render, sample
 from stages.media.write import VideoWriter
 from stages.runtime.errors import UsageError
-from stages.runtime.files import replacing
+from stages.runtime.files import open_plain, replacing
 
 SCENES = "scenes.jsonl"
 CRF = 8
@@ -69,9 +69,9 @@ def read(path: Path) -> dict[str, Source]:
     names = [field.name for field in fields(Scene)]
     sources = {}
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            sources[row["stem"]] = Source(Scene(**{name: row[name] for name in names}), row["frames"], row["size"])
+        with open_plain(path) as lines:
+            for row in map(json.loads, lines):
+                sources[row["stem"]] = Source(Scene(**{name: row[name] for name in names}), row["frames"], row["size"])
     except FileNotFoundError:
         raise UsageError(f"the scenes {path} are not there", "give the scenes.jsonl of a data set of shapes world") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
