@@ -7,7 +7,6 @@ publish each whole. One item's fault marks that item and no other; a fault that 
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,8 @@ from tqdm import tqdm
 from stages.runtime import artifacts, memory
 from stages.runtime.artifacts import KINDS, Artifact, Failure, canonical
 from stages.runtime.device import take_device
-from stages.runtime.errors import ItemError, JobError, KinemakeError, job_fault, one_line
+from stages.runtime.errors import ItemError, JobError, KinemakeError, UsageError, job_fault, one_line
+from stages.runtime.files import file_fault
 from stages.runtime.items import Item
 from stages.runtime.log import log
 from stages.runtime.model import Model, cached_file_digest
@@ -108,10 +108,12 @@ class Loop:
         self.plant, self.store, self.running = plant, store, running
         self.report = Report()
         self._loaded: tuple | None = None
+        self._by_hand = False  # one item, of a command line
 
     def run(self, items: Sequence[Item]) -> Report:
         """Do the items. Raises JobError for a fault that is not an item's; what was finished by then is published."""
         orders = [Order(item, dict(item.options)) for item in items]
+        self._by_hand = len(items) == 1 and not self.running.mark_failed
         for order in orders:
             self._attempt(order, self._open)
         if waiting := [order for order in orders if order.status == "waiting"]:
@@ -269,7 +271,9 @@ class Loop:
         except PassedOn as passed:
             self.report.passed_on += 1
             return self._fail(order, passed.failure)
-        except ItemError as error:
+        except (ItemError, UsageError) as error:  # a wrong option is the fault of the item that has it
+            if isinstance(error, UsageError) and self._by_hand:
+                raise
             undisturbed = not isinstance(error, StoreRemoved) and not changed_file(order.states)
             if order.again or undisturbed:
                 return self._fail(order, self._failure(order, error.reason, error.remedy))
@@ -341,8 +345,6 @@ def open_input(value: str | list[str], kinds: tuple[str, ...]) -> Artifact | Pat
     typed = [kind for kind in kinds if kind != "file"]
     if "file" in kinds and not (typed and path.suffix in {KINDS[kind].suffix for kind in typed}):
         check_is_file(path)
-        if not os.access(path, os.R_OK):
-            raise ItemError(f"{path} may not be read by this user", "change its permissions")
         return path
     return artifacts.read(path, typed)
 
@@ -357,16 +359,21 @@ def file_option(path: str) -> str:
     if not path:
         return ""
     check_is_file(Path(path))
-    return cached_file_digest(Path(path))
+    return digest(Path(path))
 
 
 def check_is_file(path: Path) -> None:
-    if not path.is_file():
-        raise ItemError(f"{path} {'is no file' if path.exists() else 'does not exist'}", "mend the path")
+    if fault := file_fault(path):
+        raise ItemError(f"{path} {fault}", "mend the path, or its permissions")
 
 
 def digest(opened: Artifact | Path) -> str:
-    return opened.digest if isinstance(opened, Artifact) else cached_file_digest(opened)
+    """The content of an input, or of an option's file. Raises ItemError where it can no longer be read."""
+    try:
+        return opened.digest if isinstance(opened, Artifact) else cached_file_digest(opened)
+    except OSError as error:
+        path = opened.path if isinstance(opened, Artifact) else opened
+        raise ItemError(f"{path} cannot be read ({error.strerror})", "check the disk that it is on") from None
 
 
 def ran_out_of_memory(error: Exception) -> bool:

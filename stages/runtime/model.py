@@ -14,13 +14,14 @@ from typing import Any
 from stages.runtime.artifacts import canonical, file_digest
 from stages.runtime.components import read_object
 from stages.runtime.errors import JobError, UsageError, in_quotes, is_scalar, shown
-from stages.runtime.files import replacing
+from stages.runtime.files import read_plain, replacing
 from stages.runtime.options import DTYPES, Family
 from stages.runtime.size import size_text
 from stages.runtime.text import read_yaml
 
 DEFAULT_CONFIG = Path("config.yaml")
 SETTINGS = "kinemake.json"  # in a model's folder: what a config would declare of it
+LONGEST_NOTE = 2**16  # bytes: a path and some numbers
 HUB_ID = r"^[A-Za-z0-9][\w.-]*/[\w.-]+$"
 
 
@@ -106,10 +107,10 @@ def cached_file_digest(path: Path) -> str:
     identity = [str(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     note = cache_folder() / "digests" / hashlib.sha256(str(path).encode()).hexdigest()
     try:
-        *known, digest = json.loads(note.read_text())
+        *known, digest = json.loads(read_plain(note, LONGEST_NOTE))
         if known == identity:
             return digest
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         pass
     digest = file_digest(path)
     try:

@@ -96,7 +96,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path):
 
 def test_a_failed_item_by_hand_is_exit_code_1_and_leaves_nothing(tmp_path):
     said = stage("extract_frames", tmp_path / "none.mp4", "--output", tmp_path / "x.json", fails=1)
-    assert said.splitlines()[-1] == f"error: {tmp_path / 'none.mp4'} does not exist: mend the path"
+    assert said.splitlines()[-1] == f"error: {tmp_path / 'none.mp4'} does not exist: mend the path, or its permissions"
     assert list(tmp_path.iterdir()) == []
 
 
