@@ -77,6 +77,46 @@ def test_a_run_needs_room_on_the_disk(doctor, planned, monkeypatch):
     assert doctor(fails=1).splitlines()[-1] == "error: not ready: room on the disk"
 
 
+def test_runs_that_cannot_be_made_are_told_each(doctor, planned, tmp_path):
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config["runs"] |= {name: {**config["runs"]["a"], "clips": f"{name}.csv"} for name in ("b", "c")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    said = doctor(fails=1)
+    for name in "bc":
+        assert f"run {name}" in said and f"cannot be made: the file of clips {name}.csv does not exist" in said
+    assert said.splitlines()[-1] == "error: not ready: b, c"
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("text_encoder/generation_config.json", "generation_config.json is a link to nowhere, which does not exist"),
+        ("tokenizer/special_tokens_map.json", "special_tokens_map.json is a link to nowhere, which does not exist"),
+        ("model_index.json", "model_index.json is a link to nowhere, which does not exist"),
+        ("vae/config.json", "vae/config.json is a link to nowhere"),
+        ("transformer/diffusion_pytorch_model.safetensors.index.json", "is a link to nowhere, which does not exist"),
+        ("scheduler", "scheduler is a link to nowhere, which does not exist"),
+        ("kinemake.json", "kinemake.json is a link to nowhere, which does not exist"),
+    ],
+)
+def test_a_link_to_nothing_does_not_count_as_absent(name, sentence, doctor, tiny_wan, tmp_path):
+    copy = Path(shutil.copytree(tiny_wan["5b"], tmp_path / "copy"))
+    if (copy / name).is_dir():
+        shutil.rmtree(copy / name)
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).symlink_to("nowhere")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"models": {"mine": {"family": "wan", "path": str(copy)}}}))
+    assert sentence in doctor("mine", fails=1)
+
+
+def test_a_config_that_is_a_link_to_nothing_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").symlink_to("nowhere.yaml")
+    result = CliRunner().invoke(main, [])
+    assert result.exit_code == 2
+    assert result.output == "error: config.yaml is a link to nowhere.yaml, which does not exist: mend the path\n"
+
+
 def test_memory_is_that_of_the_weights_that_are_loaded_together(doctor, tiny_wan):
     def count(kind, part):
         model = kind.from_pretrained(tiny_wan["14b"], subfolder=part)

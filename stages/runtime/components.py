@@ -17,6 +17,7 @@ from typing import Any
 
 from stages.runtime.artifacts import read_header, whole_size
 from stages.runtime.errors import JobError, one_line, shown
+from stages.runtime.places import dangling
 
 LARGEST = 2**28  # bytes of a JSON file; the tokenizers of large models have a tenth of that
 DEEPEST = 32  # levels of a JSON file
@@ -95,6 +96,8 @@ def read_object(path: Path) -> dict[str, Any]:
             raise Broken(f"{path} is a pointer of Git LFS and not the file", "run git lfs pull, or fetch the model")
         value = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except FileNotFoundError:
+        if fault := dangling(path):
+            raise Broken(f"{path} {fault}") from None
         raise
     except (OSError, ValueError) as error:
         raise Broken(f"{path} is not readable as JSON ({one_line(error)})") from None

@@ -12,13 +12,17 @@ from stages.runtime.errors import job_fault
 PROBE = 2**16  # bytes: more than a nearly full file system hands out of what it has reserved
 
 
+def dangling(place: Path | str) -> str:
+    """What a link is that leads nowhere, in words that follow its name; empty for all else."""
+    is_dangling = os.path.islink(place) and not os.path.exists(place)
+    return f"is a link to {os.readlink(place)}, which does not exist" if is_dangling else ""
+
+
 def folder_fault(place: Path | str) -> str | None:
     """What stands where a folder is or would be made, if it is none; None where there is nothing."""
     if os.path.isdir(place) or not os.path.lexists(place):
         return None
-    if os.path.islink(place) and not os.path.exists(place):
-        return f"{place} is a link to {os.readlink(place)}, which does not exist"
-    return f"{place} is a file, not a folder"
+    return f"{place} {dangling(place) or 'is a file, not a folder'}"
 
 
 def writing_fault(folder: Path) -> str | None:
