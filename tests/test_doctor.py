@@ -1,5 +1,6 @@
 """What `doctor` says of this machine and of the models that a config declares."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -164,6 +165,12 @@ def test_a_run_needs_whole_weights(doctor, tiny_wan, tmp_path):
         ),
         ("kinemake.json", '{"options": {"stepps": 1}}', "kinemake.json sets 'stepps', which is no option of family wan"),
         ("text_encoder/config.json", "[]", "text_encoder/config.json holds a list and not a table"),
+        ("text_encoder/generation_config.json", "", "text_encoder/generation_config.json is not readable as JSON"),
+        (
+            "vae/config.json",
+            '{"_class_name": "AutoencoderKLWan", "z_dim": 48, "latents_mean": [0.0]}',
+            "vae/config.json says that latents_mean is [0.0], and z_dim that they are 48 numbers",
+        ),
     ],
 )
 def test_a_model_that_is_asked_for_is_asked_what_its_loaders_ask(name, content, sentence, doctor, tiny_wan, tmp_path):
@@ -171,6 +178,49 @@ def test_a_model_that_is_asked_for_is_asked_what_its_loaders_ask(name, content, 
     (copy / name).write_text(content)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"models": {"mine": {"family": "wan", "path": str(copy)}}}))
     assert sentence in doctor("mine", fails=1)
+
+
+CAPTIONER = {
+    "no template": (lambda folder: (folder / "chat_template.jinja").unlink(), "has no chat template: fetch"),
+    "a blank template": (lambda folder: (folder / "chat_template.jinja").write_text(" \n"), "has no chat template: fetch"),
+    "a template that is no text": (
+        lambda folder: (folder / "chat_template.jinja").write_bytes(b"\xff"),
+        "chat_template.jinja is not readable as text",
+    ),
+    "no tokens": (
+        lambda folder: (folder / "tokenizer_config.json").write_text("{}"),
+        "tokenizer_config.json does not name its start_image_token: use the repository whose name ends in -HF",
+    ),
+    "no processor of pictures": (
+        lambda folder: (folder / "preprocessor_config.json").unlink(),
+        "lacks preprocessor_config.json",
+    ),
+    "a torn config": (
+        lambda folder: (folder / "video_preprocessor_config.json").write_text(""),
+        "video_preprocessor_config.json is not readable as JSON",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", CAPTIONER)
+def test_a_captioner_is_asked_what_its_loader_asks(damage, doctor, tiny_vlm, tmp_path):
+    change, sentence = CAPTIONER[damage]
+    copy = Path(shutil.copytree(tiny_vlm, tmp_path / "copy"))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"models": {"eye": {"family": "vlm", "path": str(copy)}}}))
+    assert "whole, " in doctor("eye")
+    change(copy)
+    assert sentence in doctor("eye", fails=1)
+
+
+def test_a_chat_template_may_stand_in_the_tokenizer_s_config(doctor, tiny_vlm, tmp_path):
+    copy = Path(shutil.copytree(tiny_vlm, tmp_path / "copy"))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"models": {"eye": {"family": "vlm", "path": str(copy)}}}))
+    template, path = (copy / "chat_template.jinja").read_text(), copy / "tokenizer_config.json"
+    (copy / "chat_template.jinja").unlink()
+    config = json.loads(path.read_text())
+    for told in (template, [{"name": "default", "template": template}]):
+        path.write_text(json.dumps({**config, "chat_template": told}))
+        assert "whole, " in doctor("eye")
 
 
 def test_a_model_that_is_not_declared_is_one_sentence(doctor):

@@ -9,7 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.runtime.components import Broken, Component, check_component, check_index, header, network_files
+from stages.runtime.components import (
+    Broken,
+    Component,
+    check_component,
+    check_index,
+    header,
+    network_files,
+    refuse_code_of,
+)
 from stages.runtime.errors import JobError, one_line
 from stages.runtime.log import log
 from stages.runtime.model import SETTINGS, Model, cached_file_digest, completed, settings_in
@@ -54,8 +62,11 @@ def checked(model: Model, family: Family, wanted: list[str]) -> list[Path]:
         missing = [f"{place}/" for place in places if not (folder / place).is_dir()]
     if missing:
         raise JobError(f"the weights of model {model.name} in {folder} lack {missing[0]}", remedy(model))
-    for part in parts(model, family, wanted, others=True):
+    found = parts(model, family, wanted, others=True)
+    for part in found:
         check_component(folder, part)
+    for place in dict.fromkeys(folder / part.folder for part in found if part.may_name_code):
+        refuse_code_of(place)
     return files
 
 
