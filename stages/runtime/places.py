@@ -25,6 +25,22 @@ def folder_fault(place: Path | str) -> str | None:
     return f"{place} {dangling(place) or 'is a file, not a folder'}"
 
 
+def output_fault(output: Path) -> str | None:
+    """Why no file may be made at a place, whose folders are made where they are missing; None where one may, untried."""
+    try:
+        os.lstat(output)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # a name that is too long
+        return error.strerror
+    for folder in output.absolute().parents:
+        if fault := folder_fault(folder):
+            return fault
+        if os.path.isdir(folder):
+            return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} may not be written by this user"
+    return None
+
+
 def writing_fault(folder: Path) -> str | None:
     """Why no file can be written in a folder, which is made where it is missing; None where one can."""
     for place in (folder, *folder.parents):
