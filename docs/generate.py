@@ -24,6 +24,8 @@ LISTS = """## How lists and names are read
 - A name template has plain fields, `{clip}`, and for numbers a width, `{link:02d}`.
 - A list that cannot be read, a clip with a wrong option, or a model's folder with a wrong `kinemake.json` stops its own run;
   the other runs go on, and Snakemake ends with an error. A config that breaks the rules of this page stops all runs.
+- Snakemake reads a file of `--configfile` before Kinemake does: one that is not YAML, not UTF-8, or contains itself ends in
+  an error of Snakemake's own. `doctor --config FILE` says in a sentence what is wrong with it.
 """
 
 

@@ -110,6 +110,20 @@ def test_a_link_to_nothing_does_not_count_as_absent(name, sentence, doctor, tiny
     assert sentence in doctor("mine", fails=1)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b"models: &all {a: *all}\n", "has a list or table that contains itself: remove the anchor"),
+        (b"models: {caf\xe9: 1}\n", "is not UTF-8 text (byte 13): save it as UTF-8"),
+    ],
+)
+def test_a_config_on_which_snakemake_itself_stumbles_is_one_sentence(text, sentence, tmp_path):
+    config = tmp_path / "other.yaml"
+    config.write_bytes(text)
+    result = CliRunner().invoke(main, ["--config", str(config)])
+    assert (result.exit_code, result.output) == (2, f"error: {config} {sentence}\n")
+
+
 def test_a_config_that_is_a_link_to_nothing_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").symlink_to("nowhere.yaml")
