@@ -39,7 +39,8 @@ __all__ = ["Plan", "UsageError", "check_files", "find_stages", "load"]
 
 
 class Plan:
-    """All runs of a config. `jobs` are the shards of the model stages; `films` has a job per clip, by the film's path.
+    """All runs of a config. `jobs` are the shards of the model stages; `films` has a job per clip, by the film's path, and
+    `folders` one of them for each run, by its folder: all ask for the same room and time.
 
     `weights` are the models' files, `trainings` are made only when they are asked for by name. `broken` runs and trainings
     fail, with their reasons, where they are asked for.
@@ -59,7 +60,7 @@ class Plan:
         self.weights = plan_weights(run.run for run in runs)
         self.jobs = [job for run in runs for job in run.jobs]
         self.films = {film: job for run in runs for film, job in run.films.items()}
-        self.folders = [run.run.folder for run in runs]
+        self.folders = {run.run.folder: next(iter(run.films.values())) for run in runs}
         self.targets = {run.run.name: list(run.films) for run in runs}
         self.everything = [*self.films, *(run.output for run in broken_runs)]
         self.warnings = [warning for run in runs for warning in run.warnings]
@@ -158,7 +159,7 @@ class Plan:
         if lock.is_held(self.results):
             return
         with writing(self.results):
-            failed = [output for job in self.jobs for output in job.outputs if read_failure(Path(output))]
+            failed = [output for job in self.jobs for output in job.outputs if read_failure(output)]
             for output in failed:
                 os.unlink(output)
         if failed:
