@@ -136,7 +136,7 @@ for training in PLAN.trainings:
             "{params.command} 2> {log:q}"
 
 
-for folder in PLAN.folders:
+for folder, film in PLAN.folders.items():
 
     rule:
         name:
@@ -156,8 +156,8 @@ for folder in PLAN.folders:
         container:
             f"{IMAGES}/concat.sif"
         resources:
-            mem_mb=lambda wildcards, attempt, folder=folder: PLAN.film(folder, wildcards.film).mem_mb(attempt),
-            runtime=lambda wildcards, attempt, folder=folder: PLAN.film(folder, wildcards.film).runtime(attempt),
+            mem_mb=film.mem_mb(1),  # numbers: Snakemake looks at each function of each of thousands of films several times
+            runtime=film.runtime(1),
         params:
             fingerprint=lambda wildcards, folder=folder: PLAN.film(folder, wildcards.film).fingerprint,
             command=lambda wildcards, threads, folder=folder: PLAN.film(folder, wildcards.film).command(threads),

@@ -245,7 +245,7 @@ def read(path: Path, kinds: Iterable[str]) -> Artifact:
     return artifact
 
 
-def read_failure(path: Path) -> Failure | None:
+def read_failure(path: Path | str) -> Failure | None:
     """The failure that stands at `path`; None where there is no file, or a good or unreadable one.
 
     A failure is told by its first bytes: a plan looks at every file of thousands of clips.

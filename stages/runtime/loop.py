@@ -20,12 +20,13 @@ from tqdm import tqdm
 from stages.runtime import artifacts, memory
 from stages.runtime.artifacts import KINDS, Artifact, Failure, canonical
 from stages.runtime.device import take_device
-from stages.runtime.errors import ItemError, JobError, KinemakeError, UsageError, job_fault, one_line
+from stages.runtime.errors import PLACES, ItemError, JobError, KinemakeError, UsageError, job_fault, one_line
 from stages.runtime.files import file_fault
 from stages.runtime.items import Item
 from stages.runtime.log import log
 from stages.runtime.model import Model, cached_file_digest
 from stages.runtime.options import GPUS, Option, Resident
+from stages.runtime.places import output_fault
 from stages.runtime.provenance import record
 from stages.runtime.stages import Stage
 from stages.runtime.store import STEM, Store, StoreRemoved, publish
@@ -73,6 +74,7 @@ class Report:
     loads: int = 0
     passed_on: int = 0  # failures of earlier stages, among the failures
     failures: list[Failure] = field(default_factory=list)
+    unmarked: list[Failure] = field(default_factory=list)  # those whose place takes no mark either
 
 
 @dataclass
@@ -135,6 +137,8 @@ class Loop:
 
     def _open(self, order: Order) -> None:
         """Read and check the inputs, find the key of the result, and take the result from the store if it is there."""
+        if fault := output_fault(Path(order.item.output)):
+            raise not_writable(order, fault)
         options = [order.options[option.name] for option in self.plant.options if option.is_file]
         order.states = file_states(Path(path) for path in (*order.item.files, *options) if path)
         order.inputs = {
@@ -172,7 +176,12 @@ class Loop:
             self._publish(order, entry, "reused")
 
     def _publish(self, order: Order, entry: Path, status: str) -> None:
-        publish(entry, Path(order.item.output))
+        try:
+            publish(entry, Path(order.item.output))
+        except OSError as error:
+            if error.errno not in PLACES or Path(error.filename2 or error.filename or "").is_relative_to(self.store.root):
+                raise
+            raise not_writable(order, error.strerror) from error
         order.status = status
         self.report.made += status == "made"
         self.report.reused += status == "reused"
@@ -323,8 +332,8 @@ class Loop:
         order.status = "failed"
         self.report.failures.append(failure)
         self._log_item(order, failed_in=failure.stage, reason=failure.reason, remedy=failure.remedy)
-        if self.running.mark_failed:
-            artifacts.write_failure(Path(order.item.output), failure)
+        if self.running.mark_failed and not mark(order.item.output, failure):
+            self.report.unmarked.append(failure)
 
     def _log_item(self, order: Order, **facts: Any) -> None:
         log(
@@ -335,6 +344,21 @@ class Loop:
             output=order.item.output,
             **facts,
         )
+
+
+def not_writable(order: Order, fault: str) -> ItemError:
+    return ItemError(f"output {order.item.output} cannot be written ({fault})", "mend that, or choose another place for it")
+
+
+def mark(output: str, failure: Failure) -> bool:
+    """Leave a failure in an output's place; False where nothing can be written there."""
+    try:
+        artifacts.write_failure(Path(output), failure)
+    except OSError as error:
+        if error.errno not in PLACES:
+            raise
+        return False
+    return True
 
 
 def open_input(value: str | list[str], kinds: tuple[str, ...]) -> Artifact | Path | list:
