@@ -17,6 +17,7 @@ from typing import Any
 
 from stages.runtime.artifacts import read_header, whole_size
 from stages.runtime.errors import JobError, one_line, shown
+from stages.runtime.files import open_plain, read_plain
 from stages.runtime.places import dangling
 
 LARGEST = 2**28  # bytes of a JSON file; the tokenizers of large models have a tenth of that
@@ -114,10 +115,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file that is not large. Raises Broken, ValueError for one that is, OSError."""
-    if (size := path.stat().st_size) > LARGEST:
-        raise ValueError(f"it has {size} bytes")
-    content = path.read_bytes()
+    """The content of a file that is not large. Raises Broken, and OSError for one that is."""
+    content = read_plain(path, LARGEST)
     if content.startswith(LFS_POINTER):
         raise Broken(f"{path} is a pointer of Git LFS and not the file", "run git lfs pull, or fetch the model")
     return content
@@ -244,9 +243,13 @@ def _no_weights(folder: Path, stem: str) -> Broken:
 
 def header(path: Path) -> dict[str, Any]:
     """The tensors of a safetensors file by name, without the file's metadata. Raises Broken for one that is torn."""
-    with open(path, "rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise Broken(f"{path} is a pointer of Git LFS and not the file", "run git lfs pull, or fetch the model")
+    try:
+        with open_plain(path) as file:
+            pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError as error:
+        raise Broken(f"{path} cannot be read ({error.strerror})") from None
+    if pointer:
+        raise Broken(f"{path} is a pointer of Git LFS and not the file", "run git lfs pull, or fetch the model")
     try:
         found, start = read_header(path)
         tensors = {name: spec for name, spec in found.items() if name != "__metadata__"}
