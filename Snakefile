@@ -135,7 +135,7 @@ for training in PLAN.trainings:
             "{params.command} 2> {log:q}"
 
 
-for folder, marks in PLAN.folders.items():
+for folder in PLAN.folders:
 
     rule:
         name:
@@ -147,6 +147,9 @@ for folder, marks in PLAN.folders.items():
         wildcard_constraints:
             film=r".+\.mp4",
 
+
+for folder, film in PLAN.makers.items():
+
     rule:
         name:
             f"{Path(folder).name}.concat"
@@ -155,7 +158,7 @@ for folder, marks in PLAN.folders.items():
                 PLAN.film(folder, wildcards.film).inputs if workflow.is_main_process else []
             ),
         output:
-            f"{marks}/films/{{film}}",  # with its ending: names may end in many equal characters, wildcards may not
+            f"{film.marks}/films/{{film}}",  # with its ending: names may end in many equal characters, wildcards may not
         log:
             f"{folder}/steps/logs/films/{{film}}.log",
         wildcard_constraints:
@@ -167,8 +170,8 @@ for folder, marks in PLAN.folders.items():
         container:
             f"{IMAGES}/concat.sif"
         resources:
-            mem_mb=lambda wildcards, attempt, folder=folder: PLAN.film(folder, wildcards.film).mem_mb(attempt),
-            runtime=lambda wildcards, attempt, folder=folder: PLAN.film(folder, wildcards.film).runtime(attempt),
+            mem_mb=film.mem_mb(1),  # numbers: Snakemake looks at each function of each of thousands of films several times
+            runtime=film.runtime(1),
         params:
             command=lambda wildcards, threads, folder=folder: PLAN.film(folder, wildcards.film).command(threads),
         shell:

@@ -22,8 +22,10 @@ LISTS = """## How lists and names are read
 - An `id` that looks like a number, a date or a truth value needs quotes in YAML: `id: "007"`.
 - `~` at the beginning of a path is the home folder. A size is `1280*704` or `1280x704`.
 - A name template has plain fields, `{clip}`, and for numbers a width, `{link:02d}`.
-- A list that cannot be read, or a clip with a wrong option, stops its own run; the other runs go on, and Snakemake ends
-  with an error. A config that breaks the rules of this page stops all runs.
+- A list that cannot be read, a clip with a wrong option, or a model's folder with a wrong `kinemake.json` stops its own run;
+  the other runs go on, and Snakemake ends with an error. A config that breaks the rules of this page stops all runs.
+- Snakemake reads a file of `--configfile` before Kinemake does: one that is not YAML, not UTF-8, or contains itself ends in
+  an error of Snakemake's own. `doctor --config FILE` says in a sentence what is wrong with it.
 """
 
 

@@ -67,7 +67,7 @@ def free(folder: Path) -> int:
     return shutil.disk_usage(existing(folder.absolute())).free
 
 
-def room(results: Path, wanted: Mapping[str, float]) -> Iterable[Row]:
+def room(results: Path, wanted: Mapping[str, float], broken: Mapping[str, str]) -> Iterable[Row]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from stages.runtime.weights import in_words
@@ -76,27 +76,28 @@ def room(results: Path, wanted: Mapping[str, float]) -> Iterable[Row]:
         yield str(name), f"{in_words(free(folder))} free"
     for name, size in wanted.items():
         yield f"run {name}", f"takes about {in_words(size)}"
+    for name, reason in broken.items():
+        yield f"run {name}", f"cannot be made: {reason}"
 
 
-def disk_of_runs(config: Mapping[str, Any]) -> dict[str, float]:
-    """About how many bytes the files of each run take, without those that only lossless and save_frames ask for.
+def disk_of_runs(config: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
+    """About how many bytes the files of each run take, without those that only lossless and save_frames ask for; and why
+    other runs, or trainings, cannot be made.
 
     A file system that shares the blocks of copies (XFS, Btrfs) needs half of that.
 
-    Raises UsageError for a config that cannot be planned.
+    Raises UsageError for a config of which nothing can be planned.
     """
     from stages import plan
     from stages.plan.families import ALL
-    from stages.runtime.errors import UsageError
 
     planned = plan.load(config, 1)
-    if planned.broken:
-        raise UsageError(f"{planned.broken[0].name} cannot be made: {planned.broken[0].reason}")
-    return {
+    wanted = {
         run.run.name: COPIES
         * sum(ALL[job.family].disk(item.options) for job in run.jobs if job.stage.name == "encode" for item in job.items)
         for run in planned.runs
     }
+    return wanted, {one.name: one.reason for one in planned.broken}
 
 
 def state(model: Model) -> tuple[str, bool]:
@@ -152,18 +153,19 @@ def main(models: tuple[str, ...], config: Path | None, debug: bool) -> None:
     declared = declared_models(config)
     chosen = [pick_declared(name, declared) for name in models] or list(declared.values())
     path = config or DEFAULT_CONFIG
-    said = (read_yaml(path) if path.is_file() else None) or {}
-    wanted = disk_of_runs(said) if said.get("runs") else {}
+    said = (read_yaml(path) if os.path.lexists(path) else None) or {}
+    wanted, broken = disk_of_runs(said) if said.get("runs") else ({}, {})
     used = {run.get(key) for run in (said.get("runs") or {}).values() for key in ("model", "captioner")}
     found = gpus()
     click.echo(section("programs", programs()) + section("devices", devices(found)), nl=False)
     results = Path(os.path.expanduser(said.get("results", "results")))
-    click.echo(section("disk", room(results, wanted)), nl=False)
+    click.echo(section("disk", room(results, wanted, broken)), nl=False)
     states = {model.name: state(model) for model in chosen}
     click.echo(section("weights", ((name, words) for name, (words, _) in states.items())), nl=False)
     here = [declared[name] for name, (_, usable) in states.items() if usable]
     click.echo(section("weights in memory at once", (row for model in here for row in needs(model, found))), nl=False)
     missing = [name for name, (_, usable) in states.items() if not usable and (name in models or name in used)]
+    missing += broken
     if sum(wanted.values()) > free(results):
         missing.append("room on the disk")
     if missing:

@@ -1,5 +1,6 @@
 """What `doctor` says of this machine and of the models that a config declares."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,60 @@ def test_a_run_needs_room_on_the_disk(doctor, planned, monkeypatch):
     assert doctor(fails=1).splitlines()[-1] == "error: not ready: room on the disk"
 
 
+def test_runs_that_cannot_be_made_are_told_each(doctor, planned, tmp_path):
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config["runs"] |= {name: {**config["runs"]["a"], "clips": f"{name}.csv"} for name in ("b", "c")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    said = doctor(fails=1)
+    for name in "bc":
+        assert f"run {name}" in said and f"cannot be made: the file of clips {name}.csv does not exist" in said
+    assert said.splitlines()[-1] == "error: not ready: b, c"
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("text_encoder/generation_config.json", "generation_config.json is a link to nowhere, which does not exist"),
+        ("tokenizer/special_tokens_map.json", "special_tokens_map.json is a link to nowhere, which does not exist"),
+        ("model_index.json", "model_index.json is a link to nowhere, which does not exist"),
+        ("vae/config.json", "vae/config.json is a link to nowhere"),
+        ("transformer/diffusion_pytorch_model.safetensors.index.json", "is a link to nowhere, which does not exist"),
+        ("scheduler", "scheduler is a link to nowhere, which does not exist"),
+        ("kinemake.json", "kinemake.json is a link to nowhere, which does not exist"),
+    ],
+)
+def test_a_link_to_nothing_does_not_count_as_absent(name, sentence, doctor, tiny_wan, tmp_path):
+    copy = Path(shutil.copytree(tiny_wan["5b"], tmp_path / "copy"))
+    if (copy / name).is_dir():
+        shutil.rmtree(copy / name)
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).symlink_to("nowhere")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"models": {"mine": {"family": "wan", "path": str(copy)}}}))
+    assert sentence in doctor("mine", fails=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b"models: &all {a: *all}\n", "has a list or table that contains itself: remove the anchor"),
+        (b"models: {caf\xe9: 1}\n", "is not UTF-8 text (byte 13): save it as UTF-8"),
+    ],
+)
+def test_a_config_on_which_snakemake_itself_stumbles_is_one_sentence(text, sentence, tmp_path):
+    config = tmp_path / "other.yaml"
+    config.write_bytes(text)
+    result = CliRunner().invoke(main, ["--config", str(config)])
+    assert (result.exit_code, result.output) == (2, f"error: {config} {sentence}\n")
+
+
+def test_a_config_that_is_a_link_to_nothing_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").symlink_to("nowhere.yaml")
+    result = CliRunner().invoke(main, [])
+    assert result.exit_code == 2
+    assert result.output == "error: config.yaml is a link to nowhere.yaml, which does not exist: mend the path\n"
+
+
 def test_memory_is_that_of_the_weights_that_are_loaded_together(doctor, tiny_wan):
     def count(kind, part):
         model = kind.from_pretrained(tiny_wan["14b"], subfolder=part)
@@ -124,6 +179,12 @@ def test_a_run_needs_whole_weights(doctor, tiny_wan, tmp_path):
         ),
         ("kinemake.json", '{"options": {"stepps": 1}}', "kinemake.json sets 'stepps', which is no option of family wan"),
         ("text_encoder/config.json", "[]", "text_encoder/config.json holds a list and not a table"),
+        ("text_encoder/generation_config.json", "", "text_encoder/generation_config.json is not readable as JSON"),
+        (
+            "vae/config.json",
+            '{"_class_name": "AutoencoderKLWan", "z_dim": 48, "latents_mean": [0.0]}',
+            "vae/config.json says that latents_mean is [0.0], and z_dim that they are 48 numbers",
+        ),
     ],
 )
 def test_a_model_that_is_asked_for_is_asked_what_its_loaders_ask(name, content, sentence, doctor, tiny_wan, tmp_path):
@@ -131,6 +192,49 @@ def test_a_model_that_is_asked_for_is_asked_what_its_loaders_ask(name, content, 
     (copy / name).write_text(content)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"models": {"mine": {"family": "wan", "path": str(copy)}}}))
     assert sentence in doctor("mine", fails=1)
+
+
+CAPTIONER = {
+    "no template": (lambda folder: (folder / "chat_template.jinja").unlink(), "has no chat template: fetch"),
+    "a blank template": (lambda folder: (folder / "chat_template.jinja").write_text(" \n"), "has no chat template: fetch"),
+    "a template that is no text": (
+        lambda folder: (folder / "chat_template.jinja").write_bytes(b"\xff"),
+        "chat_template.jinja is not readable as text",
+    ),
+    "no tokens": (
+        lambda folder: (folder / "tokenizer_config.json").write_text("{}"),
+        "tokenizer_config.json does not name its start_image_token: use the repository whose name ends in -HF",
+    ),
+    "no processor of pictures": (
+        lambda folder: (folder / "preprocessor_config.json").unlink(),
+        "lacks preprocessor_config.json",
+    ),
+    "a torn config": (
+        lambda folder: (folder / "video_preprocessor_config.json").write_text(""),
+        "video_preprocessor_config.json is not readable as JSON",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", CAPTIONER)
+def test_a_captioner_is_asked_what_its_loader_asks(damage, doctor, tiny_vlm, tmp_path):
+    change, sentence = CAPTIONER[damage]
+    copy = Path(shutil.copytree(tiny_vlm, tmp_path / "copy"))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"models": {"eye": {"family": "vlm", "path": str(copy)}}}))
+    assert "whole, " in doctor("eye")
+    change(copy)
+    assert sentence in doctor("eye", fails=1)
+
+
+def test_a_chat_template_may_stand_in_the_tokenizer_s_config(doctor, tiny_vlm, tmp_path):
+    copy = Path(shutil.copytree(tiny_vlm, tmp_path / "copy"))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"models": {"eye": {"family": "vlm", "path": str(copy)}}}))
+    template, path = (copy / "chat_template.jinja").read_text(), copy / "tokenizer_config.json"
+    (copy / "chat_template.jinja").unlink()
+    config = json.loads(path.read_text())
+    for told in (template, [{"name": "default", "template": template}]):
+        path.write_text(json.dumps({**config, "chat_template": told}))
+        assert "whole, " in doctor("eye")
 
 
 def test_a_model_that_is_not_declared_is_one_sentence(doctor):

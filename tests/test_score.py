@@ -112,7 +112,7 @@ def test_a_run_of_v2v(sources):
 def test_what_is_missing_is_named_and_wrong(sources):
     run = Made("v2v", {"recipe": "v2v", "captioner": "eye", "clips": videos(1)})
     printed, result = run.score()
-    assert "failed: 0000:" in printed and "clip.json is missing" in printed
+    assert "failed: 0000:" in printed and "clip.json does not exist" in printed
     assert result["summary"]["seen"]["color"] == result["summary"]["seen"]["caption_exact"] == 0
 
 

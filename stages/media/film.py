@@ -8,7 +8,7 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
-from stages.media.join import assemble, join
+from stages.media.join import LONGEST_HOLE, assemble, join
 from stages.media.probe import probe
 from stages.media.read import read_picture
 from stages.runtime.artifacts import Artifact, index_path, member_path, write_index
@@ -19,6 +19,9 @@ from stages.runtime.worker import Work, Worker
 class Concat(Worker):
     def check(self, work: Work) -> None:
         clips = work.inputs["clips"]
+        width, height = clips[0].fields["width"], clips[0].fields["height"]
+        if width % 2 or height % 2:
+            raise ItemError(f"{clips[0].path} is {width}x{height}, and H.264 needs even sides", "make it of an even size")
         if strange := [clip for clip in clips if clip.kind != clips[0].kind]:
             raise ItemError(f"{strange[0].path} is a {strange[0].kind}, {clips[0].path} a {clips[0].kind}", "join one kind")
         if clips[0].kind == "propagated":
@@ -73,12 +76,21 @@ class Concat(Worker):
 
 def check_parts(parts: Sequence[Artifact]) -> None:
     """Raise ItemError unless the parts are those of one clip, in order and without a gap; a part may have no frames."""
+    if not any(part.fields["frames"] for part in parts):
+        raise ItemError(f"{parts[0].path} and what follows it hold no frames", "make them again with propagate")
     for before, part in pairwise(part for part in parts if part.fields["frames"]):
         last, first = before.fields["frames"][-1]["index"], part.fields["frames"][0]["index"]
         if part.fields["source"] != before.fields["source"] or first != last + 1:
             raise ItemError(
                 f"{part.path} begins at frame {first}, {before.path} before it ends at frame {last}",
                 "give the parts of one clip in order",
+            )
+    shown = [(part, frame["time"]) for part in parts for frame in part.fields["frames"]]
+    for (_, before), (part, time) in pairwise(shown):
+        if not 0 < time - before <= LONGEST_HOLE:
+            raise ItemError(
+                f"{part.path} has a frame at {time} s, and the one before it is at {before} s",
+                "frames rise in time, by an hour at most",
             )
 
 

@@ -16,9 +16,12 @@ from stages.media.read import Frame, frames
 from stages.media.sound import check_sound, find_sound
 from stages.media.write import VideoWriter
 from stages.runtime.errors import ItemError, UsageError
+from stages.runtime.kinds import COUNT
+from stages.runtime.log import log
 
 EVEN = 0.002  # seconds that a frame may be off an even grid: some containers count in milliseconds
 LONGEST_HOLE = 3600.0  # seconds that one frame may be shown
+MOST_FRAMES = COUNT["maximum"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ def join(
     fps = Fraction(fps).limit_denominator(1001)
     front = probe(source) if source else None
     end = _end(front, allow_truncated) if front else 0.0
+    if end * fps > MOST_FRAMES:
+        raise ItemError(
+            f"{front.path} lasts {timedelta(seconds=round(end))}, and a film has {MOST_FRAMES} frames at most",
+            "cut the video, or leave the source out of the film",
+        )
     sound = find_sound(front.path, front.start, _nearest(end * fps) / float(fps)) if end and keep_audio else None
     source_frames, part_frames = 0, []
     with VideoWriter(output, *size, fps, crf=crf, sound=sound) as film:
@@ -130,7 +138,8 @@ def _nearest(ticks) -> int:
 def _end(source: Source, allow_truncated: bool) -> float:
     """Seconds at which the last frame of a video leaves the screen; of a truncated one, the last that is there.
 
-    Raises ItemError for a video that stands still for hours: its frame would be repeated as long.
+    Raises ItemError for a video that stands still for hours: its frame would be repeated as long. Where only the declared
+    duration says so of the last frame, that is not believed.
     """
     times = frame_times(source)
     hole = np.diff(times).max(initial=0.0)
@@ -141,7 +150,10 @@ def _end(source: Source, allow_truncated: bool) -> float:
             "cut that out of the video, or leave the source out of the film",
         )
     last = float(times[-1])
-    return last + float(1 / source.fps) if allow_truncated else max(source.duration, last + 1e-3)
+    if beyond := source.duration - last > LONGEST_HOLE:
+        said, shown = (timedelta(seconds=round(seconds)) for seconds in (source.duration, last))
+        log("warning", file=str(source.path), reason=f"it says that it lasts {said} and its last frame is at {shown}")
+    return last + float(1 / source.fps) if allow_truncated or beyond else max(source.duration, last + 1e-3)
 
 
 def _common_size(parts) -> tuple[int, int]:

@@ -42,7 +42,8 @@ __all__ = ["Plan", "UsageError", "check_files", "end_on_sigterm", "find_stages",
 
 
 class Plan:
-    """All runs of a config. `jobs` are the shards of the model stages; `films` has a job per clip, by the film's path.
+    """All runs of a config. `jobs` are the shards of the model stages; `films` has a job per clip, by the film's path, and
+    `folders` one of them for each run, by its folder: all ask for the same room and time.
 
     `weights` are the models' files, `trainings` are made only when they are asked for by name. `broken` runs and trainings
     fail, with their reasons, where they are asked for.
@@ -62,7 +63,8 @@ class Plan:
         self.weights = plan_weights(run.run for run in runs)
         self.jobs = [job for run in runs for job in run.jobs]
         self.films = {film: job for run in runs for film, job in run.films.items()}
-        self.folders = {run.run.folder: marks_folder(run.run) for run in runs}
+        self.folders = [run.run.folder for run in runs]
+        self.makers = {run.run.folder: next(iter(run.films.values())) for run in runs if run.films}
         self.names = {name for run in runs for name in run.names}
         self.targets = {run.run.name: targets(run) for run in runs}
         self.everything = [*chain(*self.targets.values()), *(run.output for run in broken_runs)]
@@ -249,12 +251,14 @@ def load(config: Mapping[str, Any], workers: int, whole: bool = False) -> Plan:
     schema.check(config, "config", "config")
     results = _folder(config.get("results", "results"))
     store = _folder(config.get("store", f"{results}/store"))
-    models = read_models(config)
+    models, faults = read_models(config)
     check_places(results, store, config["runs"])
     runs, broken_runs, trainings, broken_trainings, errors = [], [], [], [], []
-    for name in config["runs"]:
+    for name, entry in config["runs"].items():
         folder = os.path.join(results, name)
         try:
+            if fault := next((faults[model] for model in models_of(entry) if model in faults), None):
+                raise fault
             runs.append(plan_run(name, config, models, folder, store, workers, whole))
         except UsageError as error:
             errors.append(error)
@@ -314,23 +318,31 @@ def writing(results: Path) -> Iterator[None]:
         ) from error
 
 
-def read_models(config: Mapping[str, Any]) -> dict[str, Model]:
-    """The declared models, with what their folders say of them; of the hub's only those that runs name are looked for.
+def models_of(run: Mapping[str, Any]) -> list[Any]:
+    """The names of the models that a run of the config uses."""
+    return [run[key] for key in ("model", "captioner") if key in run]
 
-    Raises UsageError.
+
+def read_models(config: Mapping[str, Any]) -> tuple[dict[str, Model], dict[str, UsageError]]:
+    """The declared models, and what is wrong with the folders of those that runs name: that is the fault of these runs.
+
+    Only these are completed with what their folders say. Raises UsageError for a wrong declaration.
     """
     models = {name: declared_model(name, entry) for name, entry in config["models"].items()}
-    used = {run.get(key) for run in config["runs"].values() for key in ("model", "captioner")}
+    faults: dict[str, UsageError] = {}
+    used = {name for run in config["runs"].values() for name in models_of(run)}
     for name, model in models.items():
+        if model.variant or model.hub and name not in used:  # in a folder that is not here, nobody can tell it
+            check_variant(model, ALL[model.family])
         if name in used:
             try:
                 models[name] = completed(model, ALL)
+                check_recipe_options(models[name])
+            except UsageError as error:
+                faults[name] = error
             except JobError as error:
-                raise UsageError(f"model {name}: {error.reason}", error.remedy) from None
-            check_recipe_options(models[name])
-        elif model.variant or model.hub:  # in a folder that is not here, nobody can tell it
-            check_variant(model, ALL[model.family])
-    return models
+                faults[name] = UsageError(f"model {name}: {error.reason}", error.remedy)
+    return models, faults
 
 
 def check_recipe_options(model: Model) -> None:

@@ -42,6 +42,10 @@ class Job:
         return [*marks, weights_record(self.run, self.model)] if self.model and self.gpu else marks
 
     @property
+    def marks(self) -> str:
+        return marks_folder(self.run)
+
+    @property
     def mark(self) -> str:
         """The file that says that the job is done: all that Snakemake knows of its results. So it removes none of them, and
         no date of a file decides anything."""

@@ -199,7 +199,7 @@ def check_captioner(run: Run, clip: Clip, lane: str, items: Sequence[Item]) -> N
 
 def read_fixed(path: Path) -> dict[str, Any] | None:
     """What an earlier plan fixed. Raises UsageError where the file is not one of ours."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
         fixed = parse_json(read_text(path), str(path))

@@ -217,7 +217,7 @@ def config_schema() -> dict[str, Any]:
                 "type": "array",
                 "items": {"type": "string"},
                 "description": "What is made again though it is current, and is not taken from the store: names of results "
-                "(with their folders), jobs or runs, or all. On the command line: `--config 'again=[results/RUN/CLIP.mp4]'`.",
+                "(with their folders), jobs, runs, or all. On the command line: `--config 'again=[results/RUN/CLIP.mp4]'`.",
             },
             "resources": {
                 "type": "object",

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.runtime.errors import ItemError, one_line
-from stages.runtime.files import replacing
-from stages.runtime.kinds import FAILED, ITEM_BYTES, KINDS, validator
+from stages.runtime.files import file_fault, open_plain, read_plain, replacing
+from stages.runtime.kinds import FAILED, ITEM_BYTES, KINDS, disagreement, validator
 
 if TYPE_CHECKING:
     import torch
 
 HEADER_LIMIT = 100 * 2**20  # bytes; the safetensors library's own limit
+INDEX_LIMIT = 512 * 2**20  # bytes; a million frames are less
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,24 @@ class Failure:
         return f"{self.stage} of {self.item}: {self.reason}" + (f": {self.remedy}" if self.remedy else "")
 
 
+class Contents(dict):
+    """What an artifact holds, by name. To ask for what it lacks is an ItemError: it is the file that is at fault."""
+
+    def __init__(self, path: Path, called: str, contents: Mapping[str, Any]):
+        super().__init__(contents)
+        self._path, self._called = path, called
+
+    def __missing__(self, name: str) -> None:
+        raise ItemError(f"{self._path} lacks {self._called}{name}", "make it again")
+
+
 class Artifact:
     """A checked artifact: header read, fields present, members in place. Tensors are loaded only on demand."""
 
     def __init__(self, path: Path, head: Mapping[str, Any], header: Mapping[str, Any] | None = None):
         self.path = Path(path)
         self.kind: str = head["kinemake.kind"]
-        self.fields: dict[str, Any] = head.get("fields", {})
+        self.fields: dict[str, Any] = Contents(self.path, "", head.get("fields", {}))
         self.members: dict[str, dict[str, Any]] = head.get("members", {})
         self.provenance: list[dict[str, Any]] = head.get("provenance", [])
         self._header = header
@@ -63,14 +75,24 @@ class Artifact:
         return member_path(self.path, suffix)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors, on the CPU."""
+        """All tensors, on the CPU. Raises ItemError for a torn file, and for numbers that are NaN or infinite."""
+        import torch
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
-            return load_file(self.path)
+            tensors = load_file(self.path)
         except (SafetensorError, OSError, ValueError) as error:
             raise ItemError(f"{self.path} is not a whole Kinemake file ({one_line(error)})", "make it again") from None
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise ItemError(f"{name} in {self.path} has NaN or infinite numbers", "make it again")
+        return Contents(self.path, "the tensor ", tensors)
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Sizes of the tensors by name; none where pixels or text are held."""
+        return {name: spec["shape"] for name, spec in (self._header or {}).items()}
 
     @cached_property
     def digest(self) -> str:
@@ -80,7 +102,7 @@ class Artifact:
         sha = hashlib.sha256(canonical(content))
         if self.path.suffix == ".safetensors":
             sha.update(canonical(self._header))
-            with open(self.path, "rb") as file:
+            with open_plain(self.path) as file:
                 (length,) = struct.unpack("<Q", file.read(8))
                 file.seek(8 + length)
                 while chunk := file.read(2**20):
@@ -98,7 +120,8 @@ def canonical(value: Any) -> bytes:
 
 
 def file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
+    """SHA-256 of a plain file. Raises OSError, also for what is none."""
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -208,22 +231,27 @@ def read(path: Path, kinds: Iterable[str]) -> Artifact:
     _check_tensors(artifact)
     for suffix, facts in artifact.members.items():
         member = member_path(index_path(artifact.path), suffix)
-        if not member.is_file() or member.stat().st_size != facts["bytes"]:
+        try:
+            whole = member.is_file() and member.stat().st_size == facts["bytes"]
+            digest = file_digest(member) if whole else ""
+        except OSError as error:
+            raise ItemError(f"{member}, a member of {path}, cannot be read ({error.strerror})", "make it readable") from None
+        if not whole:
             raise ItemError(f"{member}, a member of {path}, is missing or not whole", f"remove {path} and run again")
-        if file_digest(member) != facts["sha256"]:
+        if digest != facts["sha256"]:
             raise ItemError(
                 f"{member}, a member of {path}, was changed after it was written", f"remove {path} and run again"
             )
     return artifact
 
 
-def read_failure(path: Path) -> Failure | None:
+def read_failure(path: Path | str) -> Failure | None:
     """The failure that stands at `path`; None where there is no file, or a good or unreadable one.
 
     A failure is told by its first bytes: a plan looks at every file of thousands of clips.
     """
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             if f'"kinemake.kind": "{FAILED}"'.encode() not in file.read(80):
                 return None
         return _open(Path(path))[0].failure
@@ -232,8 +260,8 @@ def read_failure(path: Path) -> Failure | None:
 
 
 def _open(path: Path) -> tuple[Artifact, dict[str, Any]]:
-    if not path.is_file():
-        raise ItemError(f"{path} is missing", "run the stage that makes it first")
+    if fault := file_fault(path):
+        raise ItemError(f"{path} {fault}", "mend the path, or run the stage that makes it first")
     header = None
     try:
         if path.suffix == ".safetensors":
@@ -246,7 +274,7 @@ def _open(path: Path) -> tuple[Artifact, dict[str, Any]]:
                 "provenance": parse_json(metadata["provenance"]),
             }
         else:
-            head = parse_json(index_path(path).read_bytes())
+            head = parse_json(read_plain(index_path(path), INDEX_LIMIT))
         if problem := complaint("head", head):
             raise ValueError(problem)
         if head["kinemake.kind"] == FAILED and (problem := complaint(FAILED, head)):
@@ -283,7 +311,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 
     Raises ValueError for what is no such header.
     """
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > min(HEADER_LIMIT, path.stat().st_size - 8):
             raise ValueError("its header is longer than the file")
@@ -326,7 +354,7 @@ def complaint(name: str, value: Any) -> str:
 
 
 def _check_tensors(artifact: Artifact) -> None:
-    """Hold the tensors in the header to the kind's table; sizes named by the same letter must agree."""
+    """Hold the tensors in the header to the kind's table, and to the fields; sizes of one letter must agree."""
     bound: dict[str, int] = {}
     for spec in KINDS[artifact.kind].tensors:
         found = artifact._header.get(spec.name)
@@ -337,7 +365,7 @@ def _check_tensors(artifact: Artifact) -> None:
         if found["dtype"] not in spec.dtypes:
             raise ItemError(f"{spec.name} in {artifact.path} is {found['dtype']}", f"{' or '.join(spec.dtypes)} is needed")
         agrees = len(found["shape"]) == len(spec.shape) and all(
-            size == (bound.setdefault(want, size) if isinstance(want, str) and want else want or size)
+            size > 0 and size == (bound.setdefault(want, size) if isinstance(want, str) and want else want or size)
             for size, want in zip(found["shape"], spec.shape)
         )
         if not agrees:
@@ -345,3 +373,5 @@ def _check_tensors(artifact: Artifact) -> None:
                 f"{spec.name} in {artifact.path} has shape {found['shape']}",
                 f"({', '.join(str(s) or 'any' for s in spec.shape)}) is needed, with {bound or 'any sizes'}",
             )
+    if problem := disagreement(artifact.fields, bound):
+        raise ItemError(f"{artifact.path} is not a whole Kinemake file ({problem})", "make it again")

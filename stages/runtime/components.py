@@ -17,6 +17,8 @@ from typing import Any
 
 from stages.runtime.artifacts import read_header, whole_size
 from stages.runtime.errors import JobError, one_line, shown
+from stages.runtime.files import open_plain, read_plain
+from stages.runtime.places import dangling
 
 LARGEST = 2**28  # bytes of a JSON file; the tokenizers of large models have a tenth of that
 DEEPEST = 32  # levels of a JSON file
@@ -62,7 +64,9 @@ class Component:
     file of safetensors, "tokenizer", "scheduler" and "processor" the libraries' small classes. `classes` are the class names
     (of diffusers), or model types (of transformers), that the config may have; none: any. `variants` of the family have the
     part; none: all. An optional part may be missing as a whole. `fixed` are the values that a config may have under some
-    names, if it has any. `instead` tells what to use in the place of a repository with another class, or with code.
+    names, if it has any; `lengths` are the lists in it, with the name of the number that is their length. A tokenizer with
+    `tokens` has them by name, and a chat template. `instead` tells what to use in the place of a repository with another
+    class, or with code.
     """
 
     folder: str
@@ -72,11 +76,18 @@ class Component:
     optional: bool = False
     sizes: tuple[Size, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    lengths: Mapping[str, str] = field(default_factory=dict)
+    tokens: tuple[str, ...] = ()
     instead: str = ""
 
     @property
     def is_network(self) -> bool:
         return self.reader in WEIGHTS
+
+    @property
+    def may_name_code(self) -> bool:
+        """Whether its library would look for code in the configs of its folder."""
+        return self.is_network or self.reader in ("tokenizer", "processor")
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -88,13 +99,10 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises FileNotFoundError where there is no file.
     """
     try:
-        if (size := path.stat().st_size) > LARGEST:
-            raise ValueError(f"it has {size} bytes")
-        content = path.read_bytes()
-        if content.startswith(LFS_POINTER):
-            raise Broken(f"{path} is a pointer of Git LFS and not the file", "run git lfs pull, or fetch the model")
-        value = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        value = json.loads(read_bytes(path).decode("utf-8-sig"), parse_constant=_refuse_constant)
     except FileNotFoundError:
+        if fault := dangling(path):
+            raise Broken(f"{path} {fault}") from None
         raise
     except (OSError, ValueError) as error:
         raise Broken(f"{path} is not readable as JSON ({one_line(error)})") from None
@@ -104,6 +112,14 @@ def read_object(path: Path) -> dict[str, Any]:
         raise Broken(f"{path} holds a {type(value).__name__} and not a table of names and values")
     refuse_depth(value, path)
     return value
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that is not large. Raises Broken, and OSError for one that is."""
+    content = read_plain(path, LARGEST)
+    if content.startswith(LFS_POINTER):
+        raise Broken(f"{path} is a pointer of Git LFS and not the file", "run git lfs pull, or fetch the model")
+    return content
 
 
 def _refuse_constant(name: str) -> None:
@@ -227,9 +243,13 @@ def _no_weights(folder: Path, stem: str) -> Broken:
 
 def header(path: Path) -> dict[str, Any]:
     """The tensors of a safetensors file by name, without the file's metadata. Raises Broken for one that is torn."""
-    with open(path, "rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise Broken(f"{path} is a pointer of Git LFS and not the file", "run git lfs pull, or fetch the model")
+    try:
+        with open_plain(path) as file:
+            pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError as error:
+        raise Broken(f"{path} cannot be read ({error.strerror})") from None
+    if pointer:
+        raise Broken(f"{path} is a pointer of Git LFS and not the file", "run git lfs pull, or fetch the model")
     try:
         found, start = read_header(path)
         tensors = {name: spec for name, spec in found.items() if name != "__metadata__"}
@@ -265,10 +285,12 @@ def check_component(folder: Path, part: Component) -> None:
         header(paths[0])
     elif part.reader == "tokenizer":
         check_tokenizer(place)
+        if part.tokens:
+            check_chat(place, part)
     elif part.reader == "scheduler":
         check_class(one_config(place, "scheduler_config.json"), place / "scheduler_config.json", part)
     else:
-        one_config(place, "preprocessor_config.json", "processor_config.json")
+        check_processor(place)
 
 
 def one_config(place: Path, *names: str, instead: str = "") -> dict[str, Any]:
@@ -287,6 +309,8 @@ def check_network(place: Path, part: Component) -> None:
             raise Broken(f"{name} is {shown(config[name])} in {path} and has to be {value!r}", OTHER_MODEL)
     if (place / "adapter_config.json").is_file():
         raise Broken(f"{place} holds an adapter and no whole network (adapter_config.json)", "merge it into its model")
+    for name, number in part.lengths.items():
+        check_length(config, name, number, path)
     found: dict[str, Any] = {}
     for file in weight_files(place, part.reader).paths:
         found |= header(file)
@@ -312,6 +336,14 @@ def check_numbers(config: Mapping[str, Any], path: Path) -> None:
             beyond = isinstance(value, (int, float)) and not 0 <= value <= LARGEST_NUMBER
             if COUNTED.search(name) and (beyond or isinstance(value, str)):
                 raise Broken(f"{path} says that {name} is {shown(value)}")
+
+
+def check_length(config: Mapping[str, Any], name: str, number: str, path: Path) -> None:
+    """Raise Broken where a list in config.json is not as long as a number there tells. What is not told is not compared."""
+    if name in config and number in config:
+        values, count = config[name], config[number]
+        if not isinstance(values, list) or len(values) != count:
+            raise Broken(f"{path} says that {name} is {shown(values)}, and {number} that they are {shown(count)} numbers")
 
 
 def check_size(config: Mapping[str, Any], found: Mapping[str, Any], size: Size, path: Path) -> None:
@@ -360,6 +392,37 @@ def check_tokenizer(place: Path) -> None:
             f"{place} has spiece.model and lacks tokenizer.json",
             "fetch that file too, or pip install sentencepiece",
         )
+
+
+def check_chat(place: Path, part: Component) -> None:
+    """Refuse a tokenizer without a chat template, or without one of the tokens that a chat is made with."""
+    config = read_config(place / "tokenizer_config.json")
+    if not str(_chat_template(place, config) or "").strip():
+        raise Broken(f"{place} has no chat template", f"fetch chat_template.jinja too, or {part.instead}")
+    tables = [config, *(config.get(name) for name in ("extra_special_tokens", "model_specific_special_tokens"))]
+    named = {name for table in tables if isinstance(table, dict) for name, token in table.items() if token}
+    if missing := [name for name in part.tokens if name not in named]:
+        raise Broken(f"{place / 'tokenizer_config.json'} does not name its {missing[0]}", part.instead)
+
+
+def _chat_template(place: Path, config: Mapping[str, Any]) -> Any:
+    """The chat template in a folder: a file, else an entry of the tokenizer's config, perhaps one of several by name."""
+    path = place / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return read_bytes(path).decode()
+        except (OSError, ValueError) as error:
+            raise Broken(f"{path} is not readable as text ({one_line(error)})") from None
+    told = config.get("chat_template")
+    if isinstance(told, list):
+        told = {entry.get("name"): entry.get("template") for entry in told if isinstance(entry, dict)}
+    return told.get("default") if isinstance(told, dict) else told
+
+
+def check_processor(place: Path) -> None:
+    config = one_config(place, "preprocessor_config.json", "processor_config.json")
+    if not (place / "preprocessor_config.json").is_file() and "image_processor" not in config:
+        raise Broken(f"{place} lacks preprocessor_config.json")
 
 
 def check_index(folder: Path, components: tuple[Component, ...]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +27,7 @@ class Field(NamedTuple):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor of an artifact. A letter in `shape` stands for one size throughout the file, "" for any size."""
+    """A tensor of an artifact. A letter in `shape` stands for one size throughout the file, "" for any size above 0."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -56,6 +57,7 @@ SEED = {"type": "integer", "minimum": -(2**63), "maximum": 2**64}
 SECONDS = {"type": "number", "minimum": 0, "maximum": 10**9}
 FLAG = {"type": "boolean"}
 RATE = {"type": "string", "pattern": r"^[1-9][0-9]{0,17}(/[1-9][0-9]{0,17})?\Z"}
+FASTEST = 1000  # frames per second
 SUFFIX = {"type": "string", "pattern": r"^(/[A-Za-z0-9_]+)?(\.[a-z0-9]+)+\Z"}
 
 
@@ -69,6 +71,7 @@ def record(required: Mapping[str, Any], optional: Mapping[str, Any] = {}, closed
     return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": not closed}
 
 
+PAIR = {**array(INDEX), "minItems": 2, "maxItems": 2}
 FRAMES = array(
     record(
         {"index": INDEX, "time": SECONDS, "suffix": SUFFIX},
@@ -141,15 +144,17 @@ KINDS = {
                 "negative_prompt": Field("negative prompt", TEXT),
                 "prompts": Field("of longlive: the prompt of the source, and those of what follows", array(TEXT), False),
                 "switches": Field("of longlive: latent frame from which each further prompt counts", array(INDEX), False),
-                "latent_frames": Field("of longlive: latent frames in all", COUNT, False),
-                "block": Field("of longlive: latent frames that are denoised together", COUNT, False),
+                "latent_frames": Field("of longlive: latent frames in all", {**COUNT, "minimum": 1}, False),
+                "block": Field("of longlive: latent frames that are denoised together", {**COUNT, "minimum": 1}, False),
                 "source_frames": Field("of longlive: frames of the source at the beginning", COUNT, False),
                 "loop": Field("of dynamicrafter: whether the clip ends where it began", FLAG, False),
                 "frames": Field("of fresco: the keyframes, as extract_frames lists them", FRAMES, False),
                 "batches": Field(
-                    "of fresco: keyframes that are translated together, by position", array(array(INDEX)), False
+                    "of fresco: keyframes that are translated together, by position",
+                    array({**array(INDEX), "minItems": 1}),
+                    False,
                 ),
-                "pairs": Field("of fresco: pairs of keyframes that have a flow", array(array(INDEX)), False),
+                "pairs": Field("of fresco: pairs of keyframes that have a flow", array(PAIR), False),
                 "control": Field("of fresco: what the ControlNet is shown: hed, canny or depth", TEXT, False),
             },
             tensors=(
@@ -243,6 +248,33 @@ KINDS = {
         ),
     )
 }
+
+
+def disagreement(fields: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
+    """The first thing in which fields, each as its schema asks, do not go with one another or with the `sizes` of the
+    tensors, by the letters that stand for them; empty where all goes together."""
+    if "fps" in fields and not 1 / FASTEST <= Fraction(fields["fps"]) <= FASTEST:
+        return f"fps is {fields['fps']}, and what is between 1/{FASTEST} and {FASTEST} can be shown"
+    width, height, frames = (fields.get(name, 0) for name in ("width", "height", "num_frames"))
+    for letter, name in (("W", "width"), ("H", "height"), ("K", "num_frames")):
+        if sizes.get(letter, fields.get(name)) != fields.get(name):
+            return f"{name} is {fields[name]} and its tensors have {sizes[letter]}"
+    if "h" in sizes:
+        h, w = sizes["h"], sizes["w"]
+        if height % h or width % w or height // h != width // w:
+            return f"its latents are {w}x{h}, which does not go with {width}x{height} pixels"
+    if sizes.get("T", 0) > frames:
+        return f"num_frames is {frames} and its latents have {sizes['T']} frames"
+    if "num_frames" in fields and len(fields.get("frames", range(frames))) != frames:
+        return f"num_frames is {frames} and it lists {len(fields['frames'])} frames"
+    if any(max(positions) >= frames for name in ("batches", "pairs") for positions in fields.get(name, ())):
+        return f"it speaks of keyframes that are not among its {frames}"
+    if "pairs" in fields and sizes.get("M", len(fields["pairs"])) != len(fields["pairs"]):
+        return f"it has {len(fields['pairs'])} pairs and the flow of {sizes['M']}"
+    if "prompts" in fields and not sizes.get("P") == len(fields["prompts"]) == len(fields.get("switches", ())) + 1:
+        return "its prompts, their embeddings and its switches are not of one number"
+    return ""
+
 
 BYTES = {"type": "integer", "minimum": 0, "maximum": 2**63}
 ITEM_BYTES = {  # of the dtypes of safetensors

@@ -7,7 +7,6 @@ publish each whole. One item's fault marks that item and no other; a fault that 
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,12 +20,14 @@ from tqdm import tqdm
 from stages.runtime import artifacts, memory
 from stages.runtime.artifacts import KINDS, Artifact, Failure, canonical
 from stages.runtime.device import take_device
-from stages.runtime.errors import ItemError, JobError, KinemakeError, job_fault, one_line
+from stages.runtime.errors import PLACES, ItemError, JobError, KinemakeError, UsageError, job_fault, one_line
+from stages.runtime.files import file_fault
 from stages.runtime.items import Item
 from stages.runtime.log import log
 from stages.runtime.made import Made, one_content_each, read_made, write_made
 from stages.runtime.model import Model, cached_file_digest
 from stages.runtime.options import GPUS, Option, Resident
+from stages.runtime.places import output_fault
 from stages.runtime.provenance import record
 from stages.runtime.stages import Stage
 from stages.runtime.store import STEM, Store, StoreRemoved, publish
@@ -74,6 +75,7 @@ class Report:
     loads: int = 0
     passed_on: int = 0  # failures of earlier stages, among the failures
     failures: list[Failure] = field(default_factory=list)
+    unmarked: list[Failure] = field(default_factory=list)  # those whose place takes no mark either
 
 
 @dataclass
@@ -110,10 +112,12 @@ class Loop:
         self.plant, self.store, self.running = plant, store, running
         self.report = Report()
         self._loaded: tuple | None = None
+        self._by_hand = False  # one item, of a command line
 
     def run(self, items: Sequence[Item]) -> Report:
         """Do the items. Raises JobError for a fault that is not an item's; what was finished by then is published."""
         orders = [Order(item, dict(item.options)) for item in items]
+        self._by_hand = len(items) == 1 and not self.running.mark_failed
         for order in orders:
             self._attempt(order, self._open)
         if waiting := [order for order in orders if order.status == "waiting"]:
@@ -135,6 +139,8 @@ class Loop:
 
     def _open(self, order: Order) -> None:
         """Read and check the inputs, find the key of the result, and take the result from the store if it is there."""
+        if fault := output_fault(Path(order.item.output)):
+            raise not_writable(order, fault)
         options = [order.options[option.name] for option in self.plant.options if option.is_file]
         order.states = file_states(Path(path) for path in (*order.item.files, *options) if path)
         order.inputs = {
@@ -196,9 +202,14 @@ class Loop:
 
     def _publish(self, order: Order, entry: Path, status: str) -> None:
         output = Path(order.item.output)
-        digests = publish(entry, output)
-        if order.sources is not None:
-            write_made(output, Made.of(output, order.item.fingerprint, order.sources, digests))
+        try:
+            digests = publish(entry, output)
+            if order.sources is not None:
+                write_made(output, Made.of(output, order.item.fingerprint, order.sources, digests))
+        except OSError as error:
+            if error.errno not in PLACES or Path(error.filename2 or error.filename or "").is_relative_to(self.store.root):
+                raise
+            raise not_writable(order, error.strerror) from error
         order.status = status
         self.report.made += status == "made"
         self.report.reused += status == "reused"
@@ -297,7 +308,9 @@ class Loop:
         except PassedOn as passed:
             self.report.passed_on += 1
             return self._fail(order, passed.failure)
-        except ItemError as error:
+        except (ItemError, UsageError) as error:  # a wrong option is the fault of the item that has it
+            if isinstance(error, UsageError) and self._by_hand:
+                raise
             undisturbed = not isinstance(error, StoreRemoved) and not changed_file(order.states)
             if order.again or undisturbed:
                 return self._fail(order, self._failure(order, error.reason, error.remedy))
@@ -347,8 +360,8 @@ class Loop:
         order.status = "failed"
         self.report.failures.append(failure)
         self._log_item(order, failed_in=failure.stage, reason=failure.reason, remedy=failure.remedy)
-        if self.running.mark_failed:
-            artifacts.write_failure(Path(order.item.output), failure)
+        if self.running.mark_failed and not mark(order.item.output, failure):
+            self.report.unmarked.append(failure)
 
     def _log_item(self, order: Order, **facts: Any) -> None:
         log(
@@ -361,6 +374,21 @@ class Loop:
         )
 
 
+def not_writable(order: Order, fault: str) -> ItemError:
+    return ItemError(f"output {order.item.output} cannot be written ({fault})", "mend that, or choose another place for it")
+
+
+def mark(output: str, failure: Failure) -> bool:
+    """Leave a failure in an output's place; False where nothing can be written there."""
+    try:
+        artifacts.write_failure(Path(output), failure)
+    except OSError as error:
+        if error.errno not in PLACES:
+            raise
+        return False
+    return True
+
+
 def open_input(value: str | list[str], kinds: tuple[str, ...]) -> Artifact | Path | list:
     """A checked artifact, or the path of a user's own file where the stage takes one."""
     if isinstance(value, list):
@@ -369,8 +397,6 @@ def open_input(value: str | list[str], kinds: tuple[str, ...]) -> Artifact | Pat
     typed = [kind for kind in kinds if kind != "file"]
     if "file" in kinds and not (typed and path.suffix in {KINDS[kind].suffix for kind in typed}):
         check_is_file(path)
-        if not os.access(path, os.R_OK):
-            raise ItemError(f"{path} may not be read by this user", "change its permissions")
         return path
     return artifacts.read(path, typed)
 
@@ -385,16 +411,21 @@ def file_option(path: str) -> str:
     if not path:
         return ""
     check_is_file(Path(path))
-    return cached_file_digest(Path(path))
+    return digest(Path(path))
 
 
 def check_is_file(path: Path) -> None:
-    if not path.is_file():
-        raise ItemError(f"{path} {'is no file' if path.exists() else 'does not exist'}", "mend the path")
+    if fault := file_fault(path):
+        raise ItemError(f"{path} {fault}", "mend the path, or its permissions")
 
 
 def digest(opened: Artifact | Path) -> str:
-    return opened.digest if isinstance(opened, Artifact) else cached_file_digest(opened)
+    """The content of an input, or of an option's file. Raises ItemError where it can no longer be read."""
+    try:
+        return opened.digest if isinstance(opened, Artifact) else cached_file_digest(opened)
+    except OSError as error:
+        path = opened.path if isinstance(opened, Artifact) else opened
+        raise ItemError(f"{path} cannot be read ({error.strerror})", "check the disk that it is on") from None
 
 
 def ran_out_of_memory(error: Exception) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stages.runtime.errors import ItemError
-from stages.runtime.files import replacing
+from stages.runtime.files import read_plain, replacing
 from stages.runtime.model import cached_file_digest
 
 LARGEST_RECORD = 1 << 24  # bytes
@@ -58,8 +58,7 @@ def write_made(output: Path, made: Made) -> None:
 def read_made(output: Path) -> Made | None:
     """The record of a result; None where there is none that can be read."""
     try:
-        with open(made_path(output), "rb") as file:
-            fields = json.loads(file.read(LARGEST_RECORD))
+        fields = json.loads(read_plain(made_path(output), LARGEST_RECORD))
         sources = [(str(path), str(digest)) for path, digest in fields["sources"]]
         files = {str(name): (int(size), int(time), str(digest)) for name, (size, time, digest) in fields["files"].items()}
         return Made(str(fields["fingerprint"]), sources, files)

@@ -14,13 +14,15 @@ from typing import Any
 from stages.runtime.artifacts import canonical, file_digest
 from stages.runtime.components import read_object
 from stages.runtime.errors import JobError, UsageError, in_quotes, is_scalar, shown
-from stages.runtime.files import replacing
+from stages.runtime.files import read_plain, replacing
 from stages.runtime.options import DTYPES, Family
+from stages.runtime.places import dangling
 from stages.runtime.size import size_text
 from stages.runtime.text import read_yaml
 
 DEFAULT_CONFIG = Path("config.yaml")
 SETTINGS = "kinemake.json"  # in a model's folder: what a config would declare of it
+LONGEST_NOTE = 2**16  # bytes: a path and some numbers
 HUB_ID = r"^[A-Za-z0-9][\w.-]*/[\w.-]+$"
 
 
@@ -106,10 +108,10 @@ def cached_file_digest(path: Path) -> str:
     identity = [str(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     note = cache_folder() / "digests" / hashlib.sha256(str(path).encode()).hexdigest()
     try:
-        *known, digest = json.loads(note.read_text())
+        *known, digest = json.loads(read_plain(note, LONGEST_NOTE))
         if known == identity:
             return digest
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         pass
     digest = file_digest(path)
     try:
@@ -164,8 +166,7 @@ def find_model(name: str, config: Path | None, families: Mapping[str, Family]) -
 
 def told_family(model: Model, families: Mapping[str, Family]) -> str:
     """The family that a model's folder says it is of, or looks like. Raises UsageError."""
-    path = model.folder() / SETTINGS
-    if path.is_file() and (name := read_settings(path, None).get("family")):
+    if (path := settings_in(model.folder())) and (name := read_settings(path, None).get("family")):
         return name
     for family in families.values():
         if family.detect(model.folder()) is not None:
@@ -183,11 +184,11 @@ def completed(model: Model, families: Mapping[str, Family]) -> Model:
 
 def with_settings(model: Model, families: Mapping[str, Family]) -> Model:
     """The model with the settings that lie in its folder, below those of its declaration. Raises UsageError."""
-    if not (folder := model.here()) or not (folder / SETTINGS).is_file():
+    if not (folder := model.here()) or not (path := settings_in(folder)):
         return model
-    settings = read_settings(folder / SETTINGS, families.get(model.family))
+    settings = read_settings(path, families.get(model.family))
     if (family := settings.get("family", model.family)) != model.family:
-        raise UsageError(f"model {model.name} is declared as family {model.family}", f"{folder / SETTINGS} says {family}")
+        raise UsageError(f"model {model.name} is declared as family {model.family}", f"{path} says {family}")
     own = {**settings.get("recipe", {}), **settings.get("options", {})}
     own |= {"dtype": settings["dtype"]} if "dtype" in settings else {}
     return replace(
@@ -197,6 +198,18 @@ def with_settings(model: Model, families: Mapping[str, Family]) -> Model:
         sizes=model.sizes or tuple(settings.get("sizes", ())),
         options={**own, **model.all_options},
     )
+
+
+def settings_in(folder: Path) -> Path | None:
+    """The settings in a model's folder; None where there are none. Raises UsageError where no file stands in their place."""
+    path = folder / SETTINGS
+    if not os.path.lexists(path):
+        return None
+    if not path.is_file():
+        raise UsageError(
+            f"{path} {dangling(path) or 'is no file'}", "put the file there, or remove what stands in its place"
+        )
+    return path
 
 
 def read_settings(path: Path, family: Family | None) -> dict[str, Any]:
@@ -230,8 +243,8 @@ def read_settings(path: Path, family: Family | None) -> dict[str, Any]:
 def write_settings(folder: Path, settings: Mapping[str, Any], before: Path | None = None) -> None:
     """Write what a model says of itself, over what the model `before`, of which it was made, says of itself."""
     old: dict[str, Any] = {}
-    if before and (before / SETTINGS).is_file():
-        said = read_settings(before / SETTINGS, None)
+    if before and (path := settings_in(before)):
+        said = read_settings(path, None)
         old = said if said.get("family") == settings["family"] else {}
     options = {**old.get("options", {}), **settings.get("options", {})}
     text = json.dumps({**old, **settings, "options": options}, indent=2, ensure_ascii=False)
@@ -262,7 +275,7 @@ def declared_models(config: Path | None) -> dict[str, Model]:
     path = config or DEFAULT_CONFIG
     if config and not config.is_file():
         raise UsageError(f"the config {config} does not exist", "mend the path")
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     return {name: declared_model(name, entry) for name, entry in table_of(path, "models").items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,10 +14,10 @@ from stages.runtime import artifacts, weights
 from stages.runtime.artifacts import Failure
 from stages.runtime.errors import ItemError, JobError, UsageError
 from stages.runtime.items import Item
-from stages.runtime.loop import Loop, Plant, Running
+from stages.runtime.loop import Loop, Plant, Running, mark
 from stages.runtime.model import Model, find_model
 from stages.runtime.options import Family, resolve
-from stages.runtime.places import writing_fault
+from stages.runtime.places import output_fault, writing_fault
 from stages.runtime.stages import Stage
 from stages.runtime.store import Store
 
@@ -33,17 +34,16 @@ class Batch:
 def run_items(
     stage: Stage, families: Mapping[str, Family], items: Sequence[Item], config: Path | None, running: Running
 ) -> None:
-    """Run the items, a loop per model. Raises JobError when some failed and failures are not to be marked."""
+    """Run the items, a loop per model. Raises JobError when some failed and failures are not, or cannot be, marked."""
     batches, failures = batch_by_model(stage, families, items, config)
-    if running.mark_failed:
-        for item, failure in failures.items():
-            artifacts.write_failure(Path(item), failure)
-    found = list(failures.values())
+    marked = running.mark_failed
+    found = [failure for output, failure in failures.items() if not (marked and mark(output, failure))]
     for batch in batches:
         check_model(stage, batch)
         with store_of(batch, running.store) as store:
-            found += Loop(plant_of(stage, batch), store, running).run(batch.items).failures
-    if found and not running.mark_failed:
+            report = Loop(plant_of(stage, batch), store, running).run(batch.items)
+        found += report.unmarked if marked else report.failures
+    if found:
         if len(items) == 1:
             raise ItemError(found[0].reason, found[0].remedy)
         raise JobError(f"{len(found)} of {len(items)} items failed, the first is {found[0]}")
@@ -59,7 +59,7 @@ def batch_by_model(
     for item in items:
         if not item.output.endswith(suffix):
             raise UsageError(f"output {item.output} does not end with {suffix}", f"{stage.name} writes {suffix}")
-        if Path(item.output).is_dir():
+        if os.path.isdir(item.output):
             raise UsageError(f"output {item.output} is a folder", "remove it, or choose another output")
         try:
             model, family, completed = complete(stage, families, item, config)
@@ -78,7 +78,8 @@ def check_model(stage: Stage, batch: Batch) -> None:
 
 @contextmanager
 def store_of(batch: Batch, folder: Path | None) -> Iterator[Store]:
-    """The store that was named, or one for this run alone, beside the first output so that its files can be linked."""
+    """The store that was named, or one for this run alone, beside the first output that can be written: files of both can be
+    linked."""
     if folder is not None:
         if fault := writing_fault(folder):
             raise JobError(f"the store {folder} cannot be written ({fault})", "mend that, or choose another --store")
@@ -86,7 +87,8 @@ def store_of(batch: Batch, folder: Path | None) -> Iterator[Store]:
         store.sweep()
         yield store
         return
-    beside = Path(batch.items[0].output).parent
+    outputs = [Path(item.output) for item in batch.items]
+    beside = next((output for output in outputs if not output_fault(output)), outputs[0]).parent
     try:
         beside.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix=".kinemake-", dir=beside)

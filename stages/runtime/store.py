@@ -23,16 +23,18 @@ from pathlib import Path
 
 from stages.runtime.artifacts import file_digest, index_path, member_path
 from stages.runtime.errors import ItemError
-from stages.runtime.files import replacing
-from stages.runtime.locks import try_lock
+from stages.runtime.files import read_plain, remove, replacing
+from stages.runtime.locks import holder, try_lock
 from stages.runtime.log import log
+from stages.runtime.places import folder_fault
 
 STEM = "artifact"
 SEAL = "seal.json"
+LONGEST_SEAL = 256 * 2**20  # bytes; a million files are less
 LINKED = (".mkv",)  # Snakemake refuses declared outputs that are read-only
-LONGEST_LOCK = 60  # seconds
+FIRST_WORD, LONGEST_LOCK = 2.0, 20.0  # seconds of waiting, to the word that says so and in all
 LEFT_BEHIND = 14 * 24 * 3600  # seconds; no item takes that long
-IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
+IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM}  # also what another user has there
 CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}
 
 
@@ -91,31 +93,34 @@ class Store:
         """Remove what processes that were killed weeks ago left: items in staging, states of long items."""
         for left in (*self.root.glob("staging/*"), *self.root.glob("partial/*")):
             with suppress(OSError):  # another process may be sweeping too
-                if time.time() - left.stat().st_mtime > LEFT_BEHIND:
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                if time.time() - left.lstat().st_mtime > LEFT_BEHIND:
+                    remove(left)
 
     def put(self, key: str, folder: Path, anew: bool = False) -> Path:
         """Make `folder` the entry of `key`, in the place of one that is there where `anew`; return where the item is now.
 
-        That is the entry, also where another process was faster. It is `folder` itself where something else stands in the
-        entry's place and cannot be removed. Raises StoreRemoved.
+        That is the entry, also where another process was faster. It is `folder` itself, and the log says so, where something
+        else stands in the entry's place and cannot be removed. Raises StoreRemoved.
         """
         with in_store(folder):
             write_seal(folder, key)
             sync(folder)
-            self.entry(key).parent.mkdir(parents=True, exist_ok=True)
             if anew:
                 self._discard(self.entry(key))
             # What is in the way may be damaged: then `find` removes it.
             place = self._move(folder, key) or self.find(key) or self._move(folder, key) or folder
+        if place == folder:
+            reason = f"{self.entry(key)} cannot be written"
+            log("warning", reason=reason, remedy="the item is done, but not kept: mend the permissions of the store")
         with suppress(OSError):  # the state of another user
             self.partial(key).unlink(missing_ok=True)
         return place
 
     def _move(self, folder: Path, key: str) -> Path | None:
-        """Move a folder to the place of an entry; None where something is there."""
+        """Move a folder to the place of an entry; None where something is there, or another user allows no entry there."""
         entry = self.entry(key)
         try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(entry)
         except OSError as error:
             if error.errno not in IN_THE_WAY:
@@ -129,7 +134,7 @@ class Store:
         removed = self._unused_name()
         with suppress(OSError):  # of another user: it stays, and is not used
             entry.rename(removed)
-        shutil.rmtree(removed, ignore_errors=True) if removed.is_dir() else removed.unlink(missing_ok=True)
+        remove(removed)
 
     def _unused_name(self) -> Path:
         staging = self.root / "staging"
@@ -146,31 +151,41 @@ def write_seal(folder: Path, key: str) -> None:
         path.chmod(0o444)
 
 
+def read_seal(entry: Path) -> tuple[str, dict[str, str]]:
+    """The key of an entry, and the digests of its files by name. Raises OSError, ValueError, KeyError, TypeError."""
+    seal = json.loads(read_plain(entry / SEAL, LONGEST_SEAL))
+    return seal["key"], dict(seal["files"])
+
+
 def damage(entry: Path, key: str) -> str:
     """What is wrong with an entry: files that are missing, changed, or another item's; empty where it is as it was put."""
+    there = {path.relative_to(entry).as_posix(): path for path in entry.rglob("*") if path.is_symlink() or not path.is_dir()}
+    if strange := [name for name, path in there.items() if path.is_symlink() or not path.is_file()]:
+        return f"{min(strange)} is no plain file"
     try:
-        seal = json.loads((entry / SEAL).read_text())
-        sealed_key, digests = seal["key"], dict(seal["files"])
+        sealed_key, digests = read_seal(entry)
     except PermissionError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"its {SEAL} cannot be read"
     if sealed_key != key:
         return "it is the entry of another item"
-    there = {path.relative_to(entry).as_posix() for path in entry.rglob("*") if path.is_symlink() or not path.is_dir()}
-    if strange := there.symmetric_difference({*digests, SEAL}):
+    if strange := there.keys() ^ {*digests, SEAL}:
         return f"{min(strange)} is {'missing' if min(strange) in digests else 'not part of it'}"
-    for name, digest in digests.items():
-        path = entry / name
-        if path.is_symlink() or not path.is_file() or file_digest(path) != digest:
-            return f"{name} has changed"
-    return ""
+    try:
+        changed = next((name for name, digest in digests.items() if file_digest(entry / name) != digest), "")
+    except PermissionError:
+        raise
+    except OSError as error:
+        return f"{error.filename or 'a file of it'} cannot be read"
+    return f"{changed} has changed" if changed else ""
 
 
 def publish(entry: Path, output: Path) -> dict[str, str]:
-    """Put an entry's files to their places: members first, the declared one last. Raises StoreRemoved.
+    """Put an entry's files to their places: members first, the declared one last.
 
-    Returns the SHA-256 of each by its name from the output's folder on.
+    Returns the SHA-256 of each by its name from the output's folder on. Raises ItemError where something stands in a place
+    that no file can take, StoreRemoved.
 
     Whatever becomes of the published files, the entry stays as it is. They keep the time at which the item was finished, so
     times stay in the order of the work. Of several processes that publish at one output the last one's files stand.
@@ -181,16 +196,25 @@ def publish(entry: Path, output: Path) -> dict[str, str]:
     files.sort(key=lambda path: (path.name == declared, path.name == index))
     if not files:
         raise StoreRemoved(entry)
+    targets = {path: member_path(output, path.relative_to(entry).as_posix().removeprefix(STEM)) for path in files}
+    if fault := next(filter(None, map(_in_the_way, targets.values())), ""):
+        raise ItemError(fault, "remove it, or choose another output")
     output.parent.mkdir(parents=True, exist_ok=True)
     published = {}
     with in_store(entry), locked(output.parent):
-        digests = json.loads((entry / SEAL).read_text())["files"]
-        for path in files:
-            name = path.relative_to(entry).as_posix()
-            target = member_path(output, name.removeprefix(STEM))
+        _, digests = read_seal(entry)
+        for path, target in targets.items():
             place(path, target, linked=path.suffix in LINKED)
+            name = path.relative_to(entry).as_posix()
             published[target.relative_to(output.parent).as_posix()] = digests[name]
     return published
+
+
+def _in_the_way(target: Path) -> str:
+    """What stands where a file, or a folder above it, is to be; empty where nothing does."""
+    if target.is_dir() and not target.is_symlink():
+        return f"{target} is a folder"
+    return folder_fault(target.parent) or ""
 
 
 @contextmanager
@@ -208,13 +232,17 @@ def in_store(folder: Path) -> Iterator[None]:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from publishing into a folder, for as long as any of them needs for it.
 
-    Where its file system has no locks, or somebody never gives it back, nobody is kept out.
+    Where its file system has no locks, or somebody keeps it, nobody is kept out. The log says who is waited for.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with suppress(OSError):
-            patience = time.monotonic() + LONGEST_LOCK
-            while not try_lock(descriptor) and time.monotonic() < patience:
+            start, next_word = time.monotonic(), FIRST_WORD
+            while not try_lock(descriptor) and (waited := time.monotonic() - start) < LONGEST_LOCK:
+                if waited > next_word:
+                    reason = f"{folder}, into which results are to be put, is locked by {holder(descriptor)}"
+                    log("warning", reason=reason, remedy=f"it is waited for, {LONGEST_LOCK:g} s in all")
+                    next_word = LONGEST_LOCK
                 time.sleep(0.02)
         yield
     finally:

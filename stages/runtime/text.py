@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import yaml
 
 from stages.runtime.errors import UsageError
+from stages.runtime.places import dangling
 
 ENCODINGS = {  # by byte order mark; that of UTF-16 begins as that of UTF-32 does
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -36,7 +37,8 @@ MAX_VALUES = 1_000_000  # a file of some lines can stand for billions, by anchor
 def read_text(path: Path | str) -> str:
     """A file's text without its byte order mark, every line end a "\\n". Other separators (U+2028, U+0085) stay."""
     if not os.path.isfile(path):
-        raise UsageError(f"{path} is no file" if os.path.exists(path) else f"{path} does not exist", "mend the path")
+        fault = "is no file" if os.path.exists(path) else dangling(path) or "does not exist"
+        raise UsageError(f"{path} {fault}", "mend the path")
     try:
         data = Path(path).read_bytes()
     except OSError as error:

@@ -9,11 +9,20 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.runtime.components import Broken, Component, check_component, check_index, header, network_files
+from stages.runtime.components import (
+    Broken,
+    Component,
+    check_component,
+    check_index,
+    header,
+    network_files,
+    refuse_code_of,
+)
 from stages.runtime.errors import JobError, one_line
 from stages.runtime.log import log
-from stages.runtime.model import SETTINGS, Model, cached_file_digest, completed
+from stages.runtime.model import SETTINGS, Model, cached_file_digest, completed, settings_in
 from stages.runtime.options import Family, Resident
+from stages.runtime.places import dangling
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -43,6 +52,7 @@ def check(model: Model, family: Family, stage: str = "") -> list[Path]:
 def checked(model: Model, family: Family, wanted: list[str]) -> list[Path]:
     """The files that the patterns are about. Raises Broken, JobError."""
     folder, files = model.folder(), model.files(wanted)
+    check_links(folder, family, wanted)
     check_index(folder, family.components)
     missing = [] if files else ["everything"]
     missing += [name for name in wanted if not set("*?[") & set(name) and not (folder / name).is_file()]
@@ -52,9 +62,20 @@ def checked(model: Model, family: Family, wanted: list[str]) -> list[Path]:
         missing = [f"{place}/" for place in places if not (folder / place).is_dir()]
     if missing:
         raise JobError(f"the weights of model {model.name} in {folder} lack {missing[0]}", remedy(model))
-    for part in parts(model, family, wanted, others=True):
+    found = parts(model, family, wanted, others=True)
+    for part in found:
         check_component(folder, part)
+    for place in dict.fromkeys(folder / part.folder for part in found if part.may_name_code):
+        refuse_code_of(place)
     return files
+
+
+def check_links(folder: Path, family: Family, wanted: list[str]) -> None:
+    """Raise Broken for a file, or a part, that is a link to nothing: it would count as one that the model does not have."""
+    places = [folder / part.folder for part in family.components]
+    places += sorted(path for pattern in wanted for path in folder.glob(pattern))
+    if place := next(filter(dangling, places), None):
+        raise Broken(f"{place} {dangling(place)}")
 
 
 def not_loadable(model: Model, error: Broken) -> JobError:
@@ -130,7 +151,7 @@ def fetch(model: Model, family: Family) -> dict[str, Any]:
             raise
         download(model, family)
         files = check(completed(model, families), family)
-        if (model.folder() / SETTINGS).is_file():
+        if settings_in(model.folder()):
             reason = f"{model.hub} has settings of its own in {SETTINGS}: what was planned before it came does not know them"
             log("warning", model=model.name, reason=reason)
     folder = model.folder()

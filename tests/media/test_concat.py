@@ -1,12 +1,14 @@
 """`concat` as a user runs it: seams, the source in front, one encoding, the log of prompts."""
 
+import json
+
 import numpy as np
 import pytest
 
 from stages.media import select
 from stages.media.probe import probe
 from stages.media.read import frames
-from stages.media.write import VideoWriter
+from stages.media.write import VideoWriter, write_member
 from stages.runtime import artifacts
 from tests import zoo
 from tests.commands import stage
@@ -79,3 +81,42 @@ def test_what_was_decoded_without_its_lossless_video_cannot_be_joined(tmp_path):
     parts = [clip(tmp_path, "a", [10], lossless=False), clip(tmp_path, "b", [10, 20])]
     said = stage("concat", *parts, "--output", tmp_path / "film.mp4", fails=1)
     assert "a.json has no lossless video to encode again: decode it with --lossless" in said
+
+
+@pytest.mark.parametrize("fps", ["1000000/1", "999999999999999999", "1/999999999999999999"])
+def test_a_clip_of_a_rate_that_cannot_be_is_refused(tmp_path, fps):
+    part = clip(tmp_path, "a", [10, 60])
+    part.write_text(part.read_text().replace('"16/1"', f'"{fps}"'))
+    said = stage("concat", part, "--source", zoo.plain(tmp_path), "--output", tmp_path / "film.mp4", fails=1)
+    assert f"a.json is not a whole Kinemake file (fps is {fps}" in said
+
+
+def propagated(path, times, size=(64, 48)):
+    """A part of a clip, its frames shown at `times`."""
+    listed = [{"index": n, "time": time, "suffix": f"/{n:06d}.png"} for n, time in enumerate(times)]
+    for frame in listed:
+        write_member(path, frame["suffix"], np.zeros((size[1], size[0], 3), np.uint8))
+    described = fields("propagated", width=size[0], height=size[1], frames=listed)
+    artifacts.write_index(path, "propagated", described, [frame["suffix"] for frame in listed])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("times", "size", "complaint"),
+    [
+        ([], (64, 48), "hold no frames"),
+        ([0.0, 0.2, 0.1], (64, 48), "has a frame at 0.1 s, and the one before it is at 0.2 s"),
+        ([0.0, 0.0, 0.5], (64, 48), "has a frame at 0.0 s, and the one before it is at 0.0 s"),
+        ([0.0, 0.1, 1e9], (64, 48), "has a frame at 1000000000.0 s"),
+        ([0.0, 0.1], (65, 48), "is 65x48, and H.264 needs even sides"),
+    ],
+)
+def test_parts_that_make_no_film_fail_alone(tmp_path, times, size, complaint):
+    rows = [
+        {"clips": [str(propagated(tmp_path / f"{name}0.json", *shown))], "output": str(tmp_path / f"{name}.mp4")}
+        for name, shown in {"bad": (times, size), "good": ([0.0, 0.125, 0.25],)}.items()
+    ]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = stage("concat", "--manifest", tmp_path / "manifest.jsonl", fails=1)
+    assert complaint in said and "bug" not in said
+    assert artifacts.read(tmp_path / "good.mp4", ("film",)).fields["num_frames"] == 3

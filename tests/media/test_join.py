@@ -1,3 +1,4 @@
+import re
 from fractions import Fraction
 
 import av
@@ -108,3 +109,22 @@ def test_what_cannot_be_joined_is_refused(tmp_path):
         join([one, part(tmp_path / "single.mkv", [2])], tmp_path / "film.mp4", fps=16)
     with pytest.raises(Truncated):
         join([one], tmp_path / "film.mp4", fps=16, source=zoo.truncated(tmp_path))
+
+
+def test_a_duration_that_is_only_declared_does_not_make_the_film_longer(tmp_path, capsys):
+    source = tmp_path / "source.mkv"
+    picture = ("-f", "lavfi", "-i", "testsrc2=size=96x64:rate=16:duration=2", "-f", "lavfi", "-i", "sine=duration=2")
+    zoo.ffmpeg(*picture, "-c:v", "libx264", "-c:a", "aac", source)
+    source.write_bytes(re.sub(rb"00:00:0\d\.", b"95:00:00.", source.read_bytes()))  # the tags of its streams
+    assert probe(source).duration > 95 * 3600
+    film = join([part(tmp_path / "p.mkv", [9, 99])], tmp_path / "film.mp4", fps=16, source=source)
+    assert (film.source_frames, film.part_frames) == (32, [1])
+    assert "it says that it lasts 3 days, 23:00:00 and its last frame is at 0:00:02" in capsys.readouterr().err
+
+
+def test_a_film_of_more_frames_than_any_can_have_is_refused_before_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.media.join.MOST_FRAMES", 20)
+    with pytest.raises(ItemError, match="lasts 0:00:02, and a film has 20 frames at most"):
+        source = zoo.plain(tmp_path, fps=24, frames=49)
+        join([part(tmp_path / "p.mkv", [9, 99])], tmp_path / "film.mp4", fps=16, source=source)
+    assert not (tmp_path / "film.mp4").exists()

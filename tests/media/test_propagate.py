@@ -153,7 +153,7 @@ def test_what_does_not_go_together_is_one_sentence(tmp_path):
     none = write_frames(tmp_path / "none.json", [])
     assert "none.json holds no keys" in said(frames, none)
     assert "part is 2 of 2 parts: they are counted from 0" in said(frames, keys, "--part", 2, "--parts", 2)
-    assert "is missing" in said(frames, tmp_path / "nowhere.json")
+    assert "does not exist" in said(frames, tmp_path / "nowhere.json")
 
 
 def test_without_the_program_ebsynth_the_job_says_so(tmp_path, monkeypatch):

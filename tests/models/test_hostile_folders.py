@@ -1,6 +1,7 @@
 """Folders that nobody vouches for: no code of theirs runs, nobody is asked, and each is refused in one sentence."""
 
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -286,3 +287,36 @@ def test_a_tokenizer_that_lets_every_text_grow_for_ever_is_refused(wan, refused)
     doubling = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     change(path, normalizer={"type": "Sequence", "normalizers": [doubling] * 45})
     assert f"{path} has more than 24 normalizers" in refused(wan)
+
+
+@pytest.mark.parametrize("stood", ["fifo", "device", "link to nothing"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ],
+)
+def test_what_is_no_file_is_one_sentence_and_not_waited_for(name, stood, wan, tmp_path):
+    path = wan / name
+    path.unlink()
+    if stood == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if stood == "device" else "/nowhere")
+    Image.new("RGB", (64, 32)).save(tmp_path / "p.png")
+    own = [tmp_path / "p.png", "-o", tmp_path / "o.safetensors", "-m", wan, "--prompt", "x"]
+    declared = tmp_path / "config.yaml"
+    declared.write_text(json.dumps({"models": {"m": {"family": "wan", "variant": "5b", "path": str(wan)}}}))
+    for model in (wan, "m"):
+        own[4] = model
+        said = CliRunner().invoke(
+            encode.main, [*map(str, own), "--config", str(declared), "--device", "cpu", "--threads", "1"]
+        )
+        lines = [line for line in said.output.splitlines() if line and not line.startswith("{")]
+        assert len(lines) == 1 and lines[0].startswith("error: ") and "bug of Kinemake" not in lines[0], said.output

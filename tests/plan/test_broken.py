@@ -74,9 +74,31 @@ def test_a_bad_file_of_a_training_breaks_that_training(config, text):
     assert "that must be a YAML file with training: captioner" in broken.reason
 
 
+@pytest.mark.parametrize("damage", ["{", '{"steps": 3}', '{"recipe": {"stepps": 3}}', '{"family": "longlive"}', None])
+def test_a_model_s_folder_that_is_wrong_stops_the_runs_that_use_it(config, damage):
+    folder = Path("weights/large")
+    folder.mkdir(parents=True)
+    settings = folder / "kinemake.json"
+    settings.write_text(damage) if damage else settings.symlink_to("nowhere.json")
+    config["models"]["large"] = {"family": "wan", "variant": "5b", "path": str(folder)}
+    for name in ("other", "another"):
+        config["runs"][name] = {**copy.deepcopy(config["runs"]["demo"]), "model": "large"}
+    planned = plan.load(config, 1)
+    assert [one.name for one in planned.broken] == ["other", "another"] and [run.run.name for run in planned.runs] == [
+        "demo"
+    ]
+    assert all(f"{settings} " in one.reason and "\n" not in one.reason for one in planned.broken), planned.broken
+    assert (damage is not None) or "is a link to nowhere.json, which does not exist" in planned.broken[0].reason
+    del config["runs"]["other"], config["runs"]["another"]
+    assert not plan.load(config, 1).broken  # of models that no run uses nothing is asked
+
+
 def test_what_is_wrong_with_the_config_stops_all(two, config):
     config["models"]["small"]["options"]["steps"] = 0
     with pytest.raises(UsageError, match="config.models.small.options.steps is 0: it must be at least 1"):
+        two([{"video": "a.mp4"}])
+    config["models"]["small"] |= {"options": {}, "variant": "256"}
+    with pytest.raises(UsageError, match="model small of family wan has the variant '256': set variant to one of"):
         two([{"video": "a.mp4"}])
 
 
@@ -106,6 +128,12 @@ def test_a_plan_with_any_field_damaged_is_one_sentence(tmp_path, damage):
 def test_a_plan_that_is_no_json_is_one_sentence(tmp_path, text):
     (tmp_path / "plan.json").write_bytes(text)
     with pytest.raises(UsageError, match="is not a plan of this version .*: remove the file to plan anew"):
+        read_fixed(tmp_path / "plan.json")
+
+
+def test_a_plan_that_is_a_link_to_nothing_is_not_taken_for_none(tmp_path):
+    (tmp_path / "plan.json").symlink_to("nowhere")
+    with pytest.raises(UsageError, match="plan.json is a link to nowhere, which does not exist.*: remove the file"):
         read_fixed(tmp_path / "plan.json")
 
 

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from stages.runtime.stages import STAGES
+from tests import zoo
 from tests.commands import stage
 
 ROOT = Path(__file__).parents[2]
@@ -94,9 +95,28 @@ def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path):
     assert "cannot be written" in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize("marking", [(), ("--mark-failed",)], ids=["", "marked"])
+@pytest.mark.parametrize("first", ["file/x.json", "link/x.json", f"{'long' * 70}.json", f"{'long' * 80}/x.json"])
+@pytest.mark.parametrize("stored", [False, True])
+def test_an_output_of_a_manifest_that_cannot_be_written_fails_alone(tmp_path, first, marking, stored):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    video = zoo.plain(tmp_path)
+    rows = [{"id": name, "video": str(video), "output": str(tmp_path / name)} for name in (first, "good.json")]
+    manifest = tmp_path / "shard.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = stage(
+        *("extract_frames", "--manifest", manifest, *marking, *(("--store", tmp_path / "store") if stored else ())), fails=1
+    )
+    assert re.search(r"error: 1 of 2 items failed, the first is .*cannot be written", said.splitlines()[-1]), said
+    assert "Traceback" not in said and "bug of Kinemake" not in said
+    assert json.loads((tmp_path / "good.json").read_text())["kinemake.kind"] == "frames"
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "nowhere").exists()
+
+
 def test_a_failed_item_by_hand_is_exit_code_1_and_leaves_nothing(tmp_path):
     said = stage("extract_frames", tmp_path / "none.mp4", "--output", tmp_path / "x.json", fails=1)
-    assert said.splitlines()[-1] == f"error: {tmp_path / 'none.mp4'} does not exist: mend the path"
+    assert said.splitlines()[-1] == f"error: {tmp_path / 'none.mp4'} does not exist: mend the path, or its permissions"
     assert list(tmp_path.iterdir()) == []
 
 

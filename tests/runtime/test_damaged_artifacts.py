@@ -1,6 +1,7 @@
 """Artifacts that anything may have happened to: each is read as it is, or refused in one sentence."""
 
 import json
+import os
 import random
 import struct
 
@@ -166,6 +167,50 @@ def test_a_member_is_beside_its_index(frames, suffix):
 def test_a_member_that_was_changed_is_told(frames):
     (frames.parent / "frames" / "000000.png").write_bytes(b"gnp")
     assert "000000.png, a member of" in use(frames) and "was changed after it was written" in use(frames)
+
+
+def put_instead(path, what):
+    path.unlink(missing_ok=True)
+    if what == "a fifo":
+        os.mkfifo(path)
+    elif what == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"a device": "/dev/zero", "a dangling link": "nowhere"}[what])
+
+
+@pytest.mark.parametrize("what", ["a fifo", "a folder", "a device", "a dangling link"])
+def test_what_is_no_plain_file_is_not_read(latents, frames, tmp_path, what):
+    (tmp_path / "film.mp4").write_bytes(b"mp4")
+    artifacts.write_index(tmp_path / "film.json", "film", fields("film"), [".mp4"])
+    for place, refused in {
+        latents: latents,
+        tmp_path / "frames" / "000000.png": frames,
+        tmp_path / "film.json": tmp_path / "film.mp4",
+        frames: frames,
+    }.items():
+        put_instead(place, what)
+        assert isinstance(use(refused), str)
+        assert artifacts.read_failure(place) is None
+
+
+def test_an_index_of_absurd_size_is_not_read(frames):
+    os.truncate(frames, 2**40)
+    assert "it has more than" in use(frames)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_failure_takes_the_place_of_a_link_and_of_a_fifo(tmp_path, suffix):
+    """Whoever may write into the folder may plant one, under the output's name or any that can be guessed."""
+    precious, output = tmp_path / "precious", tmp_path / f"a{suffix}"
+    precious.write_text("precious")
+    for name in (f".a{suffix}.failed", f"a{suffix}.tmp", f".a{suffix}.{os.getpid()}", f"a{suffix}"):
+        (tmp_path / name).symlink_to(precious)
+    artifacts.write_failure(output, Failure("encode", "a", "it is broken"))
+    assert precious.read_text() == "precious" and artifacts.read_failure(output).reason == "it is broken"
+    put_instead(output, "a fifo")
+    artifacts.write_failure(output, Failure("encode", "a", "it is broken"))
+    assert artifacts.read_failure(output).reason == "it is broken"
 
 
 def test_a_kind_in_the_form_of_another(latents, frames):

@@ -1,17 +1,20 @@
 """What a shard promises: neighbours are spared, finished work is kept and reused, failures travel."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from stages.runtime import artifacts
-from stages.runtime.errors import JobError, job_fault
+from stages.runtime.errors import JobError, UsageError, job_fault
 from stages.runtime.items import Item
 from stages.runtime.loop import ran_out_of_memory
 from stages.runtime.model import Model
@@ -153,6 +156,86 @@ def test_a_file_that_may_not_be_read_fails_its_item_alone(tmp_path, monkeypatch)
     report = toys.loop(tmp_path / "store").run(items)
     assert report.made == 1
     assert "secret.txt may not be read by this user" in report.failures[0].reason
+
+
+def become_nobody():
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+
+
+def as_nobody(folder, items):
+    """The report of a loop where root's rights do not count."""
+    toys.loop(folder / "warm").run([item(folder, "warm", "warm")])  # imports what nobody may not be allowed to read
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork"), become_nobody) as pool:
+        return pool.submit(run, folder / "store", items).result()
+
+
+def run(store, items):
+    return toys.loop(store).run(items)
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that every user may write to; those of pytest are closed to others."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o777)
+        (Path(name) / "out").mkdir()
+        (Path(name) / "out").chmod(0o777)
+        yield Path(name)
+
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="another user's rights can be taken by root alone")
+
+
+@needs_root
+def test_an_input_in_a_folder_that_may_not_be_searched_fails_its_item_alone(open_folder):
+    secret = open_folder / "secret"
+    secret.mkdir()
+    bad = replace(item(secret, "bad", "text"), output=str(open_folder / "out" / "bad.json"))
+    secret.chmod(0o700)
+    report = as_nobody(open_folder, [bad, item(open_folder, "good", "text")])
+    assert report.made == 1
+    assert [failure.reason for failure in report.failures] == [f"{secret}/bad.txt cannot be reached (Permission denied)"]
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["a damaged entry", "a folder of entries"])
+def test_what_another_user_has_in_the_store_and_cannot_be_removed_is_not_used(open_folder, kind, capfd):
+    store = open_folder / "store"
+    toys.loop(store).run([item(open_folder, "first", "text")])
+    (entry,) = store.glob("??/*")
+    if kind == "a damaged entry":
+        (entry / "artifact.json").chmod(0o644)
+        (entry / "artifact.json").write_text("bad")
+        for folder in (store, store / "staging", store / "partial", entry.parent):
+            folder.chmod(0o1777)
+    else:
+        shutil.rmtree(entry)
+        for folder in (store, store / "staging", store / "partial"):
+            folder.chmod(0o777)
+    report = as_nobody(open_folder, [item(open_folder, "first", "text"), item(open_folder, "more", "more")])
+    assert (report.made, report.failures) == (2, [])
+    assert prompt(open_folder, "first") == "text" and f"{entry} cannot be written" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "folder"])
+def test_an_input_that_no_file_can_be_fails_its_item_alone(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    bad = replace(item(tmp_path, "bad", "text"), inputs={"video": str(tmp_path / name)})
+    report = toys.loop(tmp_path / "store").run([bad, item(tmp_path, "good", "text")])
+    assert report.made == 1
+    assert report.failures[0].reason.endswith(
+        "cannot be reached (File name too long)" if "n" * 300 in name else "is no file"
+    )
+
+
+def test_an_option_that_a_worker_refuses_fails_its_item_alone(tmp_path):
+    items = [item(tmp_path, "a", "refused"), item(tmp_path, "b", "fine")]
+    report = toys.loop(tmp_path / "store").run(items)
+    assert report.made == 1 and report.failures[0].reason == "the option is wrong"
+    with pytest.raises(UsageError, match="the option is wrong"):  # a command line's own: it ends with that, exit code 2
+        toys.loop(tmp_path / "store", mark_failed=False).run(items[:1])
 
 
 def test_kill_in_the_middle_of_a_shard_of_twelve_loses_at_most_the_item_in_hand(tmp_path):

@@ -60,3 +60,15 @@ def test_a_file_that_was_written_in_place_and_given_its_time_back_has_another_di
     path.write_text("new")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert cached_file_digest(path) != digest == hashlib.sha256(b"old").hexdigest()
+
+
+def test_a_note_of_the_cache_that_is_none_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("KINEMAKE_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "weights"
+    path.write_bytes(b"weights")
+    digest = cached_file_digest(path)
+    (note,) = (tmp_path / "cache" / "digests").iterdir()
+    for text in ("7", "[]", "[" * 60_000, None):
+        note.unlink()
+        os.mkfifo(note) if text is None else note.write_text(text)
+        assert cached_file_digest(path) == digest

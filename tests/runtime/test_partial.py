@@ -1,5 +1,6 @@
 """The state of an unfinished item is taken up by that item alone, and only as it was kept."""
 
+import os
 import random
 import shutil
 
@@ -43,3 +44,19 @@ def test_a_state_with_one_flipped_bit_is_not_taken(state):
         state.write_bytes(damaged)
         assert checkpoint.load(state, CPU) is None
         assert not state.exists()
+
+
+def test_a_fifo_in_the_place_of_a_state_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "abcd.safetensors")
+    assert checkpoint.load(tmp_path / "abcd.safetensors", CPU) is None
+    assert not (tmp_path / "abcd.safetensors").exists()
+
+
+def test_a_link_under_a_name_that_can_be_guessed_is_not_followed(tmp_path):
+    """Whoever may write into a shared store may plant one there."""
+    precious, path = tmp_path / "precious", tmp_path / "abcd.safetensors"
+    precious.write_text("precious")
+    for name in (f"abcd.safetensors.{os.getpid()}", f"{os.getpid()}.abcd.safetensors", "abcd.safetensors"):
+        (tmp_path / name).symlink_to(precious)
+    checkpoint.save(path, State(step=3, x=torch.zeros(1, 4, 2, 2, 2)))
+    assert precious.read_text() == "precious" and checkpoint.load(path, CPU).step == 3

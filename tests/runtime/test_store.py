@@ -1,15 +1,19 @@
 """The store publishes whole items, is changed by nothing that becomes of them, and gives out only what was put."""
 
+import contextlib
 import errno
+import json
 import multiprocessing
 import os
 import random
 import shutil
+import socket
 import time
 
 import pytest
 
 from stages.runtime import store as stores
+from stages.runtime.errors import ItemError
 from stages.runtime.store import Store, StoreRemoved, publish
 
 
@@ -132,6 +136,30 @@ def nest_the_seal(chance, entry, other):
     (entry / "seal.json").write_text("[" * 100_000)
 
 
+def one_of(chance, entry):
+    path = chance.choice([path for path in entry.rglob("*") if path.is_file()])
+    path.unlink()
+    return path
+
+
+def put_a_fifo(chance, entry, other):
+    os.mkfifo(one_of(chance, entry))
+
+
+def put_a_device(chance, entry, other):
+    one_of(chance, entry).symlink_to("/dev/zero")
+
+
+def put_a_socket(chance, entry, other):
+    with socket.socket(socket.AF_UNIX) as end, contextlib.chdir(entry):  # the path of one is 107 characters at most
+        end.bind(one_of(chance, entry).relative_to(entry).as_posix())
+
+
+def put_a_seal_without_end(chance, entry, other):
+    (entry / "seal.json").chmod(0o644)
+    os.truncate(entry / "seal.json", 2**40)
+
+
 DAMAGES = [
     flip_a_bit,
     cut_a_file,
@@ -142,6 +170,10 @@ DAMAGES = [
     link_a_file,
     put_a_file_in_its_place,
     nest_the_seal,
+    put_a_fifo,
+    put_a_device,
+    put_a_socket,
+    put_a_seal_without_end,
 ]
 
 
@@ -169,6 +201,35 @@ def test_a_damaged_entry_that_cannot_be_removed_is_not_published(store, tmp_path
         (folder / "artifact.json").write_text("good")
         publish(store.put("abcd", folder), tmp_path / "clip.json")
     assert (tmp_path / "clip.json").read_text() == "good"
+
+
+@pytest.mark.parametrize("name", ["clip.json", "clip.mkv"])
+def test_a_fifo_in_the_place_of_an_output_is_replaced(store, tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    publish(store.find("abcd"), tmp_path / "clip.json")
+    assert (tmp_path / name).read_text() == "one"
+
+
+@pytest.mark.parametrize("kind", ["a folder for a file", "a file for a folder"])
+def test_what_no_file_can_take_the_place_of_fails_its_item_alone(store, tmp_path, kind):
+    if kind == "a folder for a file":
+        (tmp_path / "clip.mkv").mkdir()
+    else:
+        (tmp_path / "clip").write_text("mine")
+    with pytest.raises(ItemError, match="clip.mkv is a folder: remove it|clip is a file, not a folder: remove it"):
+        publish(store.find("abcd"), tmp_path / "clip.json")
+    assert not (tmp_path / "clip.json").exists() and not (tmp_path / "clip.last.png").exists()
+    publish(store.find("abcd"), tmp_path / "other.json")
+
+
+def test_a_lock_that_is_not_given_back_is_named_and_not_waited_for_without_end(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stores, "FIRST_WORD", 0.05)
+    monkeypatch.setattr(stores, "LONGEST_LOCK", 0.3)
+    with stores.locked(tmp_path):
+        publish(store.find("abcd"), tmp_path / "clip.json")
+    (said,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert f"{tmp_path}, into which results are to be put, is locked by process {os.getpid()}" in said["reason"]
+    assert (tmp_path / "clip.json").read_text() == "one"
 
 
 def test_a_failed_item_leaves_no_entry(store):

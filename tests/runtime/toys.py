@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from stages.runtime.artifacts import write_index
-from stages.runtime.errors import ItemError
+from stages.runtime.errors import ItemError, UsageError
 from stages.runtime.loop import Loop, Plant, Running
 from stages.runtime.options import Option
 from stages.runtime.stages import Input, Stage
@@ -24,12 +24,15 @@ MEANWHILE: list = []  # functions: each is called in the middle of one run of a 
 
 
 class Toy(Worker):
-    """A text "bad" is the item's own fault, "bug" an unexpected error, "big" fits only with saving, "kill" ends us."""
+    """A text "bad" is the item's own fault, "refused" that of its options, "bug" an unexpected error, "big" fits only with
+    saving, "kill" ends us."""
 
     def run(self, work, phase):
         text = Path(work.inputs["video"]).read_text() if isinstance(work.inputs["video"], Path) else "0"
         if text == "bad":
             raise ItemError("the toy is bad", "mend it")
+        if text == "refused":
+            raise UsageError("the option is wrong", "mend it")
         if text == "bug":
             raise ValueError("a bug\nof two lines")
         if text == "big" and not work.options["saving"]:

@@ -98,6 +98,6 @@ def test_the_results_are_those_of_a_run_that_was_not_killed(killed, rerun, tmp_p
 
 def test_no_half_of_anything_is_left(killed, rerun):
     project, _ = killed
-    left = [path for path in project.path("results").rglob("*") if path.name.endswith(".tmp") or path.name == "partial"]
+    left = [path for path in project.path("results").rglob("*") if ".tmp" in path.suffixes or path.name == "partial"]
     assert [path for path in left if path.is_file() or list(path.iterdir())] == []
     assert "Nothing to be done" in project.run(*ONE_WORKER)

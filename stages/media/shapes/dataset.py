@@ -17,6 +17,7 @@ import numpy as np
 from stages.media.shapes.world import Scene, render, sample
 from stages.media.write import VideoWriter
 from stages.runtime.errors import UsageError
+from stages.runtime.files import open_plain, replacing
 
 SCENES = "scenes.jsonl"
 CRF = 8
@@ -59,9 +60,8 @@ def write(folder: Path, sources: list[Source], fps: float) -> Iterator[str]:
         (folder / "captions" / f"{stem}.txt").write_text(source.caption + "\n")
         lines.append({"stem": stem, **asdict(source.scene), "frames": source.frames, "size": source.size})
         yield stem
-    temporary = folder / f".{SCENES}.tmp"  # comes last and whole: a folder that has it is complete
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    temporary.replace(folder / SCENES)
+    with replacing(folder / SCENES) as temporary:  # comes last and whole: a folder that has it is complete
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read(path: Path) -> dict[str, Source]:
@@ -69,9 +69,9 @@ def read(path: Path) -> dict[str, Source]:
     names = [field.name for field in fields(Scene)]
     sources = {}
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            sources[row["stem"]] = Source(Scene(**{name: row[name] for name in names}), row["frames"], row["size"])
+        with open_plain(path) as lines:
+            for row in map(json.loads, lines):
+                sources[row["stem"]] = Source(Scene(**{name: row[name] for name in names}), row["frames"], row["size"])
     except FileNotFoundError:
         raise UsageError(f"the scenes {path} are not there", "give the scenes.jsonl of a data set of shapes world") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

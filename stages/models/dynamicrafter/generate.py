@@ -6,7 +6,7 @@ from typing import Any
 from tqdm import tqdm
 
 from stages.models.dynamicrafter.denoiser import Denoiser, Made
-from stages.models.shared.origin import check_origin, model_fields
+from stages.models.shared.origin import check_frames, check_origin, model_fields
 from stages.runtime.artifacts import write_tensors
 from stages.runtime.errors import ItemError
 from stages.runtime.log import log
@@ -24,6 +24,7 @@ class Generate(Worker):
 
     def check(self, work: Work) -> None:
         check_origin(work.inputs["encoded"], self.model)
+        check_frames(work.inputs["encoded"], 1, work.inputs["encoded"].fields["num_frames"])
 
     def announce(self, works: Sequence[Work]) -> None:
         self.coming = list(works)
@@ -55,11 +56,11 @@ class Generate(Worker):
     def _make(self, works: Sequence[Work]) -> None:
         """Make clips together. Where one of several cannot be made, each is made alone instead."""
         options = works[0].options
-        conditions = [work.inputs["encoded"].tensors() for work in works]
         seeds = [work.options["seed"] for work in works]
         frames = works[0].inputs["encoded"].fields["num_frames"]
         label = works[0].item.id + f" and {len(works) - 1} more" * (len(works) > 1)
         try:
+            conditions = [work.inputs["encoded"].tensors() for work in works]
             with tqdm(total=options["num_inference_steps"], desc=label, unit="step", disable=None, leave=False) as bar:
                 made = self.denoiser(conditions, seeds, frames, options, bar.update)
         except ItemError:

@@ -12,7 +12,7 @@ from stages.models.fresco.attention import Guidance, install
 from stages.models.fresco.sampler import ANCHORS, Batch, Models, Settings, motion_of, translate
 from stages.models.fresco.smoothing import Background, behind
 from stages.models.shared.loading import DTYPES, load_network, loading
-from stages.models.shared.origin import check_origin, model_fields
+from stages.models.shared.origin import check_frames, check_origin, model_fields
 from stages.models.shared.picture_vae import load_vae
 from stages.runtime.artifacts import Artifact, write_tensors
 from stages.runtime.errors import ItemError
@@ -28,6 +28,7 @@ class Generate(Worker):
     def check(self, work: Work) -> None:
         encoded = work.inputs["encoded"]
         check_origin(encoded, self.model)
+        check_frames(encoded, encoded.fields["num_frames"])
         if encoded.fields["control"] != (control := work.options["controlnet_type"]):
             made = encoded.fields["control"]
             raise ItemError(

@@ -16,7 +16,7 @@ from stages.models.longlive.options import LONGEST, check_longest, check_window
 from stages.models.longlive.progress import Progress
 from stages.models.longlive.sampler import Schedule, denoise, remember, switch
 from stages.models.shared.loading import DTYPES, load_network, loading, read_config
-from stages.models.shared.origin import check_origin, model_fields
+from stages.models.shared.origin import check_frames, check_origin, model_fields
 from stages.models.shared.wan.lora import merge
 from stages.models.shared.wan.transformer import place
 from stages.runtime.artifacts import write_tensors
@@ -32,6 +32,7 @@ class Generate(Worker):
     def check(self, work: Work) -> None:
         encoded = work.inputs["encoded"]
         check_origin(encoded, self.model)
+        check_frames(encoded, *range(0, encoded.fields["latent_frames"], encoded.fields["block"]))
         check_window(work.options, encoded.fields["block"])
         rows = read_config(self.model.folder() / "transformer").get("rope_max_seq_len", LONGEST)
         check_longest(encoded.fields["latent_frames"], work.options, rows)

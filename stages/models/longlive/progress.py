@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from stages.runtime.artifacts import read, write_tensors
 from stages.runtime.errors import ItemError
+from stages.runtime.files import replacing
 from stages.runtime.follow import POLL, latest, trail
 from stages.runtime.partial import refuse_state, state_digest
 from stages.runtime.worker import Work
@@ -39,14 +39,11 @@ class Progress:
 
     def keep(self, latents: torch.Tensor) -> None:
         """Put the latents so far in the place of those before, and lay a trail to them beside the item's output."""
-        temporary = self.path.with_name(f"{os.getpid()}.{self.path.name}")
         digest = state_digest(self.path, {}, {"latents": latents})
-        write_tensors(temporary, "latents", {**self.fields, "digest": digest}, {"latents": latents})
-        temporary.replace(self.path)
-        self.trail.parent.mkdir(parents=True, exist_ok=True)
-        link = self.trail.with_name(f".{os.getpid()}.{self.trail.name}")
-        link.symlink_to(self.path.absolute())
-        link.replace(self.trail)
+        with replacing(self.path) as temporary:
+            write_tensors(temporary, "latents", {**self.fields, "digest": digest}, {"latents": latents})
+        with replacing(self.trail) as link:
+            link.symlink_to(self.path.absolute())
 
     def end(self) -> None:
         """The film is whole: no trail leads to a part of it any more."""

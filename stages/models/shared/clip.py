@@ -15,6 +15,7 @@ from stages.media.sheet import contact_sheet
 from stages.media.stats import ClipStatistics
 from stages.media.write import VideoWriter, write_gif, write_member, write_png
 from stages.runtime.artifacts import member_path, write_index
+from stages.runtime.errors import ItemError
 from stages.runtime.worker import Work
 
 
@@ -45,6 +46,11 @@ def write_clip(
                 write_member(work.output, members[-1], rgb)
             if options["save_gif"] or options["visualize"]:
                 kept.append(rgb)
+    if videos[0].frames != fields["num_frames"]:
+        path = work.inputs["latents"].path
+        raise ItemError(
+            f"{path} speaks of {fields['num_frames']} frames and holds {videos[0].frames}", "make it again with generate"
+        )
     write_png(member_path(work.output, ".last.png"), rgb)
     if options["save_gif"]:
         members.append(".gif")

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from stages.models.shared.loading import read_config
 from stages.runtime.artifacts import Artifact
-from stages.runtime.errors import ItemError
+from stages.runtime.errors import ItemError, shown
 from stages.runtime.model import Model
 from stages.runtime.options import Family
 from stages.runtime.worker import Work
@@ -16,12 +17,33 @@ def model_fields(model: Model, work: Work) -> dict[str, str]:
 
 
 def check_origin(artifact: Artifact, model: Model) -> None:
-    """Raise ItemError for an artifact of another family or variant than the model's."""
+    """Raise ItemError for an artifact of another family or variant than the model's, and for tensors of other widths."""
     origin = f"{artifact.fields['family']} {artifact.fields['variant']}".strip()
     if origin != (own := f"{model.family} {model.variant}".strip()):
         raise ItemError(
             f"{artifact.path} was made for {origin} and model {model.name} is {own}",
             "use the same model in encode, generate and decode",
+        )
+    folder = model.folder()
+    texts, pictures = read_config(folder / "text_encoder"), read_config(folder / "vae")
+    for name, axis, width in (
+        ("prompt_embeds", 2, texts.get("d_model", texts.get("hidden_size"))),
+        ("image_latents", 1, pictures.get("z_dim", pictures.get("latent_channels"))),
+        ("latents", 1, pictures.get("z_dim", pictures.get("latent_channels"))),
+    ):
+        shape = artifact.shapes.get(name)
+        if shape and width and shape[axis] != width:
+            raise ItemError(
+                f"{name} in {artifact.path} are {shape[axis]} wide, those of model {model.name} {width}", "make it again"
+            )
+
+
+def check_frames(encoded: Artifact, *counts: int) -> None:
+    """Raise ItemError unless the condition's latents are so many frames, or there are none and 0 is among the counts."""
+    if (found := encoded.shapes.get("image_latents", (0,) * 5)[2]) not in counts:
+        raise ItemError(
+            f"the image_latents in {encoded.path} are {found} frames, none of the lengths {shown([*counts])}",
+            "make it again with encode",
         )
 
 

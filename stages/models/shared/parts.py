@@ -30,6 +30,7 @@ WAN_VAE = Component(
     "diffusers",
     ("AutoencoderKLWan",),
     fixed={"scale_factor_temporal": 4},
+    lengths={"latents_mean": "z_dim", "latents_std": "z_dim"},
     sizes=(
         Size("z_dim", r"post_quant_conv\.weight", 0),
         Size("base_dim", r"encoder\.conv_in\.weight", 0),

@@ -22,7 +22,7 @@ class Generate(Worker):
 
     def check(self, work: Work) -> None:
         check_origin(work.inputs["encoded"], self.model)
-        steps, trained = work.options["steps"], self.schedule["num_train_timesteps"]
+        steps, trained = work.options["steps"], DDPMScheduler.from_config(self.schedule).config.num_train_timesteps
         if steps > trained:
             raise ItemError(
                 f"steps is {steps} and model {self.model.name} was trained on {trained}", "ask for at most as many"

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.models.shared.training.options import STAGE, shared
+from stages.models.vlm.build import VISUAL
 from stages.runtime.components import Component, Size, read_config, read_object
 from stages.runtime.options import DTYPES, Family, Option, Training
 
+PUBLISHED = "use the repository whose name ends in -HF, such as OpenGVLab/InternVL3_5-8B-HF"
 MODEL_TYPES = ("internvl", "internvl_chat")  # the second is the remote-code layout: recognised, to be refused by name
 
 
@@ -102,7 +104,7 @@ FAMILY = Family(
     resident={"caption_vlm": (((".", ""),),)},
     weights={"caption_vlm": ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")},
     components=(
-        Component("", "tokenizer"),
+        Component("", "tokenizer", tokens=tuple(VISUAL), instead=PUBLISHED),
         Component("", "processor"),
         Component(
             "",
@@ -114,7 +116,7 @@ FAMILY = Family(
                 Size("text_config.vocab_size", r"embed_tokens\.weight", 0),
                 Size("vision_config.num_hidden_layers", r"vision_tower\.encoder\.layer\.(\d+)\."),
             ),
-            instead="use the repository whose name ends in -HF, such as OpenGVLab/InternVL3_5-8B-HF",
+            instead=PUBLISHED,
         ),
     ),
     detect=detect,

@@ -13,7 +13,7 @@ from diffusers import UniPCMultistepScheduler
 from tqdm import tqdm
 
 from stages.models.shared.loading import DTYPES, loading
-from stages.models.shared.origin import check_origin, model_fields
+from stages.models.shared.origin import check_frames, check_origin, model_fields
 from stages.models.shared.wan.transformer import load_transformer
 from stages.models.wan import checkpoint
 from stages.models.wan.options import check_experts
@@ -46,7 +46,12 @@ class Generate(Worker):
         return ("",) if self.model.variant == "5b" else (HIGH, LOW)
 
     def check(self, work: Work) -> None:
-        check_origin(work.inputs["encoded"], self.model)
+        encoded = work.inputs["encoded"]
+        check_origin(encoded, self.model)
+        _, channels, frames, *_ = encoded.shapes.get("mask", (0,) * 5)
+        if channels != (1 if self.model.variant == "5b" else 4):
+            raise ItemError(f"the mask in {encoded.path} has {channels} channels", "make it again with encode")
+        check_frames(encoded, 1 if self.model.variant == "5b" else frames)
         check_experts(self.model.variant, work.options)
 
     def load(self, options: Mapping[str, Any], phase: str) -> None:

@@ -162,6 +162,17 @@ def test_more_steps_than_it_was_trained_on_are_one_sentence(encoded, tmp_path):
     assert_sentence(said, "error: steps is 51 and model .* was trained on 50: ask for at most as many")
 
 
+def test_a_schedule_that_does_not_tell_its_length_has_the_library_s(model, encoded, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "model")
+    path = copy / "scheduler/scheduler_config.json"
+    config = json.loads(path.read_text())
+    del config["num_train_timesteps"]
+    path.write_text(json.dumps(config))
+    stage("generate", encoded, "-o", tmp_path / "l.safetensors", "-m", copy, *QUICK)
+    said = stage("generate", encoded, "-o", tmp_path / "m.safetensors", "-m", copy, "--steps", 1001, fails=1)
+    assert_sentence(said, "error: steps is 1001 and model .* was trained on 1000: ask for at most as many")
+
+
 def test_artifact_of_another_family_is_one_sentence(tiny_wan, encoded, latents, tmp_path):
     wan = tiny_wan["5b"]
     said = stage("generate", encoded, "-o", tmp_path / "l.safetensors", "-m", wan, fails=1)

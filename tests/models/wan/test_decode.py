@@ -1,5 +1,8 @@
+import re
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from stages.media.read import frames
@@ -44,3 +47,48 @@ def test_lower_crf_is_closer_to_the_pixels(latents, tmp_path):
         lossless = np.stack([frame.rgb for frame in frames(tmp_path / "clip.mkv")]).astype(float)
         errors.append(np.abs(np.stack([frame.rgb for frame in frames(tmp_path / "clip.mp4")]) - lossless).mean())
     assert errors[0] < errors[1]
+
+
+def changed(latents, path, tensor=None, **own):
+    """The latents of a clip with other numbers, or saying other things of themselves."""
+    from safetensors.torch import save_file
+
+    artifact = artifacts.read(latents, ("latents",))
+    tensor = artifact.tensors()["latents"] if tensor is None else tensor
+    fields = {name: value for name, value in {**artifact.fields, **own}.items() if value is not None}
+    save_file({"latents": tensor.contiguous()}, path, artifacts._metadata("latents", fields, []))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("own", "complaint"),
+    [
+        ({"num_frames": 18}, "speaks of 18 frames and holds 17"),
+        ({"num_frames": 4}, "num_frames is 4 and its latents have 5 frames"),
+        ({"width": 97}, "its latents are 6x4, which does not go with 97x64 pixels"),
+        ({"width": 192}, "which does not go with 192x64 pixels"),
+        ({"width": 192, "height": 128}, "frame 0 for"),
+        ({"seed": None}, "lacks seed"),
+    ],
+)
+def test_latents_that_are_not_what_they_say_are_not_decoded(own, complaint, latents, tmp_path):
+    said = stage("decode", changed(latents["5b"], tmp_path / "l.safetensors", **own), "-o", tmp_path / "c.json", fails=1)
+    assert complaint in said and "bug" not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda z: z * float("nan"), "latents in .* has NaN or infinite numbers"),
+        (lambda z: z.index_fill(2, torch.tensor([1]), float("inf")), "has NaN or infinite numbers"),
+        (lambda z: z[:, :, :0], "has shape"),
+        (lambda z: z[:, :0], "has shape"),
+        (lambda z: z[:, :3], "latents in .* are 3 wide, those of model"),
+    ],
+    ids=["NaN", "infinite", "no frames", "no channels", "fewer channels"],
+)
+def test_latents_of_numbers_and_sizes_that_cannot_be_are_not_decoded(change, complaint, latents, tmp_path):
+    tensor = change(artifacts.read(latents["5b"], ("latents",)).tensors()["latents"])
+    path = changed(latents["5b"], tmp_path / "l.safetensors", tensor)
+    said = stage("decode", path, "-o", tmp_path / "c.json", fails=1)
+    assert re.search(complaint, said) and "bug" not in said

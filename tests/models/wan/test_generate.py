@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from stages.models.shared.wan.transformer import set_attention, spread
@@ -183,13 +184,30 @@ def test_default_shift_follows_the_size(encoded, tmp_path):
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
+def described_as(encoded, tensors, path):
+    """Other tensors under the description of an artifact."""
+    with safe_open(encoded, "pt") as file:
+        save_file(tensors, path, file.metadata())
+    return path
+
+
+SIZES = [("mask", 1), ("mask", 2), ("image_latents", 1), ("image_latents", 2), ("prompt_embeds", 2), ("prompt_embeds", 0)]
+
+
+@pytest.mark.parametrize("name, axis", SIZES)
+@pytest.mark.parametrize("variant", ["5b", "14b"])
+def test_tensors_of_sizes_that_are_not_the_model_s_fail_the_item_in_one_sentence(encoded, tmp_path, variant, name, axis):
+    tensors = load_file(encoded[variant])
+    tensors |= {own: torch.cat([tensors[own]] * 9, dim=axis) for own in tensors if own.endswith(name)}
+    path = described_as(encoded[variant], tensors, tmp_path / "e.safetensors")
+    said = generate(path, tmp_path / "l.safetensors", fails=1)
+    assert f"{path}" in said.splitlines()[-1] and "bug" not in said
+
+
 def test_numbers_that_are_not_finite_fail_the_item(encoded, tmp_path):
     tensors = load_file(encoded["5b"])
-    tensors["prompt_embeds"][0, 0] = float("nan")
-    with open(encoded["5b"], "rb") as file:
-        header = json.loads(file.read(8 + int.from_bytes(file.read(8), "little") - 8).decode())
-    save_file(tensors, tmp_path / "e.safetensors", header["__metadata__"])
-    said = generate(tmp_path / "e.safetensors", tmp_path / "a" / "l.safetensors", fails=1)
+    tensors["prompt_embeds"][0, 0] = 3e38  # the first product is infinite
+    said = generate(described_as(encoded["5b"], tensors, tmp_path / "e.safetensors"), tmp_path / "a.safetensors", fails=1)
     assert "the prediction became NaN or infinite at step 1 of 6" in said
 
 

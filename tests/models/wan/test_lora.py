@@ -137,8 +137,12 @@ def write(path, tensors, **config):
     """A file; `config` goes to its header as diffusers writes what PEFT was configured with."""
     packed = {f"transformer.{name}": value for name, value in config.items()}
     header = {"format": "pt", **({"lora_adapter_metadata": json.dumps(packed)} if config else {})}
-    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path, header)
+    save_file(contiguous(tensors), path, header)
     return path
+
+
+def contiguous(tensors):
+    return {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
 
 
 def named(matrices, form, alphas={}):
@@ -231,6 +235,22 @@ def test_an_alpha_that_is_given_counts_where_the_file_states_none(matrices, tiny
     check_merged(tiny_wan["14b"], path, products(matrices, factors), alpha=256)
 
 
+@pytest.mark.parametrize(("form", "entry"), [("ComfyUI", "lora_alpha"), ("musubi", "ss_network_alpha")])
+def test_an_alpha_in_plain_text_counts_for_layers_without_one_of_their_own(form, entry, matrices, tiny_wan, tmp_path):
+    first, path = TRAINED[0], tmp_path / "l.safetensors"
+    factors = {layer: 5 / len(a) for layer, (a, _) in matrices.items()} | {first: 1.5 / len(matrices[first][0])}
+    save_file(contiguous(named(matrices, form, {first: 1.5})), path, {"format": "pt", entry: "5.0"})
+    check_merged(tiny_wan["14b"], path, products(matrices, factors), alpha=256)
+
+
+def test_kohya_s_alpha_is_not_applied_twice_to_a_file_that_was_renamed(matrices, tiny_wan, tmp_path, capsys):
+    """musubi-tuner's convert_lora.py multiplies alpha into the matrices, and leaves it in the header."""
+    path = tmp_path / "l.safetensors"
+    save_file(contiguous(named(matrices, "ComfyUI")), path, {"ss_network_alpha": "16"})
+    check_merged(tiny_wan["14b"], path, products(matrices))
+    assert "ss_network_alpha '16' is not applied again" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("form", ["ComfyUI", "Wan, bare"])
 def test_differences_are_added_whole(form, matrices, tiny_wan, tmp_path):
     """As the distilled files of LightX2V have them: of biases, norms, the head's weight and the modulation."""
@@ -318,6 +338,55 @@ def test_an_alpha_that_cannot_be_used_is_refused(config, reason, matrices, tiny_
     path = write(tmp_path / "l.safetensors", named({layer: matrices[layer]}, "diffusers"), **config)
     with pytest.raises(ItemError, match=re.escape(reason)):
         merge(parameters(tiny_wan["14b"])[0], path)
+
+
+@pytest.mark.parametrize("entry", ["lora_alpha", "ss_network_alpha"])
+@pytest.mark.parametrize("value", ["many", "None", "", "nan"])
+def test_an_alpha_in_plain_text_that_is_no_number_is_refused(entry, value, matrices, tiny_wan, tmp_path):
+    layer, path = TRAINED[0], tmp_path / "l.safetensors"
+    pair = {layer: matrices[layer]}
+    save_file(contiguous(named(pair, "musubi")), path, {entry: value})
+    with pytest.raises(ItemError, match=re.escape(f"{path} states {entry} {value!r}, which is no number")):
+        merge(parameters(tiny_wan["14b"])[0], path)
+    save_file(contiguous(named(pair, "musubi", {layer: 3.0})), path, {entry: value})
+    check_merged(tiny_wan["14b"], path, products(pair, {layer: 3.0 / len(matrices[layer][0])}))
+
+
+@pytest.mark.parametrize(
+    "role, tensor, reason",
+    [
+        ("lora_A.weight", torch.ones(2, 24, dtype=torch.complex64), "of complex64, and a LoRA has floating point numbers"),
+        ("lora_B.weight", torch.ones(24, 2, dtype=torch.int64), "of int64, and a LoRA has floating point numbers"),
+        ("lora_B.weight", torch.ones(24, 2, dtype=torch.bool), "of bool, and a LoRA has floating point numbers"),
+        ("diff_b", torch.ones(24, dtype=torch.int8), "of int8, and a LoRA has floating point numbers"),
+        ("alpha", torch.tensor(2j), "of complex64, and a LoRA has floating point numbers"),
+        ("alpha", torch.ones(2), "states no alpha of blocks.0.self_attn.q that can be used"),
+        ("lora_A.weight", torch.full((2, 24), float("nan")), "of float32, with numbers that are infinite or NaN"),
+        ("diff_b", torch.full((24,), float("-inf"), dtype=torch.bfloat16), "of bfloat16, with numbers that are infinite"),
+        ("lora_A.weight", torch.ones(0, 24), "of shape [0, 24], which holds nothing"),
+        ("lora_A.weight", torch.ones(2, 0), "of shape [2, 0], which holds nothing"),
+        ("lora_A.weight", torch.ones(2, 24, 1), "matrices that do not make a LoRA"),
+        ("lora_B.weight", torch.ones(24), "matrices that do not make a LoRA"),
+        ("diff_b", torch.ones(0), "of shape [0], which holds nothing"),
+    ],
+)
+def test_a_tensor_that_is_none_of_a_lora_is_refused_by_its_name(role, tensor, reason, tiny_wan, tmp_path):
+    stem, path = "blocks.0.self_attn.q", tmp_path / "l.safetensors"
+    pair = {f"{stem}.lora_A.weight": torch.ones(2, 24), f"{stem}.lora_B.weight": torch.ones(24, 2)}
+    save_file({**pair, f"{stem}.{role}": tensor}, path)
+    transformer, before = parameters(tiny_wan["14b"])
+    with pytest.raises(ItemError) as error:
+        merge(transformer, path)
+    said = str(error.value)
+    assert str(path) in said and reason in said and len(said) < 400 and (role == "alpha" or f"{stem}.{role}" in said)
+    assert all(torch.equal(parameter.double(), before[name]) for name, parameter in transformer.state_dict().items())
+
+
+def test_an_alpha_may_be_a_whole_number(matrices, tiny_wan, tmp_path):
+    layer = TRAINED[0]
+    tensors = named({layer: matrices[layer]}, "musubi") | {f"{flat(layer)}.alpha": torch.tensor(3)}
+    path = write(tmp_path / "l.safetensors", tensors)
+    check_merged(tiny_wan["14b"], path, products({layer: matrices[layer]}, {layer: 3 / len(matrices[layer][0])}))
 
 
 def test_a_layer_is_not_changed_twice(matrices, tiny_wan, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from stages.runtime.errors import JobError, one_line
+from stages.runtime.files import replacing
 
 ADAM = ("step", "exp_avg", "exp_avg_sq")  # a weight that no step has touched yet has none of them
 
@@ -29,10 +29,9 @@ def save(
     for (name, weight), average in zip(weights.items(), averaged, strict=True):
         tensors |= {f"weight.{name}": weight, f"average.{name}": average}
         tensors |= {f"{entry}.{name}": optimizer.state[weight][entry] for entry in ADAM if weight in optimizer.state}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, temporary, {"facts": json.dumps(facts)})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"facts": json.dumps(facts)})
 
 
 def load(

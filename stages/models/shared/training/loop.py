@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -31,6 +30,7 @@ from stages.models.shared.training import checkpoint
 from stages.models.shared.training.clips import identity
 from stages.models.shared.training.data import Order, collate
 from stages.runtime.errors import JobError, UsageError
+from stages.runtime.files import remove, replacing
 from stages.runtime.log import log
 from stages.runtime.model import write_settings
 
@@ -241,17 +241,17 @@ class Trainer:
     def _keep(self) -> None:
         """Put the model of this step in the place of the one before, whole or not at all."""
         new, folder, old = (self.output / name for name in ("model.new", "model", "model.old"))
-        shutil.rmtree(new, ignore_errors=True)
+        remove(new)
         self.task.save(new, getattr(torch, self.options["save_dtype"]))
         if settings := self.task.settings():
             start = self.options["start_from"]
             settings = {"dtype": COMPUTED_IN[self.options["mixed_precision"]], **settings}
             write_settings(new, settings, Path(start) if start else None)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
 
     # ----------------------------------------------------------------------------------------------------------- state
 
@@ -273,9 +273,8 @@ class Trainer:
             "validation_loss": self.best if math.isfinite(self.best) else None,  # JSON knows no infinity
             "history": self.history,
         }
-        path = self.output / "training.json"
-        path.with_suffix(".new").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-        path.with_suffix(".new").replace(path)
+        with replacing(self.output / "training.json") as path:
+            path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
     def _resume(self) -> None:
         """Go on from the last state, where there is one. Raises UsageError when it was made with other options."""

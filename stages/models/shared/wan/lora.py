@@ -37,6 +37,7 @@ ENDINGS = {
 DIFFERENCES = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation"}  # whole, of these parameters of a layer
 OTHER_KINDS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lokr_": "LoKr", "hada_": "LoHa", "oft_": "OFT"}
 CONFIG = "lora_adapter_metadata"  # entry of the header in which diffusers keeps the config of PEFT
+ALPHA, KOHYAS_ALPHA = "lora_alpha", "ss_network_alpha"  # entries in which trainers state the alpha of all layers
 ANOTHER = "give a LoRA that was trained for this model"
 
 
@@ -84,13 +85,17 @@ def merge(transformer: nn.Module, path: Path, scale: float = 1.0, alpha: float |
 
 def read_additions(path: Path, alpha: float | None) -> list[Addition]:
     """What a safetensors file adds to which parameter, by diffusers' names. Raises ItemError."""
-    tensors, config = read(path)
+    tensors, header = read(path)
     layers: dict[str, dict[str, str]] = {}
-    for key in tensors:
+    for key, tensor in tensors.items():
         layer, role = layer_and_role(key, path)
+        check_numbers(key, role, tensor, path)
         if role in layers.setdefault(layer, {}):
             raise ItemError(f"{path} has {key} and {layers[layer][role]}, which are one", "give it once")
         layers[layer][role] = key
+    config = config_of_peft(header, path)
+    if "lora_alpha" not in config and any("down" in keys and "alpha" not in keys for keys in layers.values()):
+        alpha = alpha_of_all(header, tensors, path, alpha)
     additions = []
     for layer, keys in layers.items():
         of_role = {role: tensors[key] for role, key in keys.items()}
@@ -107,20 +112,67 @@ def read_additions(path: Path, alpha: float | None) -> list[Addition]:
     return additions
 
 
-def read(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
-    """The tensors of a file, and the config of PEFT in its header. Raises ItemError."""
+def read(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
+    """The tensors of a file, and what its header says beside them. Raises ItemError."""
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            config = json.loads((file.metadata() or {}).get(CONFIG, "{}"))
-        if not tensors or not isinstance(config, dict):
-            raise ValueError(f"its {CONFIG} is no object" if tensors else "it has no tensors")
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        reason = one_line(error)
-        raise ItemError(f"{path} is not a LoRA of Wan ({reason})", "give a LoRA in safetensors format") from error
-    if not config:
+            header = file.metadata() or {}
+        if not tensors:
+            raise ValueError("it has no tensors")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise no_lora(path, error) from error
+    return tensors, header
+
+
+def no_lora(path: Path, error: Exception) -> ItemError:
+    return ItemError(f"{path} is not a LoRA of Wan ({one_line(error)})", "give a LoRA in safetensors format")
+
+
+def config_of_peft(header: Mapping[str, str], path: Path) -> Mapping[str, Any]:
+    """The config of PEFT in a header, empty where there is none. Raises ItemError."""
+    try:
+        config = json.loads(header.get(CONFIG, "{}"))
+        if not isinstance(config, dict):
+            raise ValueError(f"its {CONFIG} is no object")
+    except (ValueError, RecursionError) as error:
+        raise no_lora(path, error) from error
+    return {name.removeprefix("transformer."): value for name, value in config.items()}
+
+
+def alpha_of_all(
+    header: Mapping[str, str], tensors: Mapping[str, torch.Tensor], path: Path, default: float | None
+) -> float | None:
+    """The alpha that a header states in plain text for all layers, else the default. Raises ItemError where it is no number.
+
+    That of kohya's trainers does not count for names that are not kohya's: musubi-tuner's convert_lora.py multiplies it into
+    the matrices as it renames them, and leaves the header as it was.
+    """
+    name = ALPHA if ALPHA in header else KOHYAS_ALPHA
+    if name not in header:
         warn_of_config(path)
-    return tensors, {name.removeprefix("transformer."): value for name, value in config.items()}
+        return default
+    if name == KOHYAS_ALPHA and not all(key.startswith("lora_unet_") for key in tensors):
+        reason = f"{name} {shown(header[name])} is not applied again: what renamed these matrices multiplied it into them"
+        log("warning", file=str(path), reason=f"{reason}; where that was not done, set the strength by an option")
+        return default
+    try:
+        if not math.isfinite(alpha := float(header[name])):
+            raise ValueError
+    except ValueError:
+        raise ItemError(f"{path} states {name} {shown(header[name])}, which is no number", ANOTHER) from None
+    return alpha
+
+
+def check_numbers(key: str, role: str, tensor: torch.Tensor, path: Path) -> None:
+    """Raise ItemError for a tensor that is not of finite floating point numbers; an alpha may be a whole number."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if not tensor.is_floating_point() and (role != "alpha" or tensor.is_complex()):
+        raise ItemError(f"{path} has {key} of {kind}, and a LoRA has floating point numbers", "give it as it was trained")
+    if not tensor.numel():
+        raise ItemError(f"{path} has {key} of shape {list(tensor.shape)}, which holds nothing", "give the file whole")
+    if not tensor.float().isfinite().all():
+        raise ItemError(f"{path} has {key} of {kind}, with numbers that are infinite or NaN", "give another LoRA")
 
 
 def layer_and_role(key: str, path: Path) -> tuple[str, str]:

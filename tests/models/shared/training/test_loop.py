@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from itertools import islice
 
 import pytest
@@ -276,3 +277,20 @@ def test_wandb_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch):
 def test_half_precision_on_the_cpu_is_one_sentence(tmp_path):
     with pytest.raises(UsageError, match="mixed_precision is fp16 and this training runs on the CPU: use no or bf16"):
         trained(tmp_path / "a", mixed_precision="fp16")
+
+
+def test_links_that_somebody_planted_in_the_output_are_not_followed(tmp_path):
+    precious, output = tmp_path / "precious", tmp_path / "output"
+    precious.mkdir()
+    output.mkdir()
+    (precious / "text").write_text("precious")
+    for name, target in {
+        "model.new": precious,
+        "training.new": precious / "text",
+        "training.json": precious / "text",
+    }.items():
+        (output / name).symlink_to(target)
+    (output / f"last.safetensors.{os.getpid()}").symlink_to(precious / "text")
+    trained(output)
+    assert [(path.name, path.read_text()) for path in precious.iterdir()] == [("text", "precious")]
+    assert json.loads((output / "training.json").read_text())["steps"] == STEPS
