@@ -135,7 +135,7 @@ def test_the_examples_of_dynamicrafter_do_what_the_old_commands_did(name, run, s
     told = generate.items[0].options
     assert (told["num_inference_steps"], told["guidance_scale"], told["eta"], told["seed"]) == (steps, guidance, eta, 123)
     resolution = generate.model.variant
-    films = {path.removeprefix(f"{tmp_path}/{run}/") for path in planned.targets[run]}
+    films = {path.removeprefix(f"{tmp_path}/{run}/") for path in planned.films if path.startswith(f"{tmp_path}/{run}/")}
     assert films == {f"dynamicrafter_pipeline_{resolution}_seed123/000{number}.mp4" for number in range(3)}
 
 

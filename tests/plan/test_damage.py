@@ -90,7 +90,7 @@ def planned(config) -> None:
         said = [broken.reason for broken in whole.broken]
         whole.begin()
         for job in [*whole.jobs, *whole.films.values()]:
-            json.dumps(job.fingerprint + job.command(1))
+            json.dumps(job.mark + job.command(1))
             "".join(item.line() for item in job.items).encode()
     except UsageError as error:
         said = [str(error)]

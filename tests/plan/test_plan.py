@@ -1,5 +1,6 @@
 """Which jobs come of which config, and which again after which change."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from stages.plan.families import ALL
 from stages.plan.recipes import RECIPES
 from stages.plan.schema import all_options
 from stages.runtime.errors import UsageError
+from stages.runtime.made import Made, write_made
 
 # options of stages without a model that only fresco has
 MOVING = {"mininterv", "maxinterv"} | {option.name for option in ALL["media"].of_stage("propagate")}
@@ -18,7 +20,8 @@ MOVING = {"mininterv", "maxinterv"} | {option.name for option in ALL["media"].of
 
 def fingerprints(config, workers=1):
     planned = plan.load(config, workers)
-    return {job.name: job.fingerprint for job in [*planned.jobs, *planned.films.values()]}
+    jobs = [*planned.jobs, *planned.films.values()]
+    return {job.name: [(item.output, item.fingerprint) for item in job.items] for job in jobs}
 
 
 def changed(config, workers=1, **change):
@@ -30,26 +33,25 @@ def changed(config, workers=1, **change):
 
 
 def test_v2v_is_six_stages(jobs):
-    made = {name: (job.outputs, job.inputs) for name, job in jobs().items()}
-    work, weights = "results/demo/steps", "results/weights/small.json"
-    assert made == {
-        "demo.extract_frames.000": ([f"{work}/a/frames.json", f"{work}/b/frames.json"], []),
-        "demo.caption_vlm.000": ([f"{work}/a/caption.json", f"{work}/b/caption.json"], ["results/weights/eye.json"]),
+    made = jobs()
+    work = "results/demo/steps"
+    assert {name: (job.outputs, job.needs) for name, job in made.items()} == {
+        "demo.extract_frames.000": ([f"{work}/a/frames.json", f"{work}/b/frames.json"], set()),
+        "demo.caption_vlm.000": ([f"{work}/a/caption.json", f"{work}/b/caption.json"], set()),
         "demo.encode.000": (
             [f"{work}/a/encoded.safetensors", f"{work}/b/encoded.safetensors"],
-            [*(f"{work}/{clip}/{name}.json" for clip in "ab" for name in ("frames", "caption")), weights],
+            {"demo.extract_frames.000", "demo.caption_vlm.000"},
         ),
-        "demo.generate.000": (
-            [f"{work}/a/latents.safetensors", f"{work}/b/latents.safetensors"],
-            [f"{work}/a/encoded.safetensors", f"{work}/b/encoded.safetensors", weights],
-        ),
-        "demo.decode.000": (
-            [f"{work}/a/clip.json", f"{work}/b/clip.json"],
-            [f"{work}/a/latents.safetensors", f"{work}/b/latents.safetensors", weights],
-        ),
-        "films/a": (["results/demo/a.mp4"], [f"{work}/a/clip.json"]),
-        "films/b": (["results/demo/b.mp4"], [f"{work}/b/clip.json"]),
+        "demo.generate.000": ([f"{work}/a/latents.safetensors", f"{work}/b/latents.safetensors"], {"demo.encode.000"}),
+        "demo.decode.000": ([f"{work}/a/clip.json", f"{work}/b/clip.json"], {"demo.generate.000"}),
+        "films/a": (["results/demo/a.mp4"], {"demo.decode.000"}),
+        "films/b": (["results/demo/b.mp4"], {"demo.decode.000"}),
     }
+    weights = {"caption_vlm": "eye", "encode": "small", "generate": "small", "decode": "small"}
+    for stage in ("extract_frames", *weights):
+        loaded = [f"results/weights/{weights[stage]}.json"] if stage in weights else []
+        before = [made[name].mark for name in sorted(made[f"demo.{stage}.000"].needs)]
+        assert made[f"demo.{stage}.000"].inputs == before + loaded
 
 
 def test_a_chain_hands_each_link_to_the_next(config, jobs):
@@ -58,10 +60,12 @@ def test_a_chain_hands_each_link_to_the_next(config, jobs):
     made = jobs()
     link = "results/demo/a/video_{:02d}_a.json".format
     assert [job.outputs[0] for name, job in made.items() if "decode" in name] == [link(1), link(2), link(3)]
-    assert made["demo.caption_vlm.link02.000"].inputs == [link(1), "results/weights/eye.json"]
-    assert link(2) in made["demo.encode.link03.000"].inputs
+    assert made["demo.caption_vlm.link02.000"].items[0].inputs == {"video": link(1)}
+    assert made["demo.caption_vlm.link02.000"].needs == {"demo.decode.link01.000"}
+    assert made["demo.encode.link03.000"].needs == {"demo.decode.link02.000", "demo.caption_vlm.link03.000"}
     assert [made[f"demo.generate.link0{n}.000"].items[0].options["seed"] for n in (1, 2, 3)] == [7, 8, 9]
-    assert made["films/a"].inputs == [link(1), link(2), link(3)]
+    assert made["films/a"].items[0].inputs == {"clips": [link(1), link(2), link(3)]}
+    assert made["films/a"].needs == {f"demo.decode.link0{n}.000" for n in (1, 2, 3)}
     assert made["films/a"].items[0].options["names"] == ["a.mp4"] + [f"video_0{n}_a.mp4" for n in (1, 2, 3)]
     assert made["demo.caption_vlm.link01.000"].items[0].options["prefix"] == "continue video"
 
@@ -83,7 +87,7 @@ def test_the_first_description_can_serve_all_links(config, jobs):
     config["runs"]["demo"] |= {"recipe": "chain", "options": {"links": 3, "prompt_mode": "first"}}
     made = jobs()
     assert [name for name in made if "caption" in name] == ["demo.caption_vlm.link01.000"]
-    assert "results/demo/steps/a/link01/caption.json" in made["demo.encode.link03.000"].inputs
+    assert made["demo.encode.link03.000"].items[0].inputs["caption"] == "results/demo/steps/a/link01/caption.json"
 
 
 @pytest.mark.parametrize(("clip", "prompts"), [({"prompt": "p"}, ["p"]), ({"prompts": ["p", "q"]}, ["p", "q"])])
@@ -104,25 +108,26 @@ def test_a_wrong_number_of_prompts_is_refused(config):
 @pytest.mark.parametrize(
     ("options", "again"),
     [
-        ({"steps": 5}, {"generate"}),
-        ({"seed": 8}, {"generate"}),
+        ({"steps": 5}, {"generate", "decode"}),
+        ({"seed": 8}, {"generate", "decode"}),
         ({"fps": 12}, {"decode"}),
-        ({"frame_num": 17}, {"encode"}),
-        ({"instruction": "What is it?"}, {"caption_vlm"}),
-        ({"size": "704*1280"}, {"extract_frames", "encode"}),
+        ({"frame_num": 17}, {"encode", "generate", "decode"}),
+        ({"instruction": "What is it?"}, {"caption_vlm", "encode", "generate", "decode"}),
+        ({"size": "704*1280"}, {"extract_frames", "encode", "generate", "decode"}),
         ({"offload": "block_level"}, set()),
         ({"checkpoint_every": 3}, set()),
     ],
     ids=lambda value: min(value, default="nothing"),
 )
-def test_a_change_asks_for_its_own_stage_only(config, options, again):
-    assert changed(config, options={"seed": 7, **options}) == {f"demo.{stage}.000" for stage in again}
+def test_a_change_asks_for_its_own_stage_and_those_after_it(config, options, again):
+    films = {"films/a", "films/b"} if again else set()
+    assert changed(config, options={"seed": 7, **options}) == {f"demo.{stage}.000" for stage in again} | films
 
 
 def test_one_clip_s_option_changes_its_own_shard_only(config):
     config["runs"]["demo"]["clips"] = [{"video": f"{name}.mp4"} for name in "abcd"]
     clips = [{"video": "a.mp4", "steps": 3}, *config["runs"]["demo"]["clips"][1:]]
-    assert changed(config, workers=4, clips=clips) == {"demo.generate.000"}
+    assert changed(config, workers=4, clips=clips) == {"demo.generate.000", "demo.decode.000", "films/a"}
 
 
 def test_precedence_command_line_clip_run_model_default(config, jobs):
@@ -184,9 +189,9 @@ def test_clips_added_later_open_new_shards(config):
     run["clips"] = [{"video": f"clip{n:02d}.mp4"} for n in range(20)]
     planned = plan.load(config, 2)
     planned.write()
-    before = {job.name: job.fingerprint for job in planned.jobs}
+    before = {job.name: job.items for job in planned.jobs}
     run["clips"] = [{"video": "another.mp4"}, *run["clips"]]
-    after = {job.name: job.fingerprint for job in plan.load(config, 8).jobs}
+    after = {job.name: job.items for job in plan.load(config, 8).jobs}
     assert {name: after[name] for name in before} == before
     assert sorted(after.keys() - before.keys())[0] == "demo.caption_vlm.002"
 
@@ -207,23 +212,45 @@ def test_a_manifest_holds_all_that_the_shell_does_not(config):
     assert manifest["prompt"] == 'say "{it}"; rm -rf ~'
 
 
-def test_a_missing_video_fails_its_clip_and_not_the_dag(config, jobs):
-    Path("a.mp4").touch()
-    assert jobs()["demo.extract_frames.000"].inputs == ["a.mp4"]
+def make_film(planned, **sources):
+    """A film as if it had been made of `sources`, files by their content, and nothing else of the run."""
+    (film,) = planned.films.values()
+    output = Path(film.outputs[0])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("a film")
+    content = {path: hashlib.sha256(text.encode()).hexdigest() for path, text in {**sources, "a film": "a film"}.items()}
+    digests = {output.name: content.pop("a film")}
+    write_made(output, Made.of(output, film.items[0].fingerprint, list(content.items()), digests))
 
 
-@pytest.mark.parametrize("name", ["{x}.mp4", "new\nline.mp4"])
-def test_a_video_whose_name_snakemake_would_misread_counts_by_its_state(config, name):
-    config["runs"]["demo"]["clips"] = [{"video": name, "prompt": "p"}]
-    missing = fingerprints(config)
+@pytest.mark.parametrize("name", ["a.mp4", "{x}.mp4", "new\nline.mp4"])
+def test_a_film_is_current_by_the_content_of_its_sources(config, name):
+    config["runs"]["demo"]["clips"] = [{"id": "a", "video": name, "prompt": "p"}]
     Path(name).write_text("one")
-    there = fingerprints(config)
-    Path(name).write_text("another")
-    changed = fingerprints(config)
-    job = "demo.extract_frames.000"
-    assert name not in plan.load(config, 1).jobs[0].inputs
-    assert len({missing[job], there[job], changed[job]}) == 3
-    assert there["demo.encode.000"] == changed["demo.encode.000"]
+    make_film(plan.load(config, 1), **{name: "one"})
+    assert not plan.load(config, 1).films
+    Path(name).write_text("two")
+    assert [job.stage.name for job in plan.load(config, 1).jobs][0] == "extract_frames"
+    Path(name).write_text("one")
+    assert not plan.load(config, 1).jobs
+    Path(name).unlink()
+    planned = plan.load(config, 1)
+    assert not planned.films and "is not there; results/demo/a.mp4, which was made of it, stays" in planned.warnings[0]
+
+
+def test_sources_that_change_places_make_another_film(config):
+    config["models"]["picture"] = {"family": "dynamicrafter", "variant": "512_interp", "path": "weights/picture"}
+    run = {"recipe": "dynamicrafter", "model": "picture", "options": {"seed": 1}}
+    config["runs"]["demo"] = {**run, "clips": [{"id": "a", "image": "1.png", "prompt": "p", "last_image": "2.png"}]}
+    Path("1.png").write_text("one")
+    Path("2.png").write_text("two")
+    make_film(plan.load(config, 1), **{"1.png": "one", "2.png": "two"})
+    assert not plan.load(config, 1).films
+    Path("1.png").write_text("two")
+    Path("2.png").write_text("one")
+    assert plan.load(config, 1).films
+    config["runs"]["demo"]["clips"][0] |= {"image": "2.png", "last_image": "1.png"}
+    assert not plan.load(config, 1).films
 
 
 def test_a_model_that_is_too_large_for_a_gpu_gets_more_to_generate_and_nothing_else_changes(config, jobs):
@@ -400,12 +427,15 @@ def test_a_prompt_follows_the_same_order(config, winner):
 
 
 def test_new_weights_of_a_lora_under_the_same_path_are_a_change(config):
-    Path("style.safetensors").write_text("one")
+    config["runs"]["demo"]["clips"] = [{"id": "a", "video": "a.mp4", "prompt": "p"}]
     config["runs"]["demo"]["options"]["lora"] = "style.safetensors"
-    before = fingerprints(config)
+    sources = {"a.mp4": "video", "style.safetensors": "one"}
+    for path, text in sources.items():
+        Path(path).write_text(text)
+    make_film(plan.load(config, 1), **sources)
+    assert not plan.load(config, 1).films
     Path("style.safetensors").write_text("three")
-    after = fingerprints(config)
-    assert {name for name in before if before[name] != after[name]} == {"demo.generate.000"}
+    assert plan.load(config, 1).films
 
 
 @pytest.mark.parametrize(
