@@ -8,7 +8,9 @@ from snakemake.settings.types import DeploymentMethod
 sys.path.insert(0, str(workflow.basedir))
 from stages import plan
 
-plan.find_stages(workflow.basedir)
+methods = workflow.deployment_settings.deployment_method
+OWN = "" if methods else plan.own_stages(workflow.basedir)  # images and environments have their own on the PATH
+os.environ["KINEMAKE"] = workflow.basedir  # from which envs/*.yaml install the stages
 try:
     plan.check_files([*workflow.configfiles, "config.yaml"])
 except plan.UsageError as error:
@@ -24,7 +26,7 @@ try:
     PLAN = plan.load(config, workers, whole=not workflow.is_main_process)  # a job of a cluster is one of the first plan
     if workflow.is_main_process:
         PLAN.begin()
-    if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
+    if DeploymentMethod.APPTAINER in methods:
         os.environ.update(PLAN.container_environment())
 except plan.UsageError as error:
     sys.exit(f"error: {error}")
@@ -86,7 +88,7 @@ for job in PLAN.jobs:
         params:
             command=lambda wildcards, threads, job=job: job.command(threads),
         shell:
-            "{params.command} 2> {log:q} && : > {output:q}"
+            "{OWN}{params.command} 2> {log:q} && : > {output:q}"
 
 
 for weights in PLAN.weights:
@@ -105,7 +107,7 @@ for weights in PLAN.weights:
             fingerprint=weights.fingerprint,
             command=weights.command(),
         shell:
-            "{params.command} 2> {log:q}"
+            "{OWN}{params.command} 2> {log:q}"
 
 
 for training in PLAN.trainings:
@@ -132,7 +134,7 @@ for training in PLAN.trainings:
             fingerprint=training.fingerprint,
             command=lambda wildcards, threads, training=training: training.command(threads),
         shell:
-            "{params.command} 2> {log:q}"
+            "{OWN}{params.command} 2> {log:q}"
 
 
 for folder in PLAN.folders:
@@ -154,9 +156,7 @@ for folder, film in PLAN.makers.items():
         name:
             f"{Path(folder).name}.concat"
         input:
-            lambda wildcards, folder=folder: (
-                PLAN.film(folder, wildcards.film).inputs if workflow.is_main_process else []
-            ),
+            lambda wildcards, folder=folder: (PLAN.film(folder, wildcards.film).inputs if workflow.is_main_process else []),
         output:
             f"{film.marks}/films/{{film}}",  # with its ending: names may end in many equal characters, wildcards may not
         log:
@@ -175,7 +175,7 @@ for folder, film in PLAN.makers.items():
         params:
             command=lambda wildcards, threads, folder=folder: PLAN.film(folder, wildcards.film).command(threads),
         shell:
-            "{params.command} 2> {log:q} && : > {output:q}"
+            "{OWN}{params.command} 2> {log:q} && : > {output:q}"
 
 
 onstart:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -38,7 +39,7 @@ from stages.runtime.places import folder_fault, writing_fault
 from stages.runtime.table import table
 from stages.runtime.text import check_values, read_yaml
 
-__all__ = ["Plan", "UsageError", "check_files", "end_on_sigterm", "find_stages", "load", "refuse_force"]
+__all__ = ["Plan", "UsageError", "check_files", "end_on_sigterm", "load", "own_stages", "refuse_force"]
 
 
 class Plan:
@@ -354,15 +355,13 @@ def check_recipe_options(model: Model) -> None:
         known[name].parse(value)
 
 
-def find_stages(checkout: Path | str) -> None:
-    """Let jobs without an environment of their own find the stages that are installed beside this program.
+def own_stages(checkout: Path | str) -> str:
+    """What comes before the name of a stage so that it is the one of `checkout`, run by this very interpreter.
 
-    The environments of conda install them from `checkout`: envs/*.yaml name the variable that says where it is.
+    Other programs of that name may be on the PATH, other packages in the working folder.
     """
-    os.environ["KINEMAKE"] = str(checkout)
-    own = str(Path(sys.executable).parent)
-    if own not in os.environ["PATH"].split(os.pathsep):
-        os.environ["PATH"] = os.pathsep.join([own, os.environ["PATH"]])
+    path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
+    return f"PYTHONPATH={shlex.quote(path)} {shlex.quote(sys.executable)} -P -m stages."
 
 
 def write_if_changed(path: str, text: str) -> None:

@@ -28,20 +28,21 @@ class Project:
         config = {"models": self.models, "results": results, "store": store, "resources": resources, "runs": runs}
         self.path("config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
 
-    def start(self, *arguments, program: str = "snakemake", **options) -> subprocess.Popen:
-        """Start a program that is installed beside this interpreter."""
+    def start(self, *arguments, program: str = "snakemake", path: Path | None = None, **options) -> subprocess.Popen:
+        """Start a program that is installed beside this interpreter; `path` is a folder of other programs."""
         if program == "snakemake":
             arguments = ("--snakefile", self.root / "Snakefile", *arguments)
         command = [str(Path(sys.executable).with_name(program)), *map(str, arguments)]
-        own = {"PYTHONPATH": str(self.root), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        places = [*([path] if path else []), Path(sys.executable).parent, os.environ["PATH"]]
+        own = {"PYTHONPATH": str(self.root), "PATH": os.pathsep.join(map(str, places))}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         # what a shell runs in its background ignores Ctrl-C, and so would its children
         options |= {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
         return subprocess.Popen(command, cwd=self.folder, env={**os.environ, **own}, **streams, **options)
 
-    def run(self, *arguments, fails: int = 0, program: str = "snakemake") -> str:
+    def run(self, *arguments, fails: int = 0, **options) -> str:
         """Run a program to its end and return its standard error. `fails` is the exit code to expect."""
-        return ended(self.start(*arguments, program=program), fails)[1]
+        return ended(self.start(*arguments, **options), fails)[1]
 
     def output(self, *arguments) -> str:
         """What `snakemake` writes to its standard output: what a dry run plans."""

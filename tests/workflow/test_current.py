@@ -104,7 +104,7 @@ def test_a_job_that_failed_after_a_change_is_not_forgotten(project):
 def test_a_film_can_be_asked_for_by_its_name(project):
     project.run("--cores", 1, "results/demo/b.mp4")
     assert not project.path("results/demo/a.mp4").exists()
-    assert "Nothing to be done" in project.run("--cores", 1, "results/demo/b.mp4")
+    assert counts(project.run("--cores", 1, "results/demo/b.mp4")) == (0, 0, 0)
     project.run("--cores", 1)
     assert project.path("results/demo/a.mp4").exists()
 
@@ -119,6 +119,19 @@ def test_what_is_named_is_made_again_and_not_taken_from_the_store(project):
     assert statuses(project, "generate.000") == ["made", "made"]
     assert statuses(project, "decode.000") == ["reused", "reused"]  # of the same latents
     assert film.read_bytes() == before and "Nothing to be done" in project.run("--cores", 1)
+
+
+def test_a_run_starts_its_own_stages(project):
+    """Whatever else is called so on the PATH, in the working folder, or on the PYTHONPATH of other programs."""
+    folder = project.path("bin")
+    folder.mkdir()
+    for name in ("extract_frames", "encode", "generate", "decode", "concat", "fetch"):
+        (folder / name).write_text("#!/bin/sh\nexit 7\n")
+        (folder / name).chmod(0o755)
+    project.path("stages").mkdir()
+    project.path("stages/__init__.py").write_text("raise SystemExit(7)")
+    project.run("--cores", 1, path=folder)
+    assert project.path("results/demo/a.mp4").is_file()
 
 
 def test_forcing_by_snakemake_says_what_to_use(project):
