@@ -27,6 +27,19 @@ LISTS = """## How lists and names are read
 - Snakemake reads a file of `--configfile` before Kinemake does: one that is not YAML, not UTF-8, or contains itself ends in
   an error of Snakemake's own. `doctor --config FILE` says in a sentence what is wrong with it.
 """
+RECORDS = """## What a result was made of
+
+A run leaves a record beside each result, `.NAME.made`, in JSON:
+
+| field | meaning |
+|---|---|
+| `fingerprint` | of the work: stages, their versions, models and options, of the item and of all those before it |
+| `sources` | the users' files that it was made of, and their SHA-256, in the order in which they are read |
+| `files` | the result's own files: size, time and SHA-256 of each |
+
+A plan makes what has no such record, or another fingerprint, or sources or files of another content. It makes nothing else.
+Results that are moved or copied take the records along. A stage by hand writes none.
+"""
 
 
 def options_page() -> str:
@@ -98,6 +111,7 @@ def artifacts_page() -> str:
         if kind.members:
             rows = "".join(f"| `NAME{suffix}` | {help_text} |\n" for suffix, help_text in kind.members.items())
             parts.append(f"| member | holds |\n|---|---|\n{rows}")
+    parts.append(RECORDS)
     return "\n".join(parts)
 
 
