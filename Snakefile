@@ -86,9 +86,9 @@ for job in PLAN.jobs:
             mem_mb=lambda wildcards, attempt, job=job: job.mem_mb(attempt),
             runtime=lambda wildcards, attempt, job=job: job.runtime(attempt),
         params:
-            command=lambda wildcards, threads, job=job: job.command(threads),
+            command=lambda wildcards, threads, job=job: OWN + job.command(threads),
         shell:
-            "{OWN}{params.command} 2> {log:q} && : > {output:q}"
+            "{params.command} 2> {log:q} && : > {output:q}"
 
 
 for weights in PLAN.weights:
@@ -105,9 +105,9 @@ for weights in PLAN.weights:
             "envs/weights.yaml"
         params:
             fingerprint=weights.fingerprint,
-            command=weights.command(),
+            command=OWN + weights.command(),
         shell:
-            "{OWN}{params.command} 2> {log:q}"
+            "{params.command} 2> {log:q}"
 
 
 for training in PLAN.trainings:
@@ -132,9 +132,9 @@ for training in PLAN.trainings:
             runtime=1440,
         params:
             fingerprint=training.fingerprint,
-            command=lambda wildcards, threads, training=training: training.command(threads),
+            command=lambda wildcards, threads, training=training: OWN + training.command(threads),
         shell:
-            "{OWN}{params.command} 2> {log:q}"
+            "{params.command} 2> {log:q}"
 
 
 for folder in PLAN.folders:
@@ -173,9 +173,9 @@ for folder, film in PLAN.makers.items():
             mem_mb=film.mem_mb(1),  # numbers: Snakemake looks at each function of each of thousands of films several times
             runtime=film.runtime(1),
         params:
-            command=lambda wildcards, threads, folder=folder: PLAN.film(folder, wildcards.film).command(threads),
+            command=lambda wildcards, threads, folder=folder: OWN + PLAN.film(folder, wildcards.film).command(threads),
         shell:
-            "{OWN}{params.command} 2> {log:q} && : > {output:q}"
+            "{params.command} 2> {log:q} && : > {output:q}"
 
 
 onstart:
