@@ -9,8 +9,7 @@ sys.path.insert(0, str(workflow.basedir))
 from stages import plan
 
 methods = workflow.deployment_settings.deployment_method
-OWN = "" if methods else plan.own_stages(workflow.basedir)  # images and environments have their own on the PATH
-os.environ["KINEMAKE"] = workflow.basedir  # from which envs/*.yaml install the stages
+OWN = plan.own_stages(workflow.basedir, deployed=bool(methods))
 try:
     plan.check_files([*workflow.configfiles, "config.yaml"])
 except plan.UsageError as error:

@@ -355,11 +355,15 @@ def check_recipe_options(model: Model) -> None:
         known[name].parse(value)
 
 
-def own_stages(checkout: Path | str) -> str:
+def own_stages(checkout: Path | str, deployed: bool) -> str:
     """What comes before the name of a stage so that it is the one of `checkout`, run by this very interpreter.
 
-    Other programs of that name may be on the PATH, other packages in the working folder.
+    Other programs of that name may be on the PATH, other packages in the working folder. Where stages are `deployed`, in
+    images or environments, theirs are on the PATH; envs/*.yaml install them from the checkout, which a variable names.
     """
+    if deployed:
+        os.environ["KINEMAKE"] = str(checkout)
+        return ""
     path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
     return f"PYTHONPATH={shlex.quote(path)} {shlex.quote(sys.executable)} -P -m stages."
 
