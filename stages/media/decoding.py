@@ -83,6 +83,8 @@ class Packets:
     def _put_on_clock(self, packet) -> bool:
         """Shift a packet's times to follow those before it; whether the file's clock started anew with it."""
         restarted, stored = False, packet.dts
+        if self.container.format.name.startswith("mov"):
+            return False  # each cut of an edit list brings packets of earlier times, to decode its first frame from
         if stored is None and packet.is_keyframe:
             stored = packet.pts
         if stored is not None and self._expected is not None:

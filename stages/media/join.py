@@ -153,7 +153,8 @@ def _end(source: Source, allow_truncated: bool) -> float:
     if beyond := source.duration - last > LONGEST_HOLE:
         said, shown = (timedelta(seconds=round(seconds)) for seconds in (source.duration, last))
         log("warning", file=str(source.path), reason=f"it says that it lasts {said} and its last frame is at {shown}")
-    return last + float(1 / source.fps) if allow_truncated or beyond else max(source.duration, last + 1e-3)
+    usual = last + float(1 / source.fps)
+    return usual if allow_truncated or beyond or not source.duration else max(source.duration, last + 1e-3)
 
 
 def _common_size(parts) -> tuple[int, int]:

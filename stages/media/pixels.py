@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -10,7 +11,7 @@ from av.filter import Graph
 
 from stages.media.colour import HDR, PEAK, is_foreign, table, table_file
 from stages.media.decoding import Decoded
-from stages.media.probe import Source
+from stages.media.probe import MATRICES, PRIMARIES, RANGES, TRANSFERS, Source, side_data
 
 # swscale's fast path rounds down and takes chroma from the nearest sample: frames come out 1 to 2 levels darker.
 # These flags give the formula to within its rounding.
@@ -19,8 +20,8 @@ FAST, ACCURATE = "bilinear", "bilinear+accurate_rnd+full_chroma_int+full_chroma_
 # Where a sample of chroma lies between those of luma, as libavcodec's decoders say; frames of PyAV do not tell.
 CHROMA_ON_THE_LEFT = ("h264", "hevc", "mpeg2video", "mpeg4")
 RGB = ("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr", "pal")
-RANGES = {"limited": "tv", "full": "pc"}
-MATRICES = {"bt709": "bt709", "bt601": "smpte170m", "fcc": "fcc", "smpte240m": "smpte240m", "bt2020": "bt2020nc"}
+FFMPEG_RANGES = {"limited": "tv", "full": "pc"}
+FFMPEG_MATRICES = {"bt709": "bt709", "bt601": "smpte170m", "fcc": "fcc", "smpte240m": "smpte240m", "bt2020": "bt2020nc"}
 
 WHITE = 255  # what transparent video lies on, as transparent pictures do
 
@@ -31,15 +32,16 @@ def converter(source: Source, accurate: bool) -> Callable[[av.VideoFrame], np.nd
     `accurate` converts by the frame's own matrix and range with interpolated chroma, else swscale's default conversion does,
     which is faster and 1 to 2 levels darker. Colours that need a table are always converted accurately.
     """
-    graphs: dict[tuple[int, int, str], Graph] = {}
+    graphs: dict[tuple, Graph] = {}
 
     def to_rgb(frame: av.VideoFrame) -> np.ndarray:
-        shape = frame.width, frame.height, frame.format.name
-        if shape not in graphs:
+        tags = frame.colorspace, frame.color_range, frame.color_trc, frame.color_primaries
+        kind = frame.width, frame.height, frame.format.name, *tags
+        if kind not in graphs:
             graphs.clear()
-            graphs[shape] = packing_graph(frame, source, accurate)
-        graphs[shape].push(frame)
-        pixels = packed_pixels(graphs[shape].pull())
+            graphs[kind] = packing_graph(frame, tagged(source, frame), accurate)
+        graphs[kind].push(frame)
+        pixels = packed_pixels(graphs[kind].pull())
         if pixels.shape[2] == 4:
             pixels = on_white(pixels)
         if source.mirrored:
@@ -49,6 +51,17 @@ def converter(source: Source, accurate: bool) -> Callable[[av.VideoFrame], np.nd
         return np.ascontiguousarray(pixels)
 
     return to_rgb
+
+
+def tagged(source: Source, frame: av.VideoFrame) -> Source:
+    """The source with the colours that a frame states, which may change on the way; with its own where that states none."""
+    return replace(
+        source,
+        color_space=MATRICES.get(frame.colorspace, source.color_space),
+        color_range=RANGES.get(frame.color_range, source.color_range),
+        color_trc=TRANSFERS.get(frame.color_trc, source.color_trc),
+        color_primaries=PRIMARIES.get(frame.color_primaries, source.color_primaries),
+    )
 
 
 def packing_graph(frame: av.VideoFrame, source: Source, accurate: bool) -> Graph:
@@ -75,8 +88,8 @@ def packing_graph(frame: av.VideoFrame, source: Source, accurate: bool) -> Graph
 
 def meaning(source: Source) -> str:
     """What the numbers of a frame are taken for, whatever it says itself: the colours are left to the table."""
-    matrix = "gbr" if source.pix_fmt.startswith(RGB) else MATRICES[source.color_space or usual_matrix(source)]
-    return f"range={RANGES.get(source.color_range, 'auto')}:colorspace={matrix}:color_primaries=bt709:color_trc=bt709"
+    matrix = "gbr" if source.pix_fmt.startswith(RGB) else FFMPEG_MATRICES[source.color_space or usual_matrix(source)]
+    return f"range={FFMPEG_RANGES.get(source.color_range, 'auto')}:colorspace={matrix}:color_primaries=bt709:color_trc=bt709"
 
 
 def entrance(graph: Graph, frame: av.VideoFrame):
@@ -92,10 +105,11 @@ def linked(graph: Graph, *filters) -> Graph:
 
 def peak_of(frame: av.VideoFrame) -> float:
     """The brightest light of an HDR frame in cd/m2, by its content's light level, or by the display it was graded on."""
-    if (level := frame.side_data.get("CONTENT_LIGHT_LEVEL")) is not None:
+    beside = side_data(frame)
+    if (level := beside.get("CONTENT_LIGHT_LEVEL")) is not None:
         if peak := int(np.frombuffer(level, np.uint32, 1)[0]):
             return float(peak)
-    if (display := frame.side_data.get("MASTERING_DISPLAY_METADATA")) is not None:
+    if (display := beside.get("MASTERING_DISPLAY_METADATA")) is not None:
         numbers = np.frombuffer(display, np.int32)  # AVMasteringDisplayMetadata: of 10 fractions the last, and two flags
         if numbers[21] and numbers[19] and numbers[18] > 0:
             return float(numbers[18] / numbers[19])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.filter import Graph
 
 from stages.media.decoding import (
     GUESSING,
@@ -45,6 +46,7 @@ UNKNOWN_MATRICES = {8: "YCgCo", 11: "SMPTE 2085", 12: "chroma-derived", 13: "chr
 UNKNOWN_TRANSFERS = {9: "log 100:1", 10: "log 316:1", 17: "SMPTE 428"}
 UNKNOWN_PRIMARIES = {8: "film", 10: "SMPTE 428 (XYZ)"}
 RANGES = {1: "limited", 2: "full"}
+NOT_CONVERTED = ("dvh1", "dvhe", "dav1", "dvav", "dva1")  # codec tags: colours that only Dolby Vision's own formulas give
 
 # Containers that have no durations of streams: what libavformat says of these is the container's.
 ONE_DURATION = ("asf", "flv", "matroska,webm", "nut")
@@ -208,7 +210,7 @@ def probe(path) -> Source:
         aspect = Fraction(stream.sample_aspect_ratio or 1)
         width, height = max(1, round(frame.width * aspect)), frame.height
         _check_size(path, width, height)
-        _warn_of_colours(path, frame)
+        _warn_of_colours(path, stream, frame)
         if container.format.name.startswith("mov") and files_in(path) > 1:
             log("warning", file=str(path), reason="other mp4 files are appended to it, of which nothing is read")
         rotation, mirrored = orientation(path, frame)
@@ -242,8 +244,9 @@ def probe(path) -> Source:
         )
 
 
-def _warn_of_colours(path, frame) -> None:
+def _warn_of_colours(path, stream, frame) -> None:
     names = (
+        "Dolby Vision without another base" if stream.codec_context.codec_tag in NOT_CONVERTED else "",
         UNKNOWN_MATRICES.get(frame.colorspace),
         UNKNOWN_TRANSFERS.get(frame.color_trc),
         UNKNOWN_PRIMARIES.get(frame.color_primaries),
@@ -253,13 +256,32 @@ def _warn_of_colours(path, frame) -> None:
         log("warning", file=str(path), reason=f"its colours ({said}) cannot be converted, and are taken for BT.709's")
 
 
+def side_data(frame: av.VideoFrame):
+    """What lies beside a frame's pixels. PyAV refuses all of it for one kind that it has no name for: that is left out."""
+    while True:
+        try:
+            return frame.side_data
+        except ValueError as error:
+            unknown = re.match(r"(\d+) is not a valid", str(error))
+            if not unknown:
+                raise
+            graph = Graph()
+            buffer = graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+            )
+            graph.link_nodes(buffer, graph.add("sidedata", f"mode=delete:type={unknown[1]}"), graph.add("buffersink"))
+            graph.configure()
+            graph.push(frame)
+            frame = graph.pull()
+
+
 def orientation(path, frame) -> tuple[int, bool]:
     """How a frame is turned for display, clockwise in degrees, and whether it is mirrored left to right before that.
 
     By its display matrix, of which ISO/IEC 14496-12 says how it maps stored places to displayed ones: (x, y) to
     (a x + c y, b x + d y), y downwards. Angles are taken to the nearest quarter, of which the log tells.
     """
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data = side_data(frame).get("DISPLAYMATRIX")
     if data is None:
         return 0, False
     a, b, _, c, d, *_ = np.frombuffer(data, np.int32, 9).tolist()

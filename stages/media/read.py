@@ -27,10 +27,11 @@ from stages.media.probe import (
 from stages.runtime.errors import ItemError
 from stages.runtime.log import log
 
-# Where a picture file has the numbers (ITU-T H.273) of its primaries and its transfer function: the chunk cICP of PNG, the
-# box "colr" of AVIF. By Pillow's name of the format: the bytes before them, and how many bytes each number has.
-COLOUR_NUMBERS = {"PNG": (b"\x00\x00\x00\x04cICP", 1), "AVIF": (b"colrnclx", 2)}
-HEADER = 1 << 16  # bytes of a picture file in which they are looked for
+# Bytes of the numbers (ITU-T H.273) of primaries and transfer function, in a PNG's chunk cICP and an AVIF's box "colr".
+NUMBER_BYTES = {"PNG": 1, "AVIF": 2}
+HEADER = 1 << 16  # bytes of an AVIF in which they are looked for
+BRIGHTEST = 4.0  # of floats whose white is 1
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # of TIFF; Pillow inverts only up to 8 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +102,8 @@ def frames(
     damage = [max(0.0, tick * decoder.clock - source.start) for tick in decoder.damage]
     if damage and not (allow_damage or decoder.ends_early):
         raise Damaged(source.path, damage[0])
-    if decoder.ends_early or ends_early(source, time, longest, decoder.packets.end):
+    joined = decoder.packets.restarts > 0  # then the duration is that of one clock, or the span of several
+    if decoder.ends_early or not joined and ends_early(source, time, longest, decoder.packets.end):
         if not allow_damage:
             declared = source.declared_frames or round(source.duration * source.fps)
             raise Truncated(source.path, index, max(declared, index + 1))
@@ -153,13 +155,25 @@ def read_picture(path) -> np.ndarray:
 
 def colours_of(path, file_format: str) -> tuple[str, str]:
     """The transfer function and the primaries that a picture file names, as Source does; "" for each that it does not."""
-    before, size = COLOUR_NUMBERS.get(file_format, (b"", 0))
+    numbers = b""
     with open(path, "rb") as file:
-        _, found, numbers = file.read(HEADER).partition(before or b"\0")
-    if not (before and found):
-        return "", ""
+        if file_format == "PNG":
+            numbers = png_chunk(file, b"cICP")
+        elif file_format == "AVIF":
+            numbers = file.read(HEADER).partition(b"colrnclx")[2]
+    size = NUMBER_BYTES.get(file_format, 0)
     primaries, transfer = (int.from_bytes(numbers[at : at + size], "big") for at in (0, size))
     return TRANSFERS.get(transfer, ""), PRIMARIES.get(primaries, "")
+
+
+def png_chunk(file, name: bytes) -> bytes:
+    """The first chunk of a name before a PNG's pixels; empty where there is none."""
+    file.seek(8)
+    while (head := file.read(8)) and head[4:] not in (b"IDAT", b"IEND"):
+        content = file.read(int.from_bytes(head[:4], "big") + 4)
+        if head[4:] == name:
+            return content[:-4]
+    return b""
 
 
 def in_bt709(picture: Image.Image, transfer: str, primaries: str) -> Image.Image:
@@ -177,7 +191,8 @@ def as_rgb(picture: Image.Image, name: str = "the picture") -> np.ndarray:
 
     `name` is what errors and warnings call it. Raises ItemError for 32-bit greys whose white is unknown.
     """
-    picture = in_srgb(eight_bits(upright(picture, name), name), name)
+    white_is_zero = getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
+    picture = in_srgb(eight_bits(upright(picture, name), name, white_is_zero), name)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -194,7 +209,7 @@ def upright(picture: Image.Image, name: str) -> Image.Image:
         return picture
 
 
-def eight_bits(picture: Image.Image, name: str) -> Image.Image:
+def eight_bits(picture: Image.Image, name: str, white_is_zero: bool = False) -> Image.Image:
     """A picture whose greys of 16 or 32 bits, integers or floats, have become 8; any other as it is."""
     if not picture.mode.startswith(("I", "F")):
         return picture
@@ -203,16 +218,30 @@ def eight_bits(picture: Image.Image, name: str) -> Image.Image:
         white = 65535
     else:
         low, high = float(greys.min()), float(greys.max())
-        whites = (1, 255, 65535) if picture.mode == "F" else (255, 65535)
-        white = next((white for white in whites if low >= 0 and high <= white), 0)
-        if not white:
+        # Of floats on 0..1 the brightest may lie above white; a picture on 0..255 has more than a few levels.
+        whites = {1: BRIGHTEST, 255: 255, 65535: 65535} if picture.mode == "F" else {255: 255, 65535: 65535}
+        white = next((white for white, highest in whites.items() if low >= 0 and high <= highest), 0)
+        if not white or BRIGHTEST < high < 16 and picture.mode == "F":
             raise ItemError(
                 f"{name} holds greys of 32 bits from {low:g} to {high:g}, whose white is not known",
                 "save it with 8 or 16 bits, or as floats from 0 to 1",
             )
-    scaled = Image.fromarray(np.round(greys * (255 / white)).astype(np.uint8))
+    if white_is_zero:
+        greys = white - greys.astype(np.float64)
+    scaled = Image.fromarray(np.round(greys * (255 / white)).clip(0, 255).astype(np.uint8))
     scaled.info = picture.info
     return scaled
+
+
+def is_srgb(profile: ImageCms.ImageCmsProfile) -> bool:
+    """Whether a profile leaves colours where they are: all of a few, to a level."""
+    if profile.profile.xcolor_space.strip() != "RGB":
+        return False
+    levels = np.array([0, 40, 128, 200, 255], np.uint8)
+    colours = Image.fromarray(np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(5, 25, 3))
+    options = {"renderingIntent": ImageCms.Intent.RELATIVE_COLORIMETRIC, "outputMode": "RGB"}
+    moved = ImageCms.profileToProfile(colours, profile, ImageCms.createProfile("sRGB"), **options)
+    return bool(np.abs(np.asarray(moved).astype(int) - np.asarray(colours)).max() <= 1)
 
 
 def in_srgb(picture: Image.Image, name: str) -> Image.Image:
@@ -222,7 +251,7 @@ def in_srgb(picture: Image.Image, name: str) -> Image.Image:
         return picture
     try:
         profile = ImageCms.ImageCmsProfile(BytesIO(data)) if data else ImageCms.createProfile("LAB")
-        if data and "srgb" in ImageCms.getProfileDescription(profile).lower():
+        if data and is_srgb(profile):
             return picture  # rounding alone would change it
         alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
         modes = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from stages.media.decoding import BACK
 from stages.media.probe import open_video
 from stages.runtime.errors import ItemError
 from stages.runtime.log import log
@@ -91,6 +92,8 @@ def check_sound(film: Path, sound: Sound) -> None:
     """Raise ItemError unless a film has the sound that it was given: as long as in the source, and not silent where that is
     not. Of a source whose sound is damaged, decoders make different things: then the log has it as a warning."""
     expected, written = _heard(sound.path, sound.track, sound.start), _heard(film, 0, 0.0)
+    if expected.starts_anew:
+        log("warning", reason=f"the clock of {sound.path} starts anew: the film has the sound of its first part alone")
     length, loudest = expected.until(sound.seconds)
     film_length, film_loudest = written.until(sound.seconds)
     if film_length >= length - SHORTER and (loudest <= AUDIBLE or film_loudest >= SILENT):
@@ -108,12 +111,13 @@ def check_sound(film: Path, sound: Sound) -> None:
 class _Heard:
     """A track in short pieces: seconds at which each ends, float64 [N], and its highest sample, float64 [N].
 
-    `damaged`: some of it could not be decoded.
+    `damaged`: some of it could not be decoded. `starts_anew`: times jump back, as where two files were joined by `cat`.
     """
 
     ends: np.ndarray
     peaks: np.ndarray
     damaged: bool
+    starts_anew: bool
 
     def until(self, seconds: float) -> tuple[float, float]:
         """Seconds that the track lasts, and its highest sample, up to a time."""
@@ -128,7 +132,7 @@ def _heard(path: Path, track: int, start: float) -> _Heard:
         if end > 0:
             ends.append(end)
             peaks.append(_peak(frame))
-    return _Heard(np.array(ends), np.array(peaks), decoder.damaged)
+    return _Heard(np.array(ends), np.array(peaks), decoder.damaged, bool((np.diff(ends) < -BACK).any()))
 
 
 def _time(frame: av.AudioFrame) -> float:

@@ -73,6 +73,7 @@ class VideoWriter:
         if codec == "h264" and (width % 2 or height % 2):
             raise UsageError(f"H.264 needs even sides, not {width}x{height}", "choose an even width and height")
         raw = {"format": "rawvideo", "pix_fmt": "rgb24", "video_size": (width, height), "framerate": rate}
+        self._silence = f", or leave out the sound of {sound.path} (--no-keep-audio)" if sound else ""
         streams = [ffmpeg.input("pipe:", threads=1, **({"format": "nut"} if times else raw)).video]
         if sound:
             streams.append(_audio(sound))
@@ -139,7 +140,7 @@ class VideoWriter:
             return JobError(f"the disk is full: {reason}", "free disk space and run again")
         if any(phrase in said for phrase in ("Permission denied", "No such file or directory", "Read-only file system")):
             return JobError(reason, "check that the folder exists and can be written")
-        return ItemError(reason, "check the frames and the options of the video")
+        return ItemError(reason, "check the frames and the options of the video" + self._silence)
 
 
 class TimedFrames:

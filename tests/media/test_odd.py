@@ -6,6 +6,7 @@ which way up. The ffmpeg program, where it is asked, is the independent truth.
 
 import json
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -300,6 +301,53 @@ def test_of_mp4_files_that_were_joined_by_cat_the_log_says_which_is_read(tmp_pat
     assert ["appended" in line["reason"] for line in warnings(capsys)] == [True]
 
 
+def with_edits(path, edits):
+    """A copy of an mp4 whose first edit list has other entries: (seconds, seconds of the media where it begins)."""
+    data = path.read_bytes()
+    place = data.index(b"elst") - 4
+    scales = [struct.unpack(">I", data[data.index(box) + 16 :][:4])[0] for box in (b"mvhd", b"mdhd")]
+    rows = b"".join(struct.pack(">IiHH", round(s * scales[0]), round(at * scales[1]), 1, 0) for s, at in edits)
+    old = struct.unpack(">I", data[place : place + 4])[0]
+    box = struct.pack(">I4sII", 16 + len(rows), b"elst", 0, len(edits)) + rows
+    more = len(box) - old
+    out = bytearray(data[:place] + box + data[place + old :])
+    for name in (b"moov", b"trak", b"edts"):  # the first of each holds the edit list
+        start = out.index(name) - 4
+        out[start : start + 4] = struct.pack(">I", struct.unpack(">I", out[start : start + 4])[0] + more)
+    copy = path.with_name("edited_" + path.name)
+    copy.write_bytes(out)
+    return copy
+
+
+def test_an_edit_list_of_several_cuts_keeps_its_clock(tmp_path):
+    path = with_edits(zoo.numbered(tmp_path, "a.mp4", [*H264, "-bf", "2"]), [(1, 0.25), (1, 2.25), (0.5, 0.5)])
+    shown = list(frames(path))
+    truth = zoo.rgb_by_ffmpeg(path)
+    assert len(shown) == len(truth) == 30
+    assert [frame.time for frame in shown] == pytest.approx(np.arange(30) / 12, abs=0.1)  # cuts lie between frames
+    assert numbers(shown) == [number_of(rgb) for rgb in truth]
+
+
+def test_exif_in_a_video_is_no_reason_to_refuse_it(tmp_path):
+    zoo.ffmpeg("-f", "lavfi", "-i", "testsrc2=size=64x48:rate=12,trim=end_frame=3", "-c:v", "tiff", tmp_path / "t.mov")
+    assert len(list(frames(tmp_path / "t.mov"))) == 3
+
+
+def test_a_matrix_and_a_range_that_change_on_the_way(tmp_path):
+    red = "color=c=0xDC3C3C:size=64x48:rate=12,trim=end_frame=12"
+    path, parts = tmp_path / "all.ts", []
+    for matrix, full in (("bt709", "tv"), ("bt709", "pc"), ("smpte170m", "tv")):
+        part = tmp_path / f"{matrix}{full}.ts"
+        colours = f"scale=out_color_matrix={matrix}:out_range={full},format=yuv420p"
+        tags = f"setparams=colorspace={matrix}:range={full}"
+        zoo.ffmpeg("-f", "lavfi", "-i", red, "-vf", f"{colours},{tags}", *H264, "-crf", "2", part)
+        parts.append(part.read_bytes())
+    path.write_bytes(b"".join(parts))
+    shown = [frame.rgb[24, 32].astype(int) for frame in frames(path)]
+    assert len(shown) == 36
+    assert max(np.abs(rgb - (220, 60, 60)).max() for rgb in shown) <= 4
+
+
 def test_a_size_that_changes_on_the_way_comes_to_the_first_one(tmp_path):
     path, other = zoo.numbered(tmp_path, "a.ts", frames=12), zoo.numbered(tmp_path, "b.ts", frames=12, size=(64, 48))
     path.write_bytes(path.read_bytes() + other.read_bytes())
@@ -418,6 +466,45 @@ def test_a_broken_profile_is_ignored_and_told(tmp_path, capsys):
         assert (read_picture(tmp_path / name) == (9, 99, 199)).all()
         (line,) = warnings(capsys)
         assert "colour profile" in line["reason"] and name in line["file"]
+
+
+def test_floats_above_white_are_white(tmp_path):
+    greys = np.full((8, 8), 0.5, np.float32)
+    greys[0, 0] = 1.5
+    Image.fromarray(greys).save(tmp_path / "over.tif")
+    shown = read_picture(tmp_path / "over.tif")
+    assert shown[0, 0].tolist() == [255] * 3 and shown[4, 4].tolist() == [128] * 3
+    Image.fromarray(greys * 6).save(tmp_path / "unknown.tif")
+    with pytest.raises(ItemError, match="whose white is not known"):
+        read_picture(tmp_path / "unknown.tif")
+
+
+def test_greys_of_16_bits_whose_white_is_zero(tmp_path):
+    greys = Image.fromarray(np.full((8, 8), 6000, np.uint16))
+    greys.save(tmp_path / "grey.tif", tiffinfo={262: 0})
+    with Image.open(tmp_path / "grey.tif") as picture:
+        assert picture.tag_v2[262] == 0
+    assert read_picture(tmp_path / "grey.tif")[0, 0].tolist() == [round(255 * (1 - 6000 / 65535))] * 3
+
+
+def test_a_profile_counts_by_what_it_does_and_not_by_its_name(tmp_path):
+    linear = profile(b"RGB ", 1.0, ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)))
+    named = linear.replace(b"a set\0", b"sRGB \0")
+    Image.new("RGB", (8, 8), (55, 55, 55)).save(tmp_path / "linear.png", icc_profile=named)
+    assert abs(int(read_picture(tmp_path / "linear.png")[0, 0, 0]) - 128) <= 2
+
+
+@pytest.mark.parametrize("place", ["far behind", "inside a text"])
+def test_a_png_tells_its_colours_by_a_chunk_of_its_own(tmp_path, place):
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    Image.new("RGB", (8, 8), (150, 60, 60)).save(tmp_path / "p.png")
+    data = (tmp_path / "p.png").read_bytes()
+    pq = chunk(b"cICP", bytes([9, 16, 0, 1]))
+    more = chunk(b"tEXt", b"a\0" + b"x" * 70_000) + pq if place == "far behind" else chunk(b"tEXt", b"a\0" + pq)
+    (tmp_path / "p.png").write_bytes(data[:33] + more + data[33:])
+    assert (read_picture(tmp_path / "p.png")[0, 0].tolist() == [150, 60, 60]) == (place == "inside a text")
 
 
 def test_greys_of_32_bits(tmp_path):

@@ -116,7 +116,7 @@ def test_each_channel_is_heard_on_its_side(tmp_path, part, layout):
         assert (left > 0.005, right > 0.005) == (side != "R", side != "L"), name
 
 
-def test_sound_whose_channels_and_rate_change(tmp_path, part):
+def test_sound_whose_channels_and_rate_change(tmp_path, part, capsys):
     """Two broadcasts joined by `cat`."""
     for name, options in (("one", ("-ac", "1", "-ar", "48000")), ("two", ("-ac", "2", "-ar", "44100"))):
         zoo.ffmpeg(*VIDEO, *TONE, *H264, "-c:a", "aac", *options, tmp_path / f"{name}.ts")
@@ -124,6 +124,7 @@ def test_sound_whose_channels_and_rate_change(tmp_path, part):
     source.write_bytes((tmp_path / "one.ts").read_bytes() + (tmp_path / "two.ts").read_bytes())
     film = join([part], tmp_path / "film.mp4", fps=12, source=source)
     assert film.has_audio and film.source_frames == 48
+    assert "starts anew: the film has the sound of its first part alone" in capsys.readouterr().err
     sound = heard(tmp_path / "film.mp4")
     assert min(np.abs(sound[8000:24000]).max(), np.abs(sound[40000:56000]).max()) > 0.05
 
