@@ -210,14 +210,19 @@ class Plan:
                     rows.append((event["output"], event["failed_in"], f"{event['reason']}: {event['remedy']}"))
             if error and not job.is_film:  # the fault of a whole job; a film's is in its item
                 rows.append((job.name, job.stage.name, error))
-            elif os.path.isfile(job.log) and not any(event["event"] == "shard" for event in events):
-                rows.append((job.name, job.stage.name, f"it ended without a word, as one that was killed: see {job.log}"))
-            elif os.path.isfile(job.log) and not error and not job.is_film and not os.path.isfile(job.mark):
-                rows.append((job.name, job.stage.name, "Snakemake did not take it for done: see its own messages"))
+            elif os.path.isfile(job.log) and not os.path.isfile(job.mark) and (reason := self._silent_end(job, events)):
+                rows.append((job.name, job.stage.name, reason))
         text = f"items: {counts['made']} made, {counts['reused']} reused from the store, {counts['failed']} failed\n"
         if rows:
             text += table([("film or job", "stage", "reason and remedy"), *rows])
         return text
+
+    @staticmethod
+    def _silent_end(job: Job, events: Iterable[Mapping[str, Any]]) -> str:
+        """Why a job that began is not done, where it says nothing of that itself; empty for a film, whose item says it."""
+        if not any(event["event"] == "shard" for event in events):
+            return f"it ended without a word, as one that was killed: see {job.log}"
+        return "" if job.is_film else "Snakemake did not take it for done: see its own messages"
 
     def _read_log(self, job: Job | WeightsJob | Broken) -> tuple[list[dict[str, Any]], str]:
         """The events of a job of this run, and the error that ended it, if one did."""

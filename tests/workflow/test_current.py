@@ -134,6 +134,11 @@ def test_a_run_starts_its_own_stages(project):
     assert project.path("results/demo/a.mp4").is_file()
 
 
+def test_after_touch_nobody_is_said_to_have_been_killed(project):
+    said = project.run("--cores", 1, "--touch")
+    assert "items: 0 made" in said and "killed" not in said
+
+
 def test_forcing_by_snakemake_says_what_to_use(project):
     project.run("--cores", 1)
     for option in (["-F"], ["-R", "all"], ["-f"]):
