@@ -190,4 +190,4 @@ onsuccess:
 
 
 onerror:
-    print(PLAN.summary(), file=sys.stderr)
+    print(PLAN.summary(failed=True), file=sys.stderr)

@@ -195,8 +195,9 @@ class Plan:
         if path not in self.names:
             raise UsageError(f"{path} is not the film of a clip", f"planned are {', '.join(sorted(self.names)[:5])}, ...")
 
-    def summary(self) -> str:
-        """What the jobs of this run made and reused, and a table of what failed."""
+    def summary(self, failed: bool = False) -> str:
+        """What the jobs of this run made and reused, and a table of what failed: also of what ended without a word, where
+        Snakemake says that something failed."""
         counts = {"made": 0, "reused": 0, "failed": 0}
         rows = []
         for stage, jobs in (("plan", self.broken), ("fetch", self.weights)):
@@ -210,19 +211,12 @@ class Plan:
                     rows.append((event["output"], event["failed_in"], f"{event['reason']}: {event['remedy']}"))
             if error and not job.is_film:  # the fault of a whole job; a film's is in its item
                 rows.append((job.name, job.stage.name, error))
-            elif os.path.isfile(job.log) and not os.path.isfile(job.mark) and (reason := self._silent_end(job, events)):
+            elif failed and os.path.isfile(job.log) and not os.path.isfile(job.mark) and (reason := silent_end(job, events)):
                 rows.append((job.name, job.stage.name, reason))
         text = f"items: {counts['made']} made, {counts['reused']} reused from the store, {counts['failed']} failed\n"
         if rows:
             text += table([("film or job", "stage", "reason and remedy"), *rows])
         return text
-
-    @staticmethod
-    def _silent_end(job: Job, events: Iterable[Mapping[str, Any]]) -> str:
-        """Why a job that began is not done, where it says nothing of that itself; empty for a film, whose item says it."""
-        if not any(event["event"] == "shard" for event in events):
-            return f"it ended without a word, as one that was killed: see {job.log}"
-        return "" if job.is_film else "Snakemake did not take it for done: see its own messages"
 
     def _read_log(self, job: Job | WeightsJob | Broken) -> tuple[list[dict[str, Any]], str]:
         """The events of a job of this run, and the error that ended it, if one did."""
@@ -231,6 +225,13 @@ class Plan:
         lines = Path(job.log).read_text(errors="replace").splitlines()
         events = [event for line in lines if line.startswith('{"event": ') and (event := _event(line))]
         return events, "".join(line.removeprefix("error: ") for line in lines[-1:] if line.startswith("error: "))
+
+
+def silent_end(job: Job, events: Iterable[Mapping[str, Any]]) -> str:
+    """Why a job that began is not done, where it says nothing of that itself; empty for a film, whose item says it."""
+    if not any(event["event"] == "shard" for event in events):
+        return f"it ended without a word, as one that was killed: see {job.log}"
+    return "" if job.is_film else "Snakemake did not take it for done: see its own messages"
 
 
 def _event(line: str) -> dict[str, Any] | None:
