@@ -147,7 +147,7 @@ def test_forcing_by_snakemake_says_what_to_use(project):
 
 def test_sigterm_ends_a_run_in_order(project):
     chance = random.Random(0)
-    for _ in range(int(os.environ.get("KINEMAKE_SIGTERMS", "4"))):
+    for _ in range(int(os.environ.get("KINEMAKE_SIGTERMS", "3"))):
         configure(project, seconds=0.3, brighter=chance.randrange(200))
         process = project.start("--cores", 2)
         time.sleep(chance.uniform(2, 12))

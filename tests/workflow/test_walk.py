@@ -15,7 +15,7 @@ from tests.workflow.conftest import Project, ended
 
 SIZES = ((32, 32), (48, 32), (32, 48))  # of the contents that a source may have
 BRIGHTER = (10, 20, 30)
-STEPS = 15
+SEEDS, STEPS = (int(number) for number in os.environ.get("KINEMAKE_WALKS", "3x10").split("x"))
 DATES = (0, 1_000_000_000, 2_000_000_000, 4_000_000_000)  # the last two lie ahead
 MODEL = {"grey": {"family": "toy", "path": "grey"}}
 FAIL = """        if os.path.exists("fail"):
@@ -205,7 +205,7 @@ class Walk:
         assert self.project.files() == before, self.history
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_films_are_those_of_the_config_after_any_history(tmp_path, checkout, contents, fresh, seed):
     walk = Walk(Project(tmp_path, MODEL, root=checkout), contents, seed)
     walk.configure()
