@@ -50,6 +50,8 @@ NOT_CONVERTED = ("dvh1", "dvhe", "dav1", "dvav", "dva1")  # codec tags: colours 
 
 # Containers that have no durations of streams: what libavformat says of these is the container's.
 ONE_DURATION = ("asf", "flv", "matroska,webm", "nut")
+CLEAN_APERTURE = b"\0\0\0\x28clap"  # size and name of the box
+LONGEST_HEADER = 1 << 26  # bytes
 ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 NOT_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
@@ -211,8 +213,8 @@ def probe(path) -> Source:
         width, height = max(1, round(frame.width * aspect)), frame.height
         _check_size(path, width, height)
         _warn_of_colours(path, stream, frame)
-        if container.format.name.startswith("mov") and files_in(path) > 1:
-            log("warning", file=str(path), reason="other mp4 files are appended to it, of which nothing is read")
+        if container.format.name.startswith("mov"):
+            _warn_of_boxes(path, frame)
         rotation, mirrored = orientation(path, frame)
         if rotation % 180 == 90:
             width, height = height, width
@@ -462,16 +464,33 @@ def missing_bytes(path) -> bool | None:
     return end > size
 
 
-def files_in(path) -> int:
-    """How many mp4 files a file consists of: `cat` can join them, but libavformat reads the first alone."""
-    size, end, count = os.path.getsize(path), 0, 0
+def _warn_of_boxes(path, frame) -> None:
+    """Say what an mp4 holds that is not read: other mp4 files that `cat` appended, a clean aperture (ISO/IEC 14496-12)."""
+    headers = list(mp4_headers(path))
+    if len(headers) > 1:
+        log("warning", file=str(path), reason="other mp4 files are appended to it, of which nothing is read")
+    _, found, fractions = headers[0].partition(CLEAN_APERTURE) if headers else (b"", b"", b"")
+    if found and len(fractions) >= 16:
+        numbers = [int.from_bytes(fractions[at : at + 4], "big") for at in range(0, 16, 4)]
+        width, height = numbers[0] / max(1, numbers[1]), numbers[2] / max(1, numbers[3])
+        if (round(width), round(height)) != (frame.width, frame.height):
+            reason = (
+                f"its clean aperture of {width:.0f}x{height:.0f} is not applied: all of {frame.width}x{frame.height} is read"
+            )
+            log("warning", file=str(path), reason=reason)
+
+
+def mp4_headers(path) -> Iterator[bytes]:
+    """The boxes "moov" of an mp4, which describe it, as far as they are not absurdly long."""
+    size, end = os.path.getsize(path), 0
     with open(path, "rb") as file:
         while end < size:
             file.seek(end)
             head = file.read(16)
-            count += head[4:8] == b"moov"
-            end += _box_size(head) or size
-    return count
+            length = _box_size(head) or size
+            if head[4:8] == b"moov":
+                yield head + file.read(min(length, LONGEST_HEADER))
+            end += length
 
 
 def _box_size(head: bytes) -> int | None:

@@ -328,6 +328,21 @@ def test_an_edit_list_of_several_cuts_keeps_its_clock(tmp_path):
     assert numbers(shown) == [number_of(rgb) for rgb in truth]
 
 
+def test_a_clean_aperture_that_is_not_applied_is_said(tmp_path, capsys):
+    path = zoo.numbered(tmp_path, "a.mov", H264)
+    data = bytearray(path.read_bytes())
+    box = struct.pack(">I4s8I", 40, b"clap", 64, 1, 48, 1, 0, 1, 0, 1)
+    entry = data.index(b"avc1") - 4
+    end = entry + struct.unpack(">I", data[entry : entry + 4])[0]
+    data[end:end] = box
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        start = data.index(name) - 4
+        data[start : start + 4] = struct.pack(">I", struct.unpack(">I", data[start : start + 4])[0] + len(box))
+    path.write_bytes(data)
+    assert probe(path).size == (128, 96)
+    assert any("clean aperture of 64x48 is not applied" in line["reason"] for line in warnings(capsys))
+
+
 def test_exif_in_a_video_is_no_reason_to_refuse_it(tmp_path):
     zoo.ffmpeg("-f", "lavfi", "-i", "testsrc2=size=64x48:rate=12,trim=end_frame=3", "-c:v", "tiff", tmp_path / "t.mov")
     assert len(list(frames(tmp_path / "t.mov"))) == 3
