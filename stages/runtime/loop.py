@@ -7,6 +7,7 @@ publish each whole. One item's fault marks that item and no other; a fault that 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -181,7 +182,7 @@ class Loop:
     def _weights(self) -> tuple[str, States]:
         """The digest of the model's files, and the states that they were in when it was taken."""
         folder = self.plant.model.folder()
-        states = file_states(path for pattern in self.plant.weights for path in folder.glob(pattern) if path.is_file())
+        states = file_states(path for pattern in self.plant.weights for path in folder.glob(pattern) if os.path.isfile(path))
         return self.plant.model.digest(self.plant.weights), states
 
     def _set_key(self, order: Order) -> None:
