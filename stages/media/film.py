@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from stages.media.join import LONGEST_HOLE, assemble, join
+from stages.media.members import read_member
 from stages.media.probe import probe
-from stages.media.read import read_picture
 from stages.runtime.artifacts import Artifact, index_path, member_path, write_index
 from stages.runtime.errors import ItemError
 from stages.runtime.worker import Work, Worker
@@ -102,7 +102,7 @@ def put_together(work: Work, fps: Fraction) -> list[int]:
     parts, source = work.inputs["clips"], work.inputs.get("source")
     counts = [len(part.fields["frames"]) for part in parts]
     assemble(
-        (read_picture(part.member(frame["suffix"])) for part in parts for frame in part.fields["frames"]),
+        (read_member(part, frame["suffix"]) for part in parts for frame in part.fields["frames"]),
         [frame["time"] for part in parts for frame in part.fields["frames"]],
         work.output,
         size=(parts[0].fields["width"], parts[0].fields["height"]),

@@ -101,6 +101,20 @@ def propagated(path, times, size=(64, 48)):
     return path
 
 
+def test_a_frame_of_another_size_than_its_index_tells_is_refused(tmp_path):
+    part = propagated(tmp_path / "p.json", [0.0, 0.125, 0.25])
+    write_member(part, "/000001.png", np.zeros((64, 48, 3), np.uint8))
+    artifacts.write_index(part, "propagated", *told(part))
+    said = stage("concat", part, "--output", tmp_path / "film.mp4", fails=1)
+    assert f"p/000001.png is 48x64, and {part} says 64x48: make it again" in said
+
+
+def told(index):
+    """The fields of an index and the suffixes of its members."""
+    head = json.loads(index.read_text())
+    return head["fields"], list(head["members"])
+
+
 @pytest.mark.parametrize(
     ("times", "size", "complaint"),
     [
