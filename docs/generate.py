@@ -13,8 +13,9 @@ from stages.runtime.stages import STAGES
 ROOT = Path(__file__).parents[1]
 LISTS = """## How lists and names are read
 
-- Text is UTF-8, with or without a byte order mark; lines end with LF, CRLF or CR, and with nothing else.
-- A CSV file has commas, semicolons or tabs between its cells, and names in its first row. Rows of blank cells are skipped.
+- Text is UTF-8, with or without byte order marks; lines end with LF, CRLF or CR, and with nothing else.
+- A CSV file has commas, semicolons or tabs between its cells, and names in its first row;
+  Excel's own line `sep=;` may stand before it. Rows of blank cells are skipped.
 - A JSONL file has an object per line. A `null` is as if the key were absent, and so are blank texts in `id`, `video`,
   `image` and `prompt`, and blank cells of a CSV file.
 - A folder gives its files with the endings above, in any case, but no hidden ones. Other videos and pictures in it are named

@@ -73,10 +73,10 @@ class Run:
         """The frames of a film's propagated parts, uint8 [T, H, W, 3]."""
         import numpy as np
 
-        from stages.media.read import read_picture
+        from stages.media.members import read_member
 
         parts = [self.artifact(identity, "propagate", "propagated") for identity in identities]
-        return np.stack([read_picture(part.member(frame["suffix"])) for part in parts for frame in part.fields["frames"]])
+        return np.stack([read_member(part, frame["suffix"]) for part in parts for frame in part.fields["frames"]])
 
     def captions(self, true: Mapping[str, str]) -> dict[str, float]:
         """Shares of right captions, by measure, among the items that were to have one. `true`: what each should say."""

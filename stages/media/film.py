@@ -8,9 +8,11 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
-from stages.media.join import LONGEST_HOLE, assemble, join
+import numpy as np
+
+from stages.media.join import LONGEST_HOLE, assemble, check_film, join
+from stages.media.members import check_size, read_member
 from stages.media.probe import probe
-from stages.media.read import read_picture
 from stages.runtime.artifacts import Artifact, index_path, member_path, write_index
 from stages.runtime.errors import ItemError
 from stages.runtime.worker import Work, Worker
@@ -44,9 +46,10 @@ class Concat(Worker):
         if propagated:
             parts = put_together(work, fps)
         elif not needs_lossless(work):
-            shutil.copyfile(clips[0].member(".mp4"), work.output)
-            parts = [clips[0].fields["num_frames"]]
+            parts = [copy_clip(clips[0], fps, work.output)]
         else:
+            for clip in clips:
+                check_size(clip, clip.member(".mkv"), probe(clip.member(".mkv")).size)
             film = join(
                 [clip.member(".mkv") for clip in clips],
                 work.output,
@@ -72,6 +75,18 @@ class Concat(Worker):
             "parts": [{"name": name, "frames": count} for name, count in zip(names[-len(parts) :], parts)],
         }
         write_index(index_path(work.output), "film", fields, members)
+
+
+def copy_clip(clip: Artifact, fps: Fraction, output: Path) -> int:
+    """Put the video of a clip at `output`. Returns the number of its frames.
+
+    Raises ItemError where the video is not of the size, the rate and the number of frames that the clip tells.
+    """
+    video, count = clip.member(".mp4"), clip.fields["num_frames"]
+    check_size(clip, video, probe(video).size)
+    check_film(video, np.arange(count) / float(fps), fps)
+    shutil.copyfile(video, output)
+    return count
 
 
 def check_parts(parts: Sequence[Artifact]) -> None:
@@ -102,7 +117,7 @@ def put_together(work: Work, fps: Fraction) -> list[int]:
     parts, source = work.inputs["clips"], work.inputs.get("source")
     counts = [len(part.fields["frames"]) for part in parts]
     assemble(
-        (read_picture(part.member(frame["suffix"])) for part in parts for frame in part.fields["frames"]),
+        (read_member(part, frame["suffix"]) for part in parts for frame in part.fields["frames"]),
         [frame["time"] for part in parts for frame in part.fields["frames"]],
         work.output,
         size=(parts[0].fields["width"], parts[0].fields["height"]),

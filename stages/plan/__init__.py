@@ -378,7 +378,7 @@ def write_if_changed(path: str, text: str) -> None:
     """Write a small file whole or not at all; an equal one keeps its time."""
     target = Path(path)
     data = text.encode()
-    if target.is_file() and target.read_bytes() == data:
+    if os.path.isfile(target) and target.read_bytes() == data:
         return
     with replacing(target) as temporary:
         temporary.write_bytes(data)

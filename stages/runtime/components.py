@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -201,7 +202,7 @@ def weight_files(folder: Path, reader: str) -> WeightFiles:
         index = folder / f"{stem}.safetensors.index{dotted}.json"
         first, second = (index, single) if reader == "diffusers" else (single, index)
         for path in (first, second):
-            if path.is_file():
+            if os.path.isfile(path):
                 return WeightFiles((path,) if path == single else _shards(path), variant)
     raise _no_weights(folder, stem)
 
@@ -221,7 +222,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
         path = index.parent / name
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise Broken(f"{index} names {shown(name)}, which is no safetensors file beside it")
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise Broken(f"{index.parent} lacks {name}, which its index names")
         if absent := [tensor for tensor, place in places.items() if place == name and tensor not in header(path)]:
             raise Broken(f"{path} lacks the tensor {absent[0]}, which the index places there")
@@ -296,7 +297,7 @@ def check_component(folder: Path, part: Component) -> None:
 def one_config(place: Path, *names: str, instead: str = "") -> dict[str, Any]:
     """The first of some configs that is there."""
     for name in names:
-        if (place / name).is_file():
+        if os.path.isfile(place / name):
             return read_config(place / name, instead)
     raise Broken(f"{place} lacks {names[0]}")
 
@@ -307,7 +308,7 @@ def check_network(place: Path, part: Component) -> None:
     for name, value in part.fixed.items():
         if config.get(name, value) != value:
             raise Broken(f"{name} is {shown(config[name])} in {path} and has to be {value!r}", OTHER_MODEL)
-    if (place / "adapter_config.json").is_file():
+    if os.path.isfile(place / "adapter_config.json"):
         raise Broken(f"{place} holds an adapter and no whole network (adapter_config.json)", "merge it into its model")
     for name, number in part.lengths.items():
         check_length(config, name, number, path)
@@ -375,17 +376,17 @@ def _named(config: Mapping[str, Any], name: str) -> Any:
 def check_tokenizer(place: Path) -> None:
     one_config(place, "tokenizer_config.json")
     for name in ("special_tokens_map.json", "added_tokens.json", "chat_template.json"):
-        if (place / name).is_file():
+        if os.path.isfile(place / name):
             read_config(place / name)
-    if (place / "tokenizer.json").is_file():
+    if os.path.isfile(place / "tokenizer.json"):
         tokenizer = read_object(place / "tokenizer.json")
         if not isinstance(tokenizer.get("model"), dict):
             raise Broken(f"{place / 'tokenizer.json'} holds no tokenizer")
         if sum(1 for _ in tables(tokenizer.get("normalizer"))) > MOST_NORMALIZERS:
             raise Broken(f"{place / 'tokenizer.json'} has more than {MOST_NORMALIZERS} normalizers")
-    elif (place / "vocab.json").is_file() and (place / "merges.txt").is_file():
+    elif os.path.isfile(place / "vocab.json") and os.path.isfile(place / "merges.txt"):
         read_object(place / "vocab.json")
-    elif not (place / "spiece.model").is_file():
+    elif not os.path.isfile(place / "spiece.model"):
         raise Broken(f"{place} lacks tokenizer.json")
     elif not find_spec("sentencepiece"):
         raise Broken(
@@ -408,7 +409,7 @@ def check_chat(place: Path, part: Component) -> None:
 def _chat_template(place: Path, config: Mapping[str, Any]) -> Any:
     """The chat template in a folder: a file, else an entry of the tokenizer's config, perhaps one of several by name."""
     path = place / "chat_template.jinja"
-    if path.is_file():
+    if os.path.isfile(path):
         try:
             return read_bytes(path).decode()
         except (OSError, ValueError) as error:
@@ -421,7 +422,7 @@ def _chat_template(place: Path, config: Mapping[str, Any]) -> Any:
 
 def check_processor(place: Path) -> None:
     config = one_config(place, "preprocessor_config.json", "processor_config.json")
-    if not (place / "preprocessor_config.json").is_file() and "image_processor" not in config:
+    if not os.path.isfile(place / "preprocessor_config.json") and "image_processor" not in config:
         raise Broken(f"{place} lacks preprocessor_config.json")
 
 
@@ -431,7 +432,7 @@ def check_index(folder: Path, components: tuple[Component, ...]) -> None:
     The classes that are loaded are named in the code of a family, never taken from here.
     """
     path = folder / "model_index.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         return
     parts = {part.folder: part for part in components}
     for name, entry in read_config(path).items():
@@ -453,4 +454,4 @@ def check_index(folder: Path, components: tuple[Component, ...]) -> None:
 
 def _is_beside(folder: Path, name: str, library: str) -> bool:
     """Does a library that model_index.json names lie in the repository?"""
-    return any((place / f"{library}.py").is_file() for place in (folder, folder / name))
+    return any(os.path.isfile(place / f"{library}.py") for place in (folder, folder / name))

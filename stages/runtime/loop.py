@@ -7,6 +7,7 @@ publish each whole. One item's fault marks that item and no other; a fault that 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from stages.runtime.provenance import record
 from stages.runtime.stages import Stage
 from stages.runtime.store import STEM, Store, StoreRemoved, publish
 from stages.runtime.unchanged import States, artifact_files, changed_file, file_states
-from stages.runtime.weights import resident_bytes
+from stages.runtime.weights import not_whole, remedy, resident_bytes
 from stages.runtime.worker import Setting, Work, Worker, find_worker
 
 
@@ -181,7 +182,7 @@ class Loop:
     def _weights(self) -> tuple[str, States]:
         """The digest of the model's files, and the states that they were in when it was taken."""
         folder = self.plant.model.folder()
-        states = file_states(path for pattern in self.plant.weights for path in folder.glob(pattern) if path.is_file())
+        states = file_states(path for pattern in self.plant.weights for path in folder.glob(pattern) if os.path.isfile(path))
         return self.plant.model.digest(self.plant.weights), states
 
     def _set_key(self, order: Order) -> None:
@@ -247,7 +248,7 @@ class Loop:
         wanted = (phase, self._loading(order))
         if order.weights and wanted != self._loaded:
             self._check_room(order, worker.device)
-            worker.load(order.options, phase)
+            self._load(worker, order, phase)
             self._loaded = wanted
             self.report.loads += 1
             log("load", stage=self.plant.stage.name, phase=phase, seconds=round(time.monotonic() - start, 3))
@@ -266,6 +267,18 @@ class Loop:
                     raise ItemError(f"{path} changed while it was read", "leave the files alone that a run reads")
                 artifacts.add_provenance(work.output, self._provenance(order))
                 self._publish(order, self.store.put(order.key, folder, anew=order.item.again), "made")
+
+    def _load(self, worker: Worker, order: Order, phase: str) -> None:
+        """Load the model of a phase. What the libraries say of damaged files ends the job, for it is no item's fault."""
+        self._loaded = None  # a worker that stumbles here may hold a part of each model
+        try:
+            worker.load(order.options, phase)
+        except (KinemakeError, ModuleNotFoundError):
+            raise
+        except Exception as error:
+            if job_fault(error) or ran_out_of_memory(error) or self.running.debug:
+                raise
+            raise not_whole(self.plant.model, error) from error
 
     def _check_room(self, order: Order, device: str) -> None:
         """See that the weights fit before they are loaded: weights that are too many for a GPU may do when offloaded."""
@@ -337,7 +350,11 @@ class Loop:
             return self._failure(order, reason, "use a smaller size, fewer frames or a larger device")
         traceback.print_exc()
         reason = f"unexpected {type(error).__name__}: {one_line(error)}"
-        return self._failure(order, reason, "this is a bug of Kinemake: please report the log")
+        if not order.weights:
+            return self._failure(order, reason, "this is a bug of Kinemake: please report the log")
+        model = self.plant.model  # the libraries meet some values of its configs only at work
+        told = f"see that model {model.name} in {model.folder()} is as it was published"
+        return self._failure(order, reason, f"{told} ({remedy(model)}), and report the log if it is")
 
     def _begin_again(self, order: Order) -> None:
         """Read everything anew: the inputs, and the model too."""

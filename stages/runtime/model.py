@@ -53,7 +53,7 @@ class Model:
     def folder(self) -> Path:
         """The folder of the weights, without any network. Raises JobError when they are not there."""
         if self.path:
-            if not Path(self.path).is_dir():
+            if not os.path.isdir(self.path):
                 raise JobError(f"the weights of model {self.name} are not at {self.path}", "put them there or mend the path")
             return Path(self.path)
         from huggingface_hub import snapshot_download
@@ -76,7 +76,7 @@ class Model:
 
     def files(self, patterns: Iterable[str]) -> list[Path]:
         """The files that match the patterns, without the model's settings: what those say is among the items' options."""
-        found = {path for pattern in patterns for path in self.folder().glob(pattern) if path.is_file()}
+        found = {path for pattern in patterns for path in self.folder().glob(pattern) if os.path.isfile(path)}
         return sorted(path for path in found if path.name != SETTINGS)
 
     @property
@@ -152,7 +152,7 @@ def find_model(name: str, config: Path | None, families: Mapping[str, Family]) -
     declared = declared_models(config)
     if name in declared:
         return completed(declared[name], families)
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         model = Model(name=name, family="", path=name)
     elif re.match(HUB_ID, name):
         model = Model(name=name, family="", hub=name)
@@ -205,7 +205,7 @@ def settings_in(folder: Path) -> Path | None:
     path = folder / SETTINGS
     if not os.path.lexists(path):
         return None
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(
             f"{path} {dangling(path) or 'is no file'}", "put the file there, or remove what stands in its place"
         )
@@ -273,7 +273,7 @@ def declared_models(config: Path | None) -> dict[str, Model]:
     Raises UsageError where it cannot be read.
     """
     path = config or DEFAULT_CONFIG
-    if config and not config.is_file():
+    if config and not os.path.isfile(config):
         raise UsageError(f"the config {config} does not exist", "mend the path")
     if not os.path.lexists(path):
         return {}

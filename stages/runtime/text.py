@@ -29,13 +29,15 @@ ENCODINGS = {  # by byte order mark; that of UTF-16 begins as that of UTF-32 doe
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 DELIMITERS = ",;\t"  # of CSV files, the usual one first; spreadsheets write ";" where "," is the decimal point
+SEPARATOR = re.compile(r'"?sep=(\t|[^\w\s"])"?\n', re.IGNORECASE)  # the line before the header that Excel takes it from
+MARKS = re.compile("^\ufeff+", re.MULTILINE)  # of files that were joined, each with its byte order mark
 UNFIT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of characters: neither can be in a file of text
 MAX_DEPTH = 50  # of tables and lists within each other
 MAX_VALUES = 1_000_000  # a file of some lines can stand for billions, by anchors
 
 
 def read_text(path: Path | str) -> str:
-    """A file's text without its byte order mark, every line end a "\\n". Other separators (U+2028, U+0085) stay."""
+    """A file's text without byte order marks before its lines, which end with "\\n"; U+2028 and U+0085 are text."""
     if not os.path.isfile(path):
         fault = "is no file" if os.path.exists(path) else dangling(path) or "does not exist"
         raise UsageError(f"{path} {fault}", "mend the path")
@@ -46,10 +48,10 @@ def read_text(path: Path | str) -> str:
     if encoding := next((name for mark, name in ENCODINGS.items() if data.startswith(mark)), ""):
         raise UsageError(f"{path} is {encoding} text", "save it as UTF-8")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text (byte {error.start + 1})", "save it as UTF-8") from None
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = MARKS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise UsageError(f"line {line} of {path} has a NUL character", "save it as plain text in UTF-8")
@@ -117,8 +119,11 @@ def read_csv(path: Path | str) -> Iterator[tuple[str, dict[str, str]]]:
     Blank cells are left out, and so are rows and columns of blank cells alone.
     """
     text = read_text(path)
-    header = text.partition("\n")[0]
-    delimiter = next((letter for letter in DELIMITERS if letter in header), ",")
+    if told := SEPARATOR.match(text):
+        text, delimiter = text[told.end() :], told[1]
+    else:
+        header = text.partition("\n")[0]
+        delimiter = next((letter for letter in DELIMITERS if letter in header), ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     names: list[str] = []
     number = 0

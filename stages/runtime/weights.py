@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from fnmatch import fnmatch
 from functools import cache
@@ -55,11 +56,11 @@ def checked(model: Model, family: Family, wanted: list[str]) -> list[Path]:
     check_links(folder, family, wanted)
     check_index(folder, family.components)
     missing = [] if files else ["everything"]
-    missing += [name for name in wanted if not set("*?[") & set(name) and not (folder / name).is_file()]
+    missing += [name for name in wanted if not set("*?[") & set(name) and not os.path.isfile(folder / name)]
     if not missing:
         check_kind(model, family)
         places = (part.folder for part in parts(model, family, wanted))
-        missing = [f"{place}/" for place in places if not (folder / place).is_dir()]
+        missing = [f"{place}/" for place in places if not os.path.isdir(folder / place)]
     if missing:
         raise JobError(f"the weights of model {model.name} in {folder} lack {missing[0]}", remedy(model))
     found = parts(model, family, wanted, others=True)
@@ -98,7 +99,7 @@ def parts(model: Model, family: Family, wanted: list[str], others: bool = False)
     found = []
     for part in family.components:
         is_wanted = not part.folder or any(fnmatch(f"{part.folder}/x", pattern) for pattern in wanted)
-        is_there = (model.folder() / part.folder).is_dir()
+        is_there = os.path.isdir(model.folder() / part.folder)
         of_variant = not part.variants or model.variant in part.variants
         if of_variant and (is_there and (is_wanted or others) or is_wanted and not part.optional):
             found.append(part)
@@ -218,7 +219,7 @@ def is_cached(model: Model, revision: str | None, name: str) -> bool:
 
 def existing(folder: Path) -> Path:
     """The folder, or the nearest above it that exists."""
-    return folder if folder.exists() else existing(folder.parent)
+    return folder if os.path.exists(folder) else existing(folder.parent)
 
 
 def in_words(count: int) -> str:

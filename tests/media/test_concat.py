@@ -48,6 +48,33 @@ def test_a_clip_alone_is_not_encoded_again(tmp_path):
     assert (tmp_path / "film.mp4").read_bytes() == (tmp_path / "a.mp4").read_bytes()
 
 
+def test_a_clip_alone_may_be_a_single_frame(tmp_path):
+    stage("concat", clip(tmp_path, "a", [10], lossless=False), "--output", tmp_path / "film.mp4")
+    assert artifacts.read(tmp_path / "film.mp4", ("film",)).fields["num_frames"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "others", "complaint"),
+    [
+        ({"width": 32}, 0, "a.mp4 is 64x48, and {} says 32x48"),
+        ({"width": 32}, 1, "a.mkv is 64x48, and {} says 32x48"),
+        ({"num_frames": 500}, 0, "a.mp4 has 2 frames at 16 per second instead of 500 at 16"),
+        ({"fps": "24/1"}, 0, "a.mp4 has 2 frames at 16 per second instead of 2 at 24"),
+        ("no video", 0, "a.mp4 is not a readable video"),
+    ],
+)
+def test_a_clip_that_is_not_as_its_index_tells_makes_no_film(tmp_path, changed, others, complaint):
+    parts = [clip(tmp_path, name, [10, 60]) for name in ("a", "b")[: 1 + others]]
+    fields, members = told(parts[0])
+    if isinstance(changed, str):
+        (tmp_path / "a.mp4").write_text(changed)
+    else:
+        fields |= changed
+    artifacts.write_index(parts[0], "clip", fields, members)
+    said = stage("concat", *parts, "--output", tmp_path / "film.mp4", fails=1)
+    assert complaint.format(parts[0]) in said and not (tmp_path / "film.mp4").exists()
+
+
 def test_the_source_comes_in_front_at_the_film_s_rate_with_its_sound(tmp_path):
     source = zoo.plain(tmp_path, frames=24, fps=8, sound=3)
     stage("concat", clip(tmp_path, "a", [10, 60, 110]), "--source", source, "--output", tmp_path / "film.mp4")
@@ -99,6 +126,20 @@ def propagated(path, times, size=(64, 48)):
     described = fields("propagated", width=size[0], height=size[1], frames=listed)
     artifacts.write_index(path, "propagated", described, [frame["suffix"] for frame in listed])
     return path
+
+
+def test_a_frame_of_another_size_than_its_index_tells_is_refused(tmp_path):
+    part = propagated(tmp_path / "p.json", [0.0, 0.125, 0.25])
+    write_member(part, "/000001.png", np.zeros((64, 48, 3), np.uint8))
+    artifacts.write_index(part, "propagated", *told(part))
+    said = stage("concat", part, "--output", tmp_path / "film.mp4", fails=1)
+    assert f"p/000001.png is 48x64, and {part} says 64x48: make it again" in said
+
+
+def told(index):
+    """The fields of an index and the suffixes of its members."""
+    head = json.loads(index.read_text())
+    return head["fields"], list(head["members"])
 
 
 @pytest.mark.parametrize(

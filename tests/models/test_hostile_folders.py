@@ -242,6 +242,12 @@ def test_tokenizers_that_are_none_are_one_sentence(content, wan, refused):
     refused(wan)
 
 
+@pytest.mark.parametrize("value", [[], "x"])
+def test_a_longest_length_that_is_no_number_is_one_sentence(value, vlm, refused):
+    change(vlm / "tokenizer_config.json", model_max_length=value)
+    assert f"in {vlm} are not whole ('>' not supported" in refused(vlm)
+
+
 # -------------------------------------------------------------------------------------------------------- chat template
 
 

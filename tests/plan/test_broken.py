@@ -77,6 +77,16 @@ def test_a_bad_file_of_a_training_breaks_that_training(config, text):
     assert "that must be a YAML file with training: captioner" in broken.reason
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000])
+def test_a_model_s_path_that_cannot_be_stops_the_runs_that_use_it(config, name):
+    config["models"]["large"] = {"family": "wan", "path": f"weights/{name}"}
+    config["runs"]["other"] = {**copy.deepcopy(config["runs"]["demo"]), "model": "large"}
+    planned = plan.load(config, 1)
+    assert [run.run.name for run in planned.runs] == ["demo"]
+    (broken,) = planned.broken
+    assert "the weights of model large are not at weights/" in broken.reason
+
+
 @pytest.mark.parametrize("damage", ["{", '{"steps": 3}', '{"recipe": {"stepps": 3}}', '{"family": "longlive"}', None])
 def test_a_model_s_folder_that_is_wrong_stops_the_runs_that_use_it(config, damage):
     folder = Path("weights/large")

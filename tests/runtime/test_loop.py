@@ -326,6 +326,52 @@ def test_weights_that_change_under_the_work_are_loaded_again(tmp_path):
     assert record["weights"] == model.digest(["*.bin"])
 
 
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights.bin").write_text("weights")
+    return {"model": Model("toy", "toys", path=str(tmp_path / "model")), "weights": ("*.bin",)}
+
+
+def test_what_a_library_says_while_it_loads_a_model_is_the_model_s_fault(model, tmp_path, monkeypatch):
+    def load(worker, options, phase):
+        raise TypeError("'>' not supported\nbetween these")
+
+    monkeypatch.setattr(toys.Toy, "load", load)
+    loop = toys.loop(tmp_path / "store", **model)
+    with pytest.raises(
+        JobError, match="the weights of model toy in .* are not whole .'>' not supported.: copy it again"
+    ) as caught:
+        loop.run([item(tmp_path, "a", "text")])
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    loop.running = replace(loop.running, debug=True)
+    with pytest.raises(TypeError):
+        loop.run([item(tmp_path, "a", "text")])
+
+
+def test_after_a_load_that_failed_the_model_is_loaded_again(model, tmp_path, monkeypatch):
+    loads = []
+
+    def load(worker, options, phase):
+        loads.append(options["saving"])
+        if options["saving"]:
+            raise MemoryError
+
+    monkeypatch.setattr(toys.Toy, "load", load)
+    options = [replace(option, reloads=option.name == "saving") for option in toys.OPTIONS]
+    loop = toys.loop(tmp_path / "store", options=options, memory_saving={"saving": True}, **model)
+    report = loop.run([item(tmp_path, "a", "big"), item(tmp_path, "b", "fine")])
+    assert loads == [False, True, False] and report.made == 1
+
+
+def test_an_unexpected_error_at_work_names_the_model(model, tmp_path):
+    report = toys.loop(tmp_path / "store", **model).run([item(tmp_path, "a", "bug"), item(tmp_path, "b", "fine")])
+    assert report.made == 1
+    assert report.failures[0].remedy.startswith(
+        f"see that model toy in {tmp_path / 'model'} is as it was published (copy it"
+    )
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_the_store_may_be_removed_while_an_item_is_in_hand(tmp_path, times):
     store = tmp_path / "store"

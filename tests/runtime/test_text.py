@@ -18,7 +18,7 @@ def refused(read, path):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\xef\xbb\xbf" * 2])
 def test_lines_end_at_the_line_ends_of_every_system_and_nowhere_else(tmp_path, end, mark):
     lines = ["a\u2028b", "c\u2029d\u0085e", "f\x0bg\x0ch\x1ci", "海边的风筝"]
     path = tmp_path / "a.txt"
@@ -76,6 +76,11 @@ def test_json_that_means_nothing_certain_names_its_line(tmp_path, line, message)
     assert said.startswith(f"line 3 of {path} ") and re.search(message, said)
 
 
+def test_files_that_were_joined_with_their_marks_are_read(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"id": "a"}\n\xef\xbb\xbf{"id": "b"}\n')
+    assert [row for _, row in read_jsonl(tmp_path / "a.jsonl")] == [{"id": "a"}, {"id": "b"}]
+
+
 def test_an_emoji_of_two_escapes_is_whole(tmp_path):
     (tmp_path / "a.jsonl").write_text(r'{"prompt": "\ud83d\ude00"}')
     assert [row for _, row in read_jsonl(tmp_path / "a.jsonl")] == [{"prompt": "😀"}]
@@ -89,6 +94,10 @@ CSV = [
     ('video,prompt\na.mp4, "a ""big"" cat"\n', [{"video": "a.mp4", "prompt": 'a "big" cat'}]),
     ('video,prompt\r\na.mp4,"one\r\ntwo"\r\n', [{"video": "a.mp4", "prompt": "one\ntwo"}]),
     ("video,prompt,,\na.mp4,a cat,,\n,,,\n , ,,\n\nb.mp4,,,\n", [{"video": "a.mp4", "prompt": "a cat"}, {"video": "b.mp4"}]),
+    ("sep=;\nvideo;prompt\na.mp4;a cat, asleep\n", [{"video": "a.mp4", "prompt": "a cat, asleep"}]),
+    ('"sep=|"\r\nvideo|prompt\r\na.mp4|a cat\r\n', [{"video": "a.mp4", "prompt": "a cat"}]),
+    ("sep=,\nvideo\na.mp4\n", [{"video": "a.mp4"}]),
+    ("\ufeffvideo,prompt\na.mp4,a cat\n\ufeffb.mp4,\n", [{"video": "a.mp4", "prompt": "a cat"}, {"video": "b.mp4"}]),
     ("\n\nvideo,prompt\na.mp4,say \u2028 it\n", [{"video": "a.mp4", "prompt": "say \u2028 it"}]),
 ]
 

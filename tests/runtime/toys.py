@@ -49,5 +49,5 @@ class Toy(Worker):
 
 def loop(store: Path, *, mark_failed=True, **plant):
     """A loop over toys that need no model."""
-    plant = Plant(STAGE, "tests.runtime.toys:Toy", OPTIONS, **plant)
+    plant = Plant(STAGE, "tests.runtime.toys:Toy", **{"options": OPTIONS, **plant})
     return Loop(plant, Store(store), Running(mark_failed=mark_failed))

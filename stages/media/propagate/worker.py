@@ -9,11 +9,11 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
+from stages.media.members import read_member
 from stages.media.propagate import ebsynth
 from stages.media.propagate.blend import Blend
 from stages.media.propagate.engines import Engine
 from stages.media.propagate.patches import Pair, Search
-from stages.media.read import read_picture
 from stages.media.write import write_member
 from stages.runtime.artifacts import Artifact, write_index
 from stages.runtime.errors import ItemError
@@ -120,4 +120,4 @@ class Clip:
 
 def picture_at(artifact: Artifact, index: int) -> np.ndarray:
     suffix = next(frame["suffix"] for frame in artifact.fields["frames"] if frame["index"] == index)
-    return read_picture(artifact.member(suffix))
+    return read_member(artifact, suffix)

@@ -8,7 +8,7 @@ from stages.media.read import read_picture
 from stages.models.dynamicrafter.condition import Encoders, as_pixels
 from stages.models.dynamicrafter.options import FAMILY, TRAINED_LENGTH, check_last
 from stages.models.shared.origin import check_beyond, model_fields
-from stages.models.shared.picture import picture_of
+from stages.models.shared.picture import read_first
 from stages.models.shared.prompt import prompt_of
 from stages.models.shared.text import clean, warn_of_cut
 from stages.models.shared.words import warn_of_unknown_words
@@ -43,7 +43,7 @@ class Encode(Worker):
         if options["video_length"] != TRAINED_LENGTH:
             reason = f"{options['video_length']} frames: the model was trained on {TRAINED_LENGTH} and moves badly at others"
             log("warning", item=work.item.id, reason=reason)
-        first = as_pixels(read_picture(picture_of(work.inputs["image"])), size)
+        first = as_pixels(read_first(work.inputs["image"]), size)
         last = first if options["loop"] else None
         if options["last_image"]:
             last = as_pixels(read_picture(Path(options["last_image"])), size)

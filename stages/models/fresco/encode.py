@@ -12,8 +12,9 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, DPTForDepthEstimation
 
 from stages.media.flow import consistent, correspondence, grid, sample
+from stages.media.members import read_member
 from stages.media.probe import probe
-from stages.media.read import frames, read_picture
+from stages.media.read import frames
 from stages.media.select import pick
 from stages.models.fresco.control import HED, depth, soft_edges
 from stages.models.fresco.options import FAMILY, batches
@@ -71,7 +72,7 @@ class Encode(Worker):
         prompt += options["prompt_suffix"]
         warn_of_unknown_words(self.tokenizer, prompt, work.item.id)
         warn_of_cut(self.tokenizer, self.text, prompt, work.item.id)
-        frames = [read_picture(keys.member(frame["suffix"])) for frame in keys.fields["frames"]]
+        frames = [read_member(keys, frame["suffix"]) for frame in keys.fields["frames"]]
         together = batches(len(frames), options["batch_size"])
         fields = {
             **model_fields(self.model, work),
@@ -100,7 +101,7 @@ class Encode(Worker):
 
     def _control(self, keys: Artifact, frames: Sequence[np.ndarray], control: str) -> np.ndarray:
         if control == "canny":
-            return np.stack([read_picture(keys.member(frame["canny"]))[..., 0] for frame in keys.fields["frames"]])
+            return np.stack([read_member(keys, frame["canny"])[..., 0] for frame in keys.fields["frames"]])
         if control == "hed":
             return soft_edges(self.net, frames, self.device)
         return depth(self.net, self.processor, frames, self.device)

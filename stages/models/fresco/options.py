@@ -5,6 +5,7 @@ The defaults are those of the Sim2Real program that this replaces.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,12 @@ def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> No
 def beyond(folder: Path, values: Mapping[str, Any]) -> tuple[str, str] | None:
     """A control or a way to find the flow whose network the repository does not have."""
     control = values["controlnet_type"]
-    if not (folder / f"controlnet_{control}").is_dir():
+    if not os.path.isdir(folder / f"controlnet_{control}"):
         there = [path.name.removeprefix("controlnet_") for path in sorted(folder.glob("controlnet_*"))]
         return f"there is no ControlNet for {control}", f"choose {', '.join(there) or 'another model'}"
-    if control != "canny" and not (folder / control).is_dir():
+    if control != "canny" and not os.path.isdir(folder / control):
         return f"there is no network for {control} maps", "put it in, or take canny"
-    if values["flow"] == "raft" and not (folder / "raft").is_dir():
+    if values["flow"] == "raft" and not os.path.isdir(folder / "raft"):
         return "there is no raft/", "convert it with --raft, or take --flow dis"
     return None
 
@@ -59,7 +60,7 @@ def detect(folder: Path) -> str | None:
     """A Stable Diffusion repository in diffusers' layout with a ControlNet beside its U-Net, as convert makes one."""
     index = read_index(folder)
     is_sd = str(index.get("_class_name", "")).startswith("StableDiffusion")
-    return "" if is_sd and any((folder / f"controlnet_{control}").is_dir() for control in CONTROLS) else None
+    return "" if is_sd and any(os.path.isdir(folder / f"controlnet_{control}") for control in CONTROLS) else None
 
 
 def disk(values: Mapping[str, Any]) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.media.read import read_picture
+from stages.media.members import read_member
 from stages.models.longlive.options import FAMILY, LATENT, Lengths, check_lengths, lengths, pixel_frames
 from stages.models.shared.origin import check_beyond, model_fields
 from stages.models.shared.wan.repository import load_encoders
@@ -87,7 +87,7 @@ class Encode(Worker):
 
     def _latents(self, frames: Artifact, count: int) -> torch.Tensor:
         """Normalised latents [1, C, T, h, w] of the first frames."""
-        pictures = np.stack([read_picture(frames.member(one["suffix"])) for one in frames.fields["frames"][:count]])
+        pictures = np.stack([read_member(frames, one["suffix"]) for one in frames.fields["frames"][:count]])
         video = torch.from_numpy(pictures).permute(3, 0, 1, 2)[None].to(self.device, torch.float32) / 127.5 - 1
         return encoded(self.pipe.vae, video)
 

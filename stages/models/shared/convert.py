@@ -28,7 +28,7 @@ def new_repository(output: Path) -> Iterator[Path]:
 
     Raises UsageError where `output` exists, JobError where the disk does not take it.
     """
-    if output.exists():
+    if os.path.exists(output):
         raise UsageError(f"the output {output} exists", "remove it, or give another --output")
     folder = output.with_name(f".{output.name}.{os.getpid()}")
     try:

@@ -74,12 +74,15 @@ def load_network(kind: Any, folder: Path, part: str = "", **settings: Any) -> An
 
 
 def load_tokenizer(place: Path, **settings: Any) -> Any:
-    """The tokenizer in a folder. Raises JobError for one that asks for code, and whatever transformers raises."""
+    """The tokenizer in a folder, tried on a text. Raises JobError for one that asks for code, and whatever transformers
+    raises."""
     from transformers import AutoTokenizer
 
     components.check_tokenizer(place)
     components.refuse_code_of(place)
-    return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **settings)
+    tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **settings)
+    tokenizer("text")  # some values of its config are only met here, such as a longest length that is no number
+    return tokenizer
 
 
 def load_image_processor(place: Path, **settings: Any) -> Any:

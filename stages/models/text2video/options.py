@@ -3,6 +3,7 @@
 The defaults are those of the text-to-video program that this replaces.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def beyond(folder: Path, values: Mapping[str, Any]) -> tuple[str, str] | None:
     """Frames and sizes of which the U-Net has no whole patches."""
     path = folder / "unet" / "config.json"
     try:
-        frames, side = multiples(read_config(path)) if path.is_file() else (1, 1)
+        frames, side = multiples(read_config(path)) if os.path.isfile(path) else (1, 1)
     except (LookupError, TypeError) as error:
         raise Broken(f"{path} does not tell its patches ({error})") from None
     for name, multiple in (("num_frames", frames), ("frame_size", side)):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from stages.media.read import read_picture
 from stages.models.shared.origin import check_beyond, model_fields
-from stages.models.shared.picture import picture_of
+from stages.models.shared.picture import picture_of, read_first
 from stages.models.shared.prompt import prompt_of
 from stages.models.shared.wan.limits import limits
 from stages.models.shared.wan.repository import load_encoders
@@ -58,7 +58,7 @@ class Encode(Worker):
         if (negative, length) not in self.negatives:
             self.negatives[negative, length] = self._embed(negative, length)
         if "image" in work.inputs:
-            frame = Image.fromarray(read_picture(picture_of(work.inputs["image"])))
+            frame = Image.fromarray(read_first(work.inputs["image"]))
             width, height = frame.size
             image_latents, mask = self._condition(frame, work.options["frame_num"])
         else:

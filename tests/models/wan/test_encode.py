@@ -1,5 +1,6 @@
 import json
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -92,6 +93,29 @@ def test_frames_and_clips_start_from_their_last_picture(tiny_wan, tmp_path):
         stage("encode", tmp_path / source, "-o", output, "-m", tiny_wan["5b"], "--prompt", "x", *SHORT)
         made.append(load_file(output)["image_latents"])
     assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+
+
+@pytest.mark.parametrize("way", ["small", "huge", "turned"])
+def test_a_frame_of_another_size_than_its_index_tells_is_refused(way, tiny_wan, tmp_path):
+    path, turned = tmp_path / "f" / "000007.png", Image.Exif()
+    path.parent.mkdir()
+    turned[0x0112] = 6
+    if way == "huge":  # its header alone, in which nothing is decoded
+        side = (8000).to_bytes(4, "big")
+        header = b"IHDR" + side + side + b"\x08\x02\0\0\0"
+        path.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + zlib.crc32(header).to_bytes(4, "big") + b"\0\0\0\1IDAT")
+    else:
+        picture(path, *((32, 32) if way == "small" else (64, 32)), **({"exif": turned} if way == "turned" else {}))
+    listed = [{"index": 7, "time": 0.0, "suffix": "/000007.png"}]
+    artifacts.write_index(
+        tmp_path / "f.json", "frames", fields("frames", width=64, height=32, frames=listed), ["/000007.png"]
+    )
+    said = stage(
+        *("encode", tmp_path / "f.json", "-o", tmp_path / "a.safetensors", "-m", tiny_wan["5b"], "--prompt", "x", *SHORT),
+        fails=1,
+    )
+    size = {"small": "32x32", "huge": "8000x8000", "turned": "32x64"}[way]
+    assert f"{path} is {size}, and {tmp_path / 'f.json'} says 64x32: make it again" in said
 
 
 def test_picture_of_a_phone_is_turned_upright(tiny_wan, tmp_path):

@@ -360,7 +360,7 @@ def test_an_alpha_in_plain_text_that_is_no_number_is_refused(entry, value, matri
         ("lora_B.weight", torch.ones(24, 2, dtype=torch.bool), "of bool, and a LoRA has floating point numbers"),
         ("diff_b", torch.ones(24, dtype=torch.int8), "of int8, and a LoRA has floating point numbers"),
         ("alpha", torch.tensor(2j), "of complex64, and a LoRA has floating point numbers"),
-        ("alpha", torch.ones(2), "states no alpha of blocks.0.self_attn.q that can be used"),
+        ("alpha", torch.ones(2), "states no alpha of 'blocks.0.self_attn.q' that can be used"),
         ("lora_A.weight", torch.full((2, 24), float("nan")), "of float32, with numbers that are infinite or NaN"),
         ("diff_b", torch.full((24,), float("-inf"), dtype=torch.bfloat16), "of bfloat16, with numbers that are infinite"),
         ("lora_A.weight", torch.ones(0, 24), "of shape [0, 24], which holds nothing"),
@@ -380,6 +380,29 @@ def test_a_tensor_that_is_none_of_a_lora_is_refused_by_its_name(role, tensor, re
     said = str(error.value)
     assert str(path) in said and reason in said and len(said) < 400 and (role == "alpha" or f"{stem}.{role}" in said)
     assert all(torch.equal(parameter.double(), before[name]) for name, parameter in transformer.state_dict().items())
+
+
+def test_numbers_that_torch_does_not_convert_are_refused(tiny_wan, tmp_path):
+    path, key = tmp_path / "l.safetensors", "blocks.0.self_attn.q.lora_A.weight"
+    save_file({key: torch.zeros(2, 12, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}, path)
+    with pytest.raises(ItemError, match=f"{path} has '{key}' of float4_e2m1fn_x2, and a LoRA has"):
+        merge(parameters(tiny_wan["14b"])[0], path)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e30), (torch.float16, 300.0)])
+def test_a_sum_beyond_the_numbers_of_the_parameter_is_refused(dtype, size, tiny_wan, tmp_path):
+    stem, path = "blocks.0.self_attn.q", tmp_path / "l.safetensors"
+    pair = {f"{stem}.lora_A.weight": torch.full((2, 24), size), f"{stem}.lora_B.weight": torch.full((24, 2), size)}
+    transformer, _ = parameters(tiny_wan["14b"])
+    with pytest.raises(ItemError, match=f"{path} makes blocks.0.attn1.to_q.weight infinite or NaN .'{stem}.lora_B.weight'."):
+        merge(transformer.to(dtype), write(path, pair))
+
+
+@pytest.mark.parametrize("key", ["x" * 5000, "a\n\x1b[31mb.lora_A.weight", "x" * 5000 + ".lora_A.weight"])
+def test_names_of_a_file_are_shown_short_and_on_one_line(key, tiny_wan, tmp_path):
+    with pytest.raises(ItemError) as error:
+        merge(parameters(tiny_wan["14b"])[0], write(tmp_path / "l.safetensors", {key: torch.ones(2, 24)}))
+    assert len(str(error.value)) < 400 and str(error.value).isprintable()
 
 
 def test_an_alpha_may_be_a_whole_number(matrices, tiny_wan, tmp_path):
@@ -409,7 +432,7 @@ def test_lora_of_another_model_is_refused(encoded, tmp_path):
     names = ("transformer.double_blocks.0.to_q.lora_A.weight", "transformer.double_blocks.0.to_q.lora_B.weight")
     save_file({names[0]: torch.ones(2, 24), names[1]: torch.ones(24, 2)}, tmp_path / "other.safetensors")
     said = generate(encoded["5b"], tmp_path / "a.safetensors", "--lora", tmp_path / "other.safetensors", fails=1)
-    assert "changes double_blocks.0.to_q.weight, which this transformer does not have" in said
+    assert "changes 'double_blocks.0.to_q.weight', which this transformer does not have" in said
 
 
 def test_lora_of_another_width_is_refused(encoded, tmp_path):

@@ -81,7 +81,7 @@ def identity(data: str) -> str:
     Of shapes world, and where there is no folder, the name itself.
     """
     folder = Path(data)
-    if data == SHAPES or not folder.is_dir():
+    if data == SHAPES or not os.path.isdir(folder):
         return data
     clips = [*files(folder / "videos", VIDEO_ENDINGS), *files(folder / "captions", TEXT_ENDINGS)]
     listed = sorted([os.fsencode(path.relative_to(folder)).hex(), path.stat().st_size] for path in clips)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,6 @@ def vae_folder(options: Mapping[str, Any], training: str) -> Path:
     Raises UsageError where there is none.
     """
     folder = options["vae"] or options["start_from"]
-    if not folder or not (Path(folder) / "vae").is_dir():
+    if not folder or not os.path.isdir(Path(folder) / "vae"):
         raise UsageError(f"{folder or 'no folder'} has no vae/", f"give --vae, a folder that train {training} wrote")
     return Path(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ def limits(folder: Path) -> Limits:
 
 def told(path: Path, name: str, otherwise: Any) -> Any:
     """A number of a config, or three of them; `otherwise` where the config does not tell. Raises JobError."""
-    value = read_config(path).get(name, otherwise) if path.is_file() else otherwise
+    value = read_config(path).get(name, otherwise) if os.path.isfile(path) else otherwise
     numbers = value if isinstance(otherwise, list) and isinstance(value, list) else [value]
     many = len(otherwise) if isinstance(otherwise, list) else 1
     if len(numbers) != many or not all(isinstance(number, int) and number > 0 for number in numbers):

@@ -39,6 +39,10 @@ OTHER_KINDS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lokr_": "
 CONFIG = "lora_adapter_metadata"  # entry of the header in which diffusers keeps the config of PEFT
 ALPHA, KOHYAS_ALPHA = "lora_alpha", "ss_network_alpha"  # entries in which trainers state the alpha of all layers
 ANOTHER = "give a LoRA that was trained for this model"
+FLOATS = (  # what torch converts to float32
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu),
+)
 
 
 @dataclass(frozen=True)
@@ -65,22 +69,29 @@ def merge(transformer: nn.Module, path: Path, scale: float = 1.0, alpha: float |
     """Add `scale` times what a LoRA file says to a transformer's parameters, computed in float32.
 
     `alpha` is that of layers for which the file states none; None: their rank. Raises ItemError that names one tensor of the
-    file, before anything is changed, if there is one that cannot be applied.
+    file, before anything is changed, if there is one that cannot be applied. That a sum is beyond the numbers of a parameter
+    is found as it is made: the transformer is of no use then.
     """
     parameters = dict(transformer.named_parameters())
     additions: dict[str, Addition] = {}
     for addition in read_additions(path, alpha):
         name, shape = addition.parameter, addition.shape
         if name not in parameters:
-            raise ItemError(f"{path} changes {name}, which this transformer does not have ({addition.key})", ANOTHER)
+            lacking = f"{shown(name)}, which this transformer does not have ({shown(addition.key)})"
+            raise ItemError(f"{path} changes {lacking}", ANOTHER)
         if parameters[name].shape != shape:
             has = f"{list(shape)} for {name}, which is {list(parameters[name].shape)}"
-            raise ItemError(f"{path} does not fit this transformer ({addition.key} gives {has})", ANOTHER)
+            raise ItemError(f"{path} does not fit this transformer ({shown(addition.key)} gives {has})", ANOTHER)
         if name in additions:
-            raise ItemError(f"{path} changes {name} twice ({addition.key}, {additions[name].key})", "give it once")
+            twice = f"{name} twice ({shown(addition.key)}, {shown(additions[name].key)})"
+            raise ItemError(f"{path} changes {twice}", "give it once")
         additions[name] = addition
     for name, addition in additions.items():
-        parameters[name].copy_(parameters[name].float() + scale * addition.value())
+        merged = (parameters[name].float() + scale * addition.value()).to(parameters[name].dtype)
+        if not merged.isfinite().all():
+            makes = f"makes {name} infinite or NaN ({shown(addition.key)})"
+            raise ItemError(f"{path} {makes}", "give another LoRA, or lower its scale")
+        parameters[name].copy_(merged)
 
 
 def read_additions(path: Path, alpha: float | None) -> list[Addition]:
@@ -91,7 +102,7 @@ def read_additions(path: Path, alpha: float | None) -> list[Addition]:
         layer, role = layer_and_role(key, path)
         check_numbers(key, role, tensor, path)
         if role in layers.setdefault(layer, {}):
-            raise ItemError(f"{path} has {key} and {layers[layer][role]}, which are one", "give it once")
+            raise ItemError(f"{path} has {shown(key)} and {shown(layers[layer][role])}, which are one", "give it once")
         layers[layer][role] = key
     config = config_of_peft(header, path)
     if "lora_alpha" not in config and any("down" in keys and "alpha" not in keys for keys in layers.values()):
@@ -166,13 +177,14 @@ def alpha_of_all(
 
 def check_numbers(key: str, role: str, tensor: torch.Tensor, path: Path) -> None:
     """Raise ItemError for a tensor that is not of finite floating point numbers; an alpha may be a whole number."""
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if not tensor.is_floating_point() and (role != "alpha" or tensor.is_complex()):
-        raise ItemError(f"{path} has {key} of {kind}, and a LoRA has floating point numbers", "give it as it was trained")
+    called = f"{path} has {shown(key)} of {str(tensor.dtype).removeprefix('torch.')}"
+    is_whole = not tensor.is_floating_point() and not tensor.is_complex()
+    if tensor.dtype not in FLOATS and not (role == "alpha" and is_whole):
+        raise ItemError(f"{called}, and a LoRA has floating point numbers of 8 to 64 bits", "give it as it was trained")
     if not tensor.numel():
-        raise ItemError(f"{path} has {key} of shape {list(tensor.shape)}, which holds nothing", "give the file whole")
+        raise ItemError(f"{path} has {shown(key)} of shape {list(tensor.shape)}, which holds nothing", "give the file whole")
     if not tensor.float().isfinite().all():
-        raise ItemError(f"{path} has {key} of {kind}, with numbers that are infinite or NaN", "give another LoRA")
+        raise ItemError(f"{called}, with numbers that are infinite or NaN", "give another LoRA")
 
 
 def layer_and_role(key: str, path: Path) -> tuple[str, str]:
@@ -184,7 +196,7 @@ def layer_and_role(key: str, path: Path) -> tuple[str, str]:
             return ".".join(filter(None, flat.groups())) if flat else PREFIXES.sub("", layer), role
     kind = next((name for part, name in OTHER_KINDS.items() if part in key), "")
     reason = f"a weight of kind {kind}, which is not applied yet" if kind else "of a kind of LoRA that is not known here"
-    raise ItemError(f"{path} has {key}, {reason}", "give a LoRA of lora_A and lora_B, or lora_down and lora_up")
+    raise ItemError(f"{path} has {shown(key)}, {reason}", "give a LoRA of lora_A and lora_B, or lora_down and lora_up")
 
 
 def factor_of(
@@ -197,11 +209,12 @@ def factor_of(
 ) -> float:
     """Alpha / rank of a layer: of its own alpha, else of PEFT's config, else of `alpha`, else 1. Raises ItemError."""
     if missing := [role for role in ("down", "up") if role not in tensors]:
-        raise ItemError(f"{path} has {next(iter(keys.values()))} without its {missing[0]} matrix", "give the file whole")
+        key = shown(next(iter(keys.values())))
+        raise ItemError(f"{path} has {key} without its {missing[0]} matrix", "give the file whole")
     down, up = tensors["down"], tensors["up"]
     rank = down.shape[0] if down.ndim == 2 else 0
     if up.ndim != 2 or not rank or up.shape[1] != rank:
-        shapes = f"{keys['up']} is {list(up.shape)} and {keys['down']} {list(down.shape)}"
+        shapes = f"{shown(keys['up'])} is {list(up.shape)} and {shown(keys['down'])} {list(down.shape)}"
         raise ItemError(f"{path} has matrices that do not make a LoRA of a linear layer ({shapes})", ANOTHER)
     try:
         if "alpha" in tensors:
@@ -209,7 +222,7 @@ def factor_of(
         elif "lora_alpha" in config:
             stated = int(of_layer(config.get("rank_pattern"), layer, config.get("r", rank)))
             if stated != rank:
-                raise ValueError(f"r is {stated} and {keys['down']} has rank {rank}")
+                raise ValueError(f"r is {stated} and {shown(keys['down'])} has rank {rank}")
             stated_alpha = float(of_layer(config.get("alpha_pattern"), layer, config["lora_alpha"]))
             if not isinstance(stabilised := config.get("use_rslora", False), bool):
                 raise ValueError(f"use_rslora is {shown(stabilised)}")
@@ -219,7 +232,8 @@ def factor_of(
         if not math.isfinite(factor):
             raise ValueError(f"alpha / rank is {factor}")
     except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
-        raise ItemError(f"{path} states no alpha of {layer} that can be used ({one_line(error)})", ANOTHER) from error
+        said = f"no alpha of {shown(layer)} that can be used ({one_line(error)})"
+        raise ItemError(f"{path} states {said}", ANOTHER) from error
     return factor
 
 
