@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stages.models.shared.loading import read_config
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import ItemError, shown
 from stages.runtime.model import Model
@@ -24,6 +23,8 @@ def check_origin(artifact: Artifact, model: Model) -> None:
             f"{artifact.path} was made for {origin} and model {model.name} is {own}",
             "use the same model in encode, generate and decode",
         )
+    from stages.models.shared.loading import read_config  # only here: it imports torch, which a caption may do without
+
     folder = model.folder()
     texts, pictures = read_config(folder / "text_encoder"), read_config(folder / "vae")
     for name, axis, width in (
