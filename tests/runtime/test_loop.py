@@ -1,5 +1,6 @@
 """What a shard promises: neighbours are spared, finished work is kept and reused, failures travel."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -17,7 +18,9 @@ from stages.runtime import artifacts
 from stages.runtime.errors import JobError, UsageError, job_fault
 from stages.runtime.items import Item
 from stages.runtime.loop import ran_out_of_memory
+from stages.runtime.made import read_made
 from stages.runtime.model import Model
+from stages.runtime.stages import Input
 from tests.runtime import toys
 
 ROOT = Path(__file__).parents[2]
@@ -380,3 +383,61 @@ def test_the_store_may_be_removed_while_an_item_is_in_hand(tmp_path, times):
     assert report.made == 2 - (times == 2)
     assert all("was removed while it was in use" in failure.reason for failure in report.failures)
     assert prompt(tmp_path, "b") == "more"
+
+
+# ------------------------------------------------------------------------------------------------- what was made of what
+
+
+def planned(one: Item, **inputs) -> Item:
+    """An item as a plan hands it out."""
+    return replace(one, fingerprint=f"work on {one.id}", inputs={**one.inputs, **inputs})
+
+
+def test_a_result_has_a_record_of_the_work_and_of_all_sources_before_it(tmp_path):
+    first = planned(item(tmp_path, "a", "text"))
+    toys.loop(tmp_path / "store").run([first])
+    second = replace(first, id="b", fingerprint="work on b", inputs={"video": first.output}, output=str(tmp_path / "b.json"))
+    toys.loop(tmp_path / "store").run([second])
+    made = read_made(tmp_path / "b.json")
+    sources = [(first.inputs["video"], hashlib.sha256(b"text").hexdigest())]
+    assert (made.fingerprint, made.sources) == ("work on b", sources)
+    assert made.files["b.json"][2] == hashlib.sha256((tmp_path / "b.json").read_bytes()).hexdigest()
+    assert made.is_there(tmp_path / "b.json") and made.has_sources([first.inputs["video"]])
+    os.utime(tmp_path / "b.json", (0, 0))
+    assert made.is_there(tmp_path / "b.json")
+    (tmp_path / "b.json").write_text("{}")
+    assert not made.is_there(tmp_path / "b.json")
+
+
+def test_an_item_by_hand_leaves_no_record(tmp_path):
+    toys.loop(tmp_path / "store").run([item(tmp_path, "a", "text")])
+    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "a.json"]
+
+
+def test_a_source_that_is_replaced_between_two_stages_fails_the_second(tmp_path):
+    """The continuation of one video would follow another one."""
+    stage = replace(toys.STAGE, inputs=(*toys.STAGE.inputs, Input("front", ("file",), "a text file")))
+    first = planned(item(tmp_path, "a", "text"))
+    toys.loop(tmp_path / "store").run([first])
+    source = Path(first.inputs["video"])
+    inputs = {"video": first.output, "front": str(source)}
+    second = replace(first, id="b", inputs=inputs, output=str(tmp_path / "b.json"))
+    loop = toys.loop(tmp_path / "store")
+    loop.plant = replace(loop.plant, stage=stage)
+    source.write_text("another")
+    (failure,) = loop.run([second]).failures
+    assert failure.reason == f"{source} was replaced after an earlier stage had read it"
+    source.write_text("text")
+    loop = toys.loop(tmp_path / "store")
+    loop.plant = replace(loop.plant, stage=stage)
+    assert loop.run([second]).made == 1
+
+
+def test_an_item_that_is_to_be_made_again_takes_the_place_of_the_stored_one(tmp_path):
+    one = planned(item(tmp_path, "a", "text"))
+    toys.loop(tmp_path / "store").run([one])
+    (entry,) = (tmp_path / "store").glob("*/*/seal.json")
+    before = entry.stat().st_ino
+    report = toys.loop(tmp_path / "store").run([replace(one, again=True)])
+    assert (report.made, report.reused, toys.MADE) == (1, 0, ["a", "a"])
+    assert entry.stat().st_ino != before
