@@ -110,7 +110,7 @@ def stale_items(
 def was_changed(output: Path) -> bool:
     """Whether a result is there, but no longer as it was made."""
     made = read_made(output)
-    return made is not None and os.path.exists(output) and not made.is_there(output)
+    return made is not None and os.path.exists(output) and output.name in made.changed(output)
 
 
 def is_current(item: Item, lineage: Lineage) -> bool:
@@ -120,6 +120,6 @@ def is_current(item: Item, lineage: Lineage) -> bool:
     return (
         made is not None
         and made.fingerprint == lineage.fingerprint
-        and made.is_there(output)
+        and not made.changed(output)
         and made.has_sources(lineage.sources)
     )

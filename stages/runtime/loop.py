@@ -170,7 +170,7 @@ class Loop:
         for path, opened in zip(order.item.files, flat(order.inputs)):
             if isinstance(opened, Artifact):
                 made = read_made(opened.path)
-                if made is None or not made.is_there(opened.path):
+                if made is None or made.changed(opened.path):
                     return None
                 found += made.sources
             else:

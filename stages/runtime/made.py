@@ -35,9 +35,9 @@ class Made:
         files = {name: (states[name].st_size, states[name].st_mtime_ns, digest) for name, digest in digests.items()}
         return cls(fingerprint, sources, files)
 
-    def is_there(self, output: Path) -> bool:
-        """Whether the result's files are still what they were. Their times may differ, as after a copy."""
-        return all(_is_same(output.parent / name, *state) for name, state in self.files.items())
+    def changed(self, output: Path) -> list[str]:
+        """The result's files that are missing or not what they were. Their times may differ, as after a copy."""
+        return [name for name, state in self.files.items() if not _is_same(output.parent / name, *state)]
 
     def has_sources(self, paths: Sequence[str]) -> bool:
         """Whether users' files hold what the result was made of. A missing one cannot say otherwise."""

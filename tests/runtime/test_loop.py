@@ -402,11 +402,11 @@ def test_a_result_has_a_record_of_the_work_and_of_all_sources_before_it(tmp_path
     sources = [(first.inputs["video"], hashlib.sha256(b"text").hexdigest())]
     assert (made.fingerprint, made.sources) == ("work on b", sources)
     assert made.files["b.json"][2] == hashlib.sha256((tmp_path / "b.json").read_bytes()).hexdigest()
-    assert made.is_there(tmp_path / "b.json") and made.has_sources([first.inputs["video"]])
+    assert made.changed(tmp_path / "b.json") == [] and made.has_sources([first.inputs["video"]])
     os.utime(tmp_path / "b.json", (0, 0))
-    assert made.is_there(tmp_path / "b.json")
+    assert made.changed(tmp_path / "b.json") == []
     (tmp_path / "b.json").write_text("{}")
-    assert not made.is_there(tmp_path / "b.json")
+    assert made.changed(tmp_path / "b.json") == ["b.json"]
 
 
 def test_an_item_by_hand_leaves_no_record(tmp_path):
