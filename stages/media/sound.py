@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -27,20 +27,21 @@ SHORTER = 0.25  # seconds by which the film's sound may be shorter: AAC's frames
 class Sound:
     """Sound of a file, to lie under a film's beginning: `seconds` of its audio track `track` (counted from 0) from `start`,
     seconds on the file's own clock, on. `pan` has the arguments of ffmpeg's filter of this name that bring its channels into
-    a layout that AAC has, "" where they are in one."""
+    a layout that AAC has, "" where they are in one. `heard` is the track itself, as a film with it has to sound."""
 
     path: Path
     track: int
     start: float
     seconds: float
     pan: str
+    heard: Heard = field(compare=False)
 
 
 def find_sound(path: Path, start: float, seconds: float) -> Sound | None:
     """The first audio track of a video that can be decoded, the default one before the others.
 
-    A track that cannot be decoded gives way to the next, with a warning in the log, and one that begins after those seconds
-    without. None where none is left, or the file has no audio.
+    A track that cannot be decoded, or holds numbers that are not finite, gives way to the next, with a warning in the log,
+    and one that begins after those seconds without. None where none is left, or the file has no audio.
     """
     with open_video(path) as (container, _):
         tracks = list(container.streams.audio)
@@ -49,14 +50,17 @@ def find_sound(path: Path, start: float, seconds: float) -> Sound | None:
         number = tracks.index(stream)
         frame = next(Track(path, number, TRIED_PACKETS).frames(), None)
         if frame is None:
-            log(
-                "warning",
-                reason=f"audio track {number} of {path} cannot be decoded",
-                remedy="the next one is taken, or none",
-            )
+            refuse_track(path, number, "cannot be decoded")
         elif _time(frame) < start + seconds:
-            return Sound(Path(path), number, start, seconds, pan_for_aac(frame.layout))
+            heard = listen(path, number, start)
+            if np.isfinite(heard.peaks).all():
+                return Sound(Path(path), number, start, seconds, pan_for_aac(frame.layout), heard)
+            refuse_track(path, number, "has numbers that are infinite or NaN")
     return None
+
+
+def refuse_track(path: Path, number: int, fault: str) -> None:
+    log("warning", reason=f"audio track {number} of {path} {fault}", remedy="the next one is taken, or none")
 
 
 def pan_for_aac(layout: av.AudioLayout) -> str:
@@ -91,7 +95,7 @@ def _side(names: list[str], side: str) -> str:
 def check_sound(film: Path, sound: Sound) -> None:
     """Raise ItemError unless a film has the sound that it was given: as long as in the source, and not silent where that is
     not. Of a source whose sound is damaged, decoders make different things: then the log has it as a warning."""
-    expected, written = _heard(sound.path, sound.track, sound.start), _heard(film, 0, 0.0)
+    expected, written = sound.heard, listen(film, 0, 0.0)
     if expected.starts_anew:
         log("warning", reason=f"the clock of {sound.path} starts anew: the film has the sound of its first part alone")
     length, loudest = expected.until(sound.seconds)
@@ -108,7 +112,7 @@ def check_sound(film: Path, sound: Sound) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Heard:
+class Heard:
     """A track in short pieces: seconds at which each ends, float64 [N], and its highest sample, float64 [N].
 
     `damaged`: some of it could not be decoded. `starts_anew`: times jump back, as where two files were joined by `cat`.
@@ -125,14 +129,15 @@ class _Heard:
         return min(float(before.max(initial=0.0)), seconds), float(self.peaks[: len(before)].max(initial=0.0))
 
 
-def _heard(path: Path, track: int, start: float) -> _Heard:
+def listen(path: Path, track: int, start: float) -> Heard:
+    """A track from `start` on, seconds on the file's own clock."""
     decoder, ends, peaks = Track(path, track), [], []
     for frame in decoder.frames():
         end = _time(frame) - start + frame.samples / frame.sample_rate
         if end > 0:
             ends.append(end)
             peaks.append(_peak(frame))
-    return _Heard(np.array(ends), np.array(peaks), decoder.damaged, bool((np.diff(ends) < -BACK).any()))
+    return Heard(np.array(ends), np.array(peaks), decoder.damaged, bool((np.diff(ends) < -BACK).any()))
 
 
 def _time(frame: av.AudioFrame) -> float:

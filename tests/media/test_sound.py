@@ -145,6 +145,18 @@ def test_damaged_sound_leaves_the_film_whole(tmp_path, part, amount):
     assert (film.source_frames, film.frames) == (24, 26)
 
 
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_sound_with_numbers_that_are_none_leaves_the_film_silent(tmp_path, part, number, capsys):
+    raw = np.full(32000, 0.1, np.float32)
+    raw[8000:8800] = float(number)
+    raw.tofile(tmp_path / "raw")
+    given = ("-f", "f32le", "-ar", "16000", "-ac", "1", "-i", tmp_path / "raw")
+    zoo.ffmpeg(*VIDEO, *given, *H264, "-c:a", "copy", tmp_path / "odd.mkv")
+    film = join([part], tmp_path / "film.mp4", fps=12, source=tmp_path / "odd.mkv")
+    assert (film.has_audio, film.source_frames) == (False, 24)
+    assert "has numbers that are infinite or NaN" in capsys.readouterr().err
+
+
 def test_sound_of_one_channel_that_says_not_which(tmp_path, part):
     source = tmp_path / "mono.mkv"
     zoo.ffmpeg(*VIDEO, *TONE, *H264, "-c:a", "tta", source)
@@ -163,7 +175,7 @@ def test_a_late_track_begins_late(tmp_path, part):
 def test_a_film_without_the_sound_of_its_source_is_refused(tmp_path):
     zoo.ffmpeg(*VIDEO, *TONE, *H264, tmp_path / "source.mp4")
     sound = find_sound(tmp_path / "source.mp4", 0.0, 2.0)
-    assert sound == Sound(tmp_path / "source.mp4", 0, 0.0, 2.0, "")
+    assert sound == Sound(tmp_path / "source.mp4", 0, 0.0, 2.0, "", sound.heard)
     check_sound(tmp_path / "source.mp4", sound)
     zoo.ffmpeg(*VIDEO, "-f", "lavfi", "-i", "anullsrc=duration=2", *H264, tmp_path / "silent.mp4")
     zoo.ffmpeg("-i", tmp_path / "source.mp4", "-t", 1, "-c", "copy", tmp_path / "short.mp4")
