@@ -29,7 +29,7 @@ from stages.runtime.made import Made, one_content_each, read_made, write_made
 from stages.runtime.model import Model, cached_file_digest
 from stages.runtime.options import GPUS, Option, Resident
 from stages.runtime.places import output_fault
-from stages.runtime.provenance import record
+from stages.runtime.provenance import program, record
 from stages.runtime.stages import Stage
 from stages.runtime.store import STEM, Store, StoreRemoved, publish
 from stages.runtime.unchanged import States, artifact_files, changed_file, file_states
@@ -219,6 +219,7 @@ class Loop:
     # ------------------------------------------------------------------------------------------------------------ work
 
     def _work(self, orders: list[Order]) -> None:
+        program()  # which is remembered: a checkout may change before the work ends
         worker = find_worker(self.plant.worker)(Setting(self.plant.model, self._take_device(orders)))
         for order in orders:
             self._attempt(order, lambda order: worker.check(self._work_of(order, Path(order.item.output))))
