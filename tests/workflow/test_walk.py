@@ -13,7 +13,7 @@ from benchmarks import toy
 from tests import zoo
 from tests.workflow.conftest import Project, ended
 
-SIZES = ((32, 32), (48, 32), (32, 48))  # of the contents that a source may have
+SIZES = ((32, 32), (48, 48), (64, 64))  # of the contents that a source may have
 BRIGHTER = (10, 20, 30)
 SEEDS, STEPS = (int(number) for number in os.environ.get("KINEMAKE_WALKS", "3x10").split("x"))
 DATES = (0, 1_000_000_000, 2_000_000_000, 4_000_000_000)  # the last two lie ahead
