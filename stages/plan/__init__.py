@@ -24,8 +24,9 @@ import yaml
 
 from stages.plan import lock, schema
 from stages.plan.containers import environment
+from stages.plan.current import Again
 from stages.plan.families import ALL
-from stages.plan.jobs import Job, marks_folder
+from stages.plan.jobs import MARKS, Job, marks_folder
 from stages.plan.names import length_fault
 from stages.plan.runs import FIXED, Broken, RunPlan, plan_run, resolved_row
 from stages.plan.schema import PLAN_VERSION
@@ -34,6 +35,7 @@ from stages.plan.weights import WeightsJob, plan_weights
 from stages.runtime.artifacts import index_path
 from stages.runtime.errors import JobError, UsageError, shown
 from stages.runtime.files import replacing
+from stages.runtime.made import made_path
 from stages.runtime.model import SETTINGS, Model, check_variant, completed, declared_model
 from stages.runtime.places import folder_fault, writing_fault
 from stages.runtime.table import table
@@ -67,10 +69,19 @@ class Plan:
         self.folders = [run.run.folder for run in runs]
         self.makers = {run.run.folder: next(iter(run.films.values())) for run in runs if run.films}
         self.names = {name for run in runs for name in run.names}
-        self.targets = {run.run.name: targets(run) for run in runs}
-        self.everything = [*chain(*self.targets.values()), *(run.output for run in broken_runs)]
+        self._broken_runs = broken_runs
         self.warnings = [warning for run in runs for warning in run.warnings]
         self.warnings += [f"{one.name} cannot be made: {one.reason}" for one in self.broken]
+
+    @property
+    def targets(self) -> dict[str, list[str]]:
+        """What Snakemake is asked for by a run's name."""
+        return {run.run.name: targets(run) for run in self.runs}
+
+    @property
+    def everything(self) -> list[str]:
+        """What Snakemake is asked for where no run is named."""
+        return [*chain(*self.targets.values()), *(run.output for run in self._broken_runs)]
 
     def rules(self) -> list[str]:
         """The names of all rules that the Snakefile makes of the plan."""
@@ -102,6 +113,7 @@ class Plan:
         folders = set(map(str, (self.results, *self.results.parents)))
         outputs = [output for job in self.jobs for output in job.outputs]
         outputs += [name for film in self.films for name in (film, str(index_path(Path(film))))]
+        outputs += [str(made_path(Path(output))) for output in outputs]
         for output in [*outputs, *(one.output for one in [*self.weights, *self.trainings, *self.broken])]:
             if os.path.isdir(output):
                 raise UsageError(f"{output} is a folder, not a file", "remove it, or choose other results")
@@ -157,13 +169,14 @@ class Plan:
 
         Raises UsageError for a file where a folder of the results would be.
 
-        This has to come before the DAG is built, in a dry run too: else that would not show what will run. Not while
-        another run is in the folder: its jobs wait for those marks.
+        This has to come before the DAG is built, in a dry run too: else that would not show what will run. While another run
+        is in the folder, its jobs wait for those marks: then this one looks for others.
         """
         for warning in self.warnings:
             say(f"warning: {warning}")
         self._check_folders()
         if lock.is_held(self.results):
+            os.environ[MARKS] = f"-{os.getpid()}"
             return
         for run in self.runs:
             shutil.rmtree(marks_folder(run.run), ignore_errors=True)
@@ -260,13 +273,14 @@ def load(config: Mapping[str, Any], workers: int, whole: bool = False) -> Plan:
     store = _folder(config.get("store", f"{results}/store"))
     models, faults = read_models(config)
     check_places(results, store, config["runs"])
+    again = Again(config.get("again", ()))
     runs, broken_runs, trainings, broken_trainings, errors = [], [], [], [], []
     for name, entry in config["runs"].items():
         folder = os.path.join(results, name)
         try:
             if fault := next((faults[model] for model in models_of(entry) if model in faults), None):
                 raise fault
-            runs.append(plan_run(name, config, models, folder, store, workers, whole))
+            runs.append(plan_run(name, config, models, folder, store, workers, again, whole))
         except UsageError as error:
             errors.append(error)
             broken_runs.append(Broken(name, str(error), f"{folder}/steps/.planned", f"{folder}/steps/logs/plan.log"))
@@ -281,6 +295,10 @@ def load(config: Mapping[str, Any], workers: int, whole: bool = False) -> Plan:
             broken_trainings.append(Broken(f"training.{name}", str(error), output, log))
     if errors and not runs and not trainings:
         raise errors[0]
+    if not errors and (unknown := again.unknown()):
+        raise UsageError(
+            f"again names {shown(unknown[0])}, which no run makes", "name a result with its folders, a job, a run, or all"
+        )
     plan = Plan(results, runs, config["models"], trainings, broken_runs, broken_trainings)
     if twice := [name for name, count in Counter(plan.rules()).items() if count > 1]:
         raise UsageError(f"the run {twice[0]} is called like a rule of Kinemake's own", "give it another name")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,29 @@ from stages.runtime.made import read_made
 from stages.runtime.model import Model
 from stages.runtime.options import Family
 from stages.runtime.stages import STAGES
+
+
+class Again:
+    """Names of what is to be made again though it is current: results, jobs, runs, "all"."""
+
+    def __init__(self, names: Iterable[str]):
+        self._names = {_as_path(name): name for name in names}
+        self._used: set[str] = set()
+
+    def asks(self, output: str, *names: str) -> bool:
+        if not self._names:
+            return False
+        found = self._names.keys() & {_as_path(output), *names}
+        self._used |= found
+        return bool(found)
+
+    def unknown(self) -> list[str]:
+        """The names that were asked for by none."""
+        return [name for key, name in self._names.items() if key not in self._used]
+
+
+def _as_path(name: str) -> str:
+    return os.path.abspath(os.path.expanduser(name)) if "/" in name else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +95,7 @@ def _as_list(value: str | list[str]) -> list[str]:
 
 
 def stale_items(
-    clip: Clip, lanes: Mapping[str, Sequence[Item]], lineages: Lineages, whole: bool
+    clip: Clip, lanes: Mapping[str, Sequence[Item]], lineages: Lineages, again: Again, whole: bool
 ) -> tuple[dict[str, list[Item]], list[str]]:
     """A clip's items that have to be made, by lane, with their fingerprints; all of them where `whole`.
 
@@ -84,7 +107,7 @@ def stale_items(
     for lane, item in order:
         stage = lane.partition(".")[0]
         known[item.output] = lineages.of(item, stage, clip.values.of_stage(stage)[0], known)
-        if not clip.run.again.isdisjoint(("all", clip.run.name, f"{clip.run.name}.{lane}.{clip.rank:03d}", item.output)):
+        if again.asks(item.output, "all", clip.run.name, f"{clip.run.name}.{lane}.{clip.rank:03d}"):
             on_purpose.add(item.output)
         if item.output in on_purpose or not after.isdisjoint(item.files):
             after.add(item.output)

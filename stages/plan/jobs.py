@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import islice
 
 from stages.plan.families import ALL
 from stages.plan.resolve import Run
@@ -22,6 +22,8 @@ PROCESS_MB = 2500  # of a stage without torch, and of the Snakemake that starts 
 LIBRARIES_MB = 2500  # torch, diffusers, transformers, and the clip itself
 UNKNOWN_MB = 64_000  # the weights that are in memory at once, while they are not here to be looked at
 STARTING_MINUTES = 20
+MOST_FOLDERS = 1000  # of a model: links may lead in a circle
+MARKS = "KINEMAKE_MARKS"  # a variable: what tells the marks of this run of Snakemake, and its jobs, from those of another
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def mark(run: Run, job: str) -> str:
 
 def marks_folder(run: Run) -> str:
     place = hashlib.sha256(os.path.abspath(run.folder).encode()).hexdigest()[:12]
-    return f".snakemake/kinemake/{place}"
+    return f".snakemake/kinemake/{place}{os.environ.get(MARKS, '')}"
 
 
 def weights_record(run: Run, model: Model) -> str:
@@ -137,11 +139,14 @@ def weights_record(run: Run, model: Model) -> str:
 
 
 def weights_state(model: Model) -> list:
-    """State of the files in a model's folder."""
-    return files_state(sorted(map(str, Path(model.path).rglob("*")))) if os.path.isdir(model.path) else []
+    """State of the files in a model's folder, and in those that it links."""
+    folders = os.walk(model.path, followlinks=True)
+    return files_state(
+        sorted(os.path.join(folder, name) for folder, _, names in islice(folders, MOST_FOLDERS) for name in names)
+    )
 
 
 def files_state(paths: Iterable[str]) -> list:
-    """Names, sizes and times of the files among `paths`."""
+    """Names, sizes and times of the files among `paths`; the time of the last change cannot be set back."""
     states = [(path, os.stat(path)) for path in paths if os.path.isfile(path)]
-    return [[path, state.st_size, state.st_mtime_ns] for path, state in states]
+    return [[path, state.st_size, state.st_mtime_ns, state.st_ctime_ns] for path, state in states]

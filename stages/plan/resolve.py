@@ -34,7 +34,6 @@ class Run:
     film: str
     seed: int
     resources: Mapping[str, Mapping[str, int]]
-    again: frozenset[str]  # names of what is to be made again though it is current: jobs, runs, results, "all"
 
 
 class Values(dict[str, dict[str, Any]]):

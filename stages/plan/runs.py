@@ -13,7 +13,7 @@ from typing import Any
 
 from stages.plan import schema
 from stages.plan.clips import read_clips
-from stages.plan.current import Lineages, stale_items
+from stages.plan.current import Again, Lineages, stale_items
 from stages.plan.families import ALL
 from stages.plan.jobs import Job, weights_state
 from stages.plan.names import template_fault
@@ -60,6 +60,7 @@ def plan_run(
     folder: str,
     store: str,
     workers: int,
+    again: Again,
     whole: bool,
 ) -> RunPlan:
     """A run and what has to be made of it; all of it, whatever is there, where `whole`. Raises UsageError."""
@@ -80,7 +81,6 @@ def plan_run(
         film=film,
         seed=fixed["seed"] if fixed else secrets.randbelow(2**31),
         resources=config.get("resources", {}),
-        again=frozenset(config.get("again", ())),
     )
     found, warnings = read_clips(entry["clips"], f"run {name}")
     rows = [{key: value for key, value in row.items() if not schema.is_left_out(key, value)} for row in found]
@@ -95,7 +95,7 @@ def plan_run(
     rank = {identity: number for number, shard in enumerate(shards) for identity in shard}
     clips = [resolve_clip(run, row, index, rank[row["id"]], settled) for index, row in enumerate(rows)]
     planned = RunPlan(run, entry, clips, shards, warnings)
-    add_jobs(planned, recipe, whole)
+    add_jobs(planned, recipe, again, whole)
     return planned
 
 
@@ -125,7 +125,7 @@ def families_of(entry: Mapping[str, Any], models: Mapping[str, Model]) -> list[s
     return [named if named in need else need[0] for need in needs]
 
 
-def add_jobs(planned: RunPlan, recipe, whole: bool) -> None:
+def add_jobs(planned: RunPlan, recipe, again: Again, whole: bool) -> None:
     """Group the items that have to be made into jobs: a shard's of one stage (of one link) together, a film by itself."""
     run, outputs = planned.run, {}
     models = {model.name: (model, weights_state(model)) for model in run.models.values() if model}
@@ -133,7 +133,7 @@ def add_jobs(planned: RunPlan, recipe, whole: bool) -> None:
     groups: dict[tuple[int, str], list[Item]] = {}
     for clip in planned.clips:
         lanes = recipe.items(clip)
-        stale, remarks = stale_items(clip, lanes, lineages, whole)
+        stale, remarks = stale_items(clip, lanes, lineages, again, whole)
         planned.warnings += remarks
         for lane, items in stale.items():
             for item in items:

@@ -40,10 +40,13 @@ class Made:
         return [name for name, state in self.files.items() if not _is_same(output.parent / name, *state)]
 
     def has_sources(self, paths: Sequence[str]) -> bool:
-        """Whether users' files hold what the result was made of. A missing one cannot say otherwise."""
+        """Whether users' files hold what the result was made of. A missing one of the same name cannot say otherwise."""
         if len(paths) != len(self.sources):
             return False
-        return all(_digest(path) in ("", digest) for path, (_, digest) in zip(paths, self.sources))
+        return all(
+            _digest(path) == digest or not os.path.lexists(path) and os.path.basename(path) == os.path.basename(recorded)
+            for path, (recorded, digest) in zip(paths, self.sources)
+        )
 
 
 def made_path(output: Path) -> Path:
@@ -61,8 +64,8 @@ def read_made(output: Path) -> Made | None:
         fields = json.loads(read_plain(made_path(output), LARGEST_RECORD))
         sources = [(str(path), str(digest)) for path, digest in fields["sources"]]
         files = {str(name): (int(size), int(time), str(digest)) for name, (size, time, digest) in fields["files"].items()}
-        return Made(str(fields["fingerprint"]), sources, files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return Made(str(fields["fingerprint"]), sources, files) if output.name in files else None
+    except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -78,7 +81,7 @@ def one_content_each(sources: Iterable[tuple[str, str]]) -> list[tuple[str, str]
 def _is_same(path: Path, size: int, time: int, digest: str) -> bool:
     try:
         state = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return False
     return state.st_size == size and (state.st_mtime_ns == time or _digest(path) == digest)
 
@@ -87,5 +90,5 @@ def _digest(path: str | Path) -> str:
     """SHA-256 of a file; empty where it cannot be read."""
     try:
         return cached_file_digest(Path(path))
-    except OSError:
+    except (OSError, ValueError):
         return ""

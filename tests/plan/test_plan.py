@@ -1,7 +1,9 @@
 """Which jobs come of which config, and which again after which change."""
 
+import fcntl
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from stages.plan.families import ALL
 from stages.plan.recipes import RECIPES
 from stages.plan.schema import all_options
 from stages.runtime.errors import UsageError
-from stages.runtime.made import Made, write_made
+from stages.runtime.made import Made, made_path, write_made
 
 # options of stages without a model that only fresco has
 MOVING = {"mininterv", "maxinterv"} | {option.name for option in ALL["media"].of_stage("propagate")}
@@ -236,6 +238,83 @@ def test_a_film_is_current_by_the_content_of_its_sources(config, name):
     Path(name).unlink()
     planned = plan.load(config, 1)
     assert not planned.films and "is not there; results/demo/a.mp4, which was made of it, stays" in planned.warnings[0]
+
+
+def test_a_source_that_was_never_there_is_not_taken_for_one_that_is_gone(config):
+    config["runs"]["demo"]["clips"] = [{"id": "a", "video": "a.mp4", "prompt": "p"}]
+    Path("a.mp4").write_text("one")
+    make_film(plan.load(config, 1), **{"a.mp4": "one"})
+    config["runs"]["demo"]["clips"] = [{"id": "a", "video": "typo.mp4", "prompt": "p"}]
+    assert plan.load(config, 1).films
+    config["runs"]["demo"]["clips"] = [{"id": "a", "video": "a.mp4", "prompt": "p"}]
+    Path("a.mp4").unlink()
+    Path("a.mp4").mkdir()
+    assert plan.load(config, 1).films
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *("", "{", "[]", "null", "[" * 9999, '{"fingerprint": 1}', '{"fingerprint": "x", "sources": [], "files": {}}'),
+        '{"fingerprint": "x", "sources": [], "files": {"a.mp4": [Infinity, 0, "x"]}}',
+        '{"fingerprint": "x", "sources": [["a", "b"]], "files": {"a.mp4": [1, 0, "x"], "x\\u0000": [1, 0, "x"]}}',
+        '{"fingerprint": "x", "sources": "abc", "files": {"a.mp4": 3}}',
+    ],
+)
+def test_a_record_that_is_none_makes_the_film_anew(config, record):
+    config["runs"]["demo"]["clips"] = [{"id": "a", "video": "a.mp4", "prompt": "p"}]
+    Path("a.mp4").write_text("one")
+    planned = plan.load(config, 1)
+    make_film(planned, **{"a.mp4": "one"})
+    fingerprint = next(iter(planned.films.values())).items[0].fingerprint
+    made_path(Path("results/demo/a.mp4")).write_text(record.replace('"x", "sources"', f'"{fingerprint}", "sources"'))
+    assert plan.load(config, 1).films
+
+
+def test_weights_behind_a_link_count(config):
+    config["models"]["big"]["path"] = "weights"
+    config["runs"]["demo"] |= {"model": "big", "clips": [{"id": "a", "video": "a.mp4", "prompt": "p"}]}
+    Path("a.mp4").write_text("one")
+    Path("weights").mkdir()
+    Path("elsewhere").mkdir()
+    Path("weights/transformer").symlink_to("../elsewhere")
+    Path("weights/round").symlink_to(".")  # it leads in a circle
+    Path("elsewhere/model").write_text("one")
+    make_film(plan.load(config, 1), **{"a.mp4": "one"})
+    assert not plan.load(config, 1).films
+    times = Path("elsewhere/model").stat()
+    Path("elsewhere/model").write_text("two")
+    os.utime("elsewhere/model", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert plan.load(config, 1).films
+
+
+def test_what_is_to_be_made_again_has_to_be_known(config):
+    config["runs"]["demo"]["clips"] = [{"id": "a", "video": "a.mp4", "prompt": "p"}]
+    Path("a.mp4").write_text("one")
+    make_film(plan.load(config, 1), **{"a.mp4": "one"})
+    for name in ("all", "demo", "results/demo/a.mp4", "./results/demo/a.mp4", str(Path("results/demo/a.mp4").absolute())):
+        assert plan.load({**config, "again": [name]}, 1).films, name
+    assert [job.stage.name for job in plan.load({**config, "again": ["demo.decode.000"]}, 1).jobs][-1] == "decode"
+    for name in ("demo.nothing.000", "results/demo/b.mp4", "films/a"):
+        with pytest.raises(UsageError, match=f"again names '{name}', which no run makes"):
+            plan.load({**config, "again": [name]}, 1)
+
+
+def test_while_another_run_is_there_a_plan_takes_none_of_its_marks(config, monkeypatch):
+    monkeypatch.setenv("KINEMAKE_MARKS", "")
+    Path("results").mkdir()
+    planned = plan.load(config, 1)
+    mark = Path(planned.jobs[0].mark)
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    with open("results/.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        planned.begin()
+        assert mark.exists() and not Path(planned.jobs[0].mark).exists()
+        assert planned.targets["demo"][0] == planned.films["results/demo/a.mp4"].mark
+    monkeypatch.setenv("KINEMAKE_MARKS", "")
+    planned.begin()
+    assert not mark.exists()
 
 
 def test_sources_that_change_places_make_another_film(config):
