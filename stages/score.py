@@ -122,7 +122,7 @@ def read_plan(folder: Path) -> tuple[RunPlan, Path]:
         raise UsageError(f"{folder / 'config.yaml'} is not that of a run ({reason})", "run snakemake again") from None
     root = Path.cwd() if written.is_absolute() else folder.parents[len(written.parts) - 2]
     here = {**config, "results": str(folder.parent), "runs": {folder.name: {**entry, "clips": str(rows)}}}
-    return plan.load(here, 1).runs[0], root
+    return plan.load(here, 1, whole=True).runs[0], root
 
 
 def continued(run: Run, clip: Clip) -> Row:

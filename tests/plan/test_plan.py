@@ -231,6 +231,7 @@ def test_a_film_is_current_by_the_content_of_its_sources(config, name):
     Path(name).write_text("one")
     make_film(plan.load(config, 1), **{name: "one"})
     assert not plan.load(config, 1).films
+    assert plan.load(config, 1, whole=True).films  # for those who look at what was made
     Path(name).write_text("two")
     assert [job.stage.name for job in plan.load(config, 1).jobs][0] == "extract_frames"
     Path(name).write_text("one")
