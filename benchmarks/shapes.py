@@ -154,10 +154,8 @@ def make_clips(folder: Path, runs: dict) -> None:
     """
     (folder / "config.yaml").write_text(json.dumps(runs))
     with chdir(folder):
-        clips = [
-            output for job in plan.load(runs, 2, whole=True).jobs if job.stage.name in ("decode", "propagate") for output in job.outputs
-        ]
-        subprocess.run(snakemake(2, "--keep-going", "--rerun-incomplete", *clips), stdout=sys.stderr)
+        jobs = [job.name for job in plan.load(runs, 2).jobs if job.stage.name in ("decode", "propagate")]
+        subprocess.run(snakemake(2, "--keep-going", "--rerun-incomplete", *jobs), stdout=sys.stderr)
 
 
 def main() -> None:
