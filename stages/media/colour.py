@@ -74,11 +74,16 @@ def rgb_to_xyz(primaries: str) -> np.ndarray:
     return columns * np.linalg.solve(columns, white)
 
 
+def table_rows(values: np.ndarray) -> np.ndarray:
+    """The entries of a table, float64 [N, 3], in the order of ffmpeg's lut3d and Pillow's Color3DLUT: red is fastest."""
+    return values.transpose(2, 1, 0, 3).reshape(-1, 3)
+
+
 @contextmanager
 def table_file(values: np.ndarray):
     """The name of a file that holds a table as ffmpeg's lut3d reads it; the file is gone afterwards."""
     with tempfile.NamedTemporaryFile("w", suffix=".cube") as file:
-        rows = values.transpose(2, 1, 0, 3).reshape(-1, 3)  # red changes fastest
+        rows = table_rows(values)
         file.write(f"LUT_3D_SIZE {len(values)}\n")
         file.write("%.6f %.6f %.6f\n" * len(rows) % tuple(rows.ravel().tolist()))  # ten times as fast as numpy.savetxt
         file.flush()

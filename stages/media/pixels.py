@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from fractions import Fraction
 
 import av
 import numpy as np
@@ -11,6 +10,7 @@ from av.filter import Graph
 
 from stages.media.colour import HDR, PEAK, is_foreign, table, table_file
 from stages.media.decoding import Decoded
+from stages.media.filters import entrance, linked
 from stages.media.probe import MATRICES, PRIMARIES, RANGES, TRANSFERS, Source, side_data
 
 # swscale's fast path rounds down and takes chroma from the nearest sample: frames come out 1 to 2 levels darker.
@@ -90,17 +90,6 @@ def meaning(source: Source) -> str:
     """What the numbers of a frame are taken for, whatever it says itself: the colours are left to the table."""
     matrix = "gbr" if source.pix_fmt.startswith(RGB) else FFMPEG_MATRICES[source.color_space or usual_matrix(source)]
     return f"range={FFMPEG_RANGES.get(source.color_range, 'auto')}:colorspace={matrix}:color_primaries=bt709:color_trc=bt709"
-
-
-def entrance(graph: Graph, frame: av.VideoFrame):
-    """Where frames like this one enter a graph. Its clock does not matter: frames keep their order."""
-    return graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000))
-
-
-def linked(graph: Graph, *filters) -> Graph:
-    """A graph of filters in a row, ready to be used."""
-    graph.link_nodes(*filters, graph.add("buffersink")).configure()
-    return graph
 
 
 def peak_of(frame: av.VideoFrame) -> float:

@@ -26,6 +26,7 @@ from stages.media.decoding import (
     stores_times,
     tick_of,
 )
+from stages.media.filters import entrance, linked
 from stages.runtime.errors import ItemError
 from stages.runtime.log import log
 
@@ -259,7 +260,7 @@ def _warn_of_colours(path, stream, frame) -> None:
 
 
 def side_data(frame: av.VideoFrame):
-    """What lies beside a frame's pixels. PyAV refuses all of it for one kind that it has no name for: that is left out."""
+    """A frame's side data. PyAV raises an error if one kind of it is unknown to PyAV: such kinds are removed first."""
     while True:
         try:
             return frame.side_data
@@ -268,11 +269,7 @@ def side_data(frame: av.VideoFrame):
             if not unknown:
                 raise
             graph = Graph()
-            buffer = graph.add_buffer(
-                width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
-            )
-            graph.link_nodes(buffer, graph.add("sidedata", f"mode=delete:type={unknown[1]}"), graph.add("buffersink"))
-            graph.configure()
+            linked(graph, entrance(graph, frame), graph.add("sidedata", f"mode=delete:type={unknown[1]}"))
             graph.push(frame)
             frame = graph.pull()
 
@@ -301,8 +298,8 @@ def rate(ticks: np.ndarray, read_all: bool, stream) -> tuple[Fraction, bool, boo
 
     Of a stream whose first frames (or all) are shown at `ticks`, sorted.
 
-    The stream's own average counts unless the frames' times contradict it:
-    containers that state no rate give that of their clock.
+    The stream's average rate is used unless the frames' times contradict it: for containers that state no rate, libavformat
+    returns the rate of their clock.
     """
     stated = Fraction(stream.average_rate or stream.guessed_rate or 0)
     late = stream.codec_context.reorder_depth + 2  # frames that are stored after others shown later

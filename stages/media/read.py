@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageFilter, ImageOps
 
-from stages.media.colour import is_foreign, table
+from stages.media.colour import is_foreign, table, table_rows
 from stages.media.decoding import decoding_threads
 from stages.media.pixels import converter, deinterlaced
 from stages.media.probe import (
@@ -102,7 +102,7 @@ def frames(
     damage = [max(0.0, tick * decoder.clock - source.start) for tick in decoder.damage]
     if damage and not (allow_damage or decoder.ends_early):
         raise Damaged(source.path, damage[0])
-    joined = decoder.packets.restarts > 0  # then the duration is that of one clock, or the span of several
+    joined = decoder.packets.restarts > 0  # a joined file declares the duration of its first part, or a span over all clocks
     if decoder.ends_early or not joined and ends_early(source, time, longest, decoder.packets.end):
         if not allow_damage:
             declared = source.declared_frames or round(source.duration * source.fps)
@@ -180,8 +180,7 @@ def in_bt709(picture: Image.Image, transfer: str, primaries: str) -> Image.Image
     """A picture in RGB or RGBA, its colours converted as those of videos are; its ICC profile no longer counts."""
     converted = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     values = table(transfer, primaries)
-    rows = values.transpose(2, 1, 0, 3).reshape(-1)  # red changes fastest
-    converted = converted.filter(ImageFilter.Color3DLUT(len(values), rows))
+    converted = converted.filter(ImageFilter.Color3DLUT(len(values), table_rows(values).ravel()))
     converted.info = {}
     return converted
 

@@ -66,8 +66,8 @@ def refuse_track(path: Path, number: int, fault: str) -> None:
 def pan_for_aac(layout: av.AudioLayout) -> str:
     """Arguments of ffmpeg's pan filter by which channels come into a layout that AAC has; empty where they are in one.
 
-    Up to eight channels whose places are not known are taken for the usual ones of their number; what is left is mixed to
-    stereo by the sides that its channels' names tell, or in turn.
+    Up to eight channels without positions are treated as ffmpeg's default layout of that many channels. All other layouts
+    are mixed to stereo: each channel to the side in its name, and channels without names to the left and right alternately.
     """
     names = [channel.name for channel in layout.channels]
     encoder = av.CodecContext.create("aac", "w")

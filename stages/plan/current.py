@@ -16,7 +16,7 @@ from pathlib import Path
 from stages.plan.resolve import Clip
 from stages.runtime.artifacts import canonical
 from stages.runtime.items import Item
-from stages.runtime.made import read_made
+from stages.runtime.made import Made, read_made
 from stages.runtime.model import Model
 from stages.runtime.options import Family
 from stages.runtime.stages import STAGES
@@ -113,14 +113,15 @@ def stale_items(
             after.add(item.output)
     needed, stale, remarks = set(), [], []
     for lane, item in reversed(order):
-        lineage = known[item.output]
+        lineage, output = known[item.output], Path(item.output)
         if not whole and lane != "concat" and item.output not in needed:
             continue
-        if not whole and item.output not in after and is_current(item, lineage):
+        made = read_made(output)
+        if not whole and item.output not in after and is_current(output, made, lineage):
             gone = [path for path in lineage.sources if lane == "concat" and not os.path.exists(path)]
             remarks += [f"{path} is not there; {item.output}, which was made of it, stays" for path in gone]
             continue
-        if lane == "concat" and was_changed(Path(item.output)):
+        if lane == "concat" and made and os.path.exists(output) and output.name in made.changed(output):
             remarks.append(f"{item.output} was changed after it was made, and is made again")
         stale.append((lane, replace(item, fingerprint=lineage.fingerprint, again=item.output in on_purpose)))
         needed.update(item.files)
@@ -130,16 +131,8 @@ def stale_items(
     return found, remarks
 
 
-def was_changed(output: Path) -> bool:
-    """Whether a result is there, but no longer as it was made."""
-    made = read_made(output)
-    return made is not None and os.path.exists(output) and output.name in made.changed(output)
-
-
-def is_current(item: Item, lineage: Lineage) -> bool:
-    """Whether the result that is there is the one that the item asks for."""
-    output = Path(item.output)
-    made = read_made(output)
+def is_current(output: Path, made: Made | None, lineage: Lineage) -> bool:
+    """Whether a result with the record `made` is there, and is the one that is asked for."""
     return (
         made is not None
         and made.fingerprint == lineage.fingerprint

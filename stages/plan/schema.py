@@ -216,8 +216,8 @@ def config_schema() -> dict[str, Any]:
             "again": {
                 "type": "array",
                 "items": {"type": "string"},
-                "description": "What is made again though it is current, and is not taken from the store: names of results "
-                "(with their folders), jobs, runs, or all. On the command line: `--config 'again=[results/RUN/CLIP.mp4]'`.",
+                "description": "Results to make again even if they are current, without taking them from the store: paths "
+                "of results, names of jobs or runs, or all. On the command line: `--config 'again=[results/RUN/CLIP.mp4]'`.",
             },
             "resources": {
                 "type": "object",

@@ -65,9 +65,9 @@ class Component:
     file of safetensors, "tokenizer", "scheduler" and "processor" the libraries' small classes. `classes` are the class names
     (of diffusers), or model types (of transformers), that the config may have; none: any. `variants` of the family have the
     part; none: all. An optional part may be missing as a whole. `fixed` are the values that a config may have under some
-    names, if it has any; `lengths` are the lists in it, with the name of the number that is their length. A tokenizer with
-    `tokens` has them by name, and a chat template. `instead` tells what to use in the place of a repository with another
-    class, or with code.
+    names, if it has any; `lengths` are the lists in it, with the name of the number that is their length. `tokens`
+    are names of special tokens that a tokenizer must have, beside a chat template. `instead` names the repository to use
+    where one has another class, or code.
     """
 
     folder: str

@@ -40,7 +40,7 @@ def check_origin(artifact: Artifact, model: Model) -> None:
 
 
 def check_frames(encoded: Artifact, *counts: int) -> None:
-    """Raise ItemError unless the condition's latents are so many frames, or there are none and 0 is among the counts."""
+    """Raise ItemError unless the number of frames of `image_latents` is one of `counts`; it is 0 where there are none."""
     if (found := encoded.shapes.get("image_latents", (0,) * 5)[2]) not in counts:
         raise ItemError(
             f"the image_latents in {encoded.path} are {found} frames, none of the lengths {shown([*counts])}",

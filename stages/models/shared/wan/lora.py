@@ -156,8 +156,8 @@ def alpha_of_all(
 ) -> float | None:
     """The alpha that a header states in plain text for all layers, else the default. Raises ItemError where it is no number.
 
-    That of kohya's trainers does not count for names that are not kohya's: musubi-tuner's convert_lora.py multiplies it into
-    the matrices as it renames them, and leaves the header as it was.
+    `ss_network_alpha`, by kohya's trainers, is used only with kohya's own tensor names: musubi-tuner's convert_lora.py
+    renames the tensors, multiplies alpha into them, and leaves this entry in the header.
     """
     name = ALPHA if ALPHA in header else KOHYAS_ALPHA
     if name not in header:
