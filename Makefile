@@ -48,6 +48,7 @@ containers: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile
 	$(BIN)/snakemake --lint
 

@@ -1,51 +1,101 @@
-# The plan becomes a DAG: a rule per shard of each stage, a job per film. What to make is in config.yaml.
+# The plan becomes a DAG: a rule per shard of each stage. What to make is in config.yaml.
+#
+# The chain of the stages, of which a recipe takes those that it needs:
+#
+#     extract_frames --> caption_vlm --> encode --> generate --> decode --> concat --> CLIP.mp4
+#                                           ^                      | |        ^
+#                                           +--- next link --------+ +-- propagate (fresco)
+#
+# So `v2v` has the rules RUN.extract_frames.000, RUN.caption_vlm.000, ... with a number per shard. In a run with `fuse: true`, as
+# `chain` is by default, one rule does all of them up to decode, of every link: RUN.fused.000. With `fuse: false` a chain has a
+# rule per stage of each link, RUN.generate.link02.000. docs/architecture.md has what `snakemake --rulegraph` draws of a run.
 import os
 import sys
 from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
+from snakemake.utils import min_version
+
+min_version("9.27")
 
 sys.path.insert(0, str(workflow.basedir))
 from stages import plan
 
 methods = workflow.deployment_settings.deployment_method
-OWN = plan.own_stages(workflow.basedir, deployed=bool(methods))
+OWN = plan.own_stages(workflow.basedir, deployed=bool(methods), is_main_process=workflow.is_main_process)
 try:
     plan.check_files([*workflow.configfiles, "config.yaml"])
 except plan.UsageError as error:
     sys.exit(f"error: {error}")  # an exception would be shown with a traceback
 
+GIVEN, PLACES = plan.run_names(config), plan.model_places(config)  # in --configfile and --config
+
 
 configfile: "config.yaml"
 
 
-limits = workflow.global_resources
-workers = next((limits[name].value for name in ("gpu", "_cores") if name in limits), 1)
 try:
+    plan.keep_runs(config, GIVEN)
+    plan.keep_places(config, PLACES)
+    if workflow.is_main_process:
+        plan.refuse_delete(sys.argv)
+    workers = plan.count_workers(workflow.global_resources)
     PLAN = plan.load(config, workers, whole=not workflow.is_main_process)  # a job of a cluster is one of the first plan
     if workflow.is_main_process:
+        plan.name_user()
         PLAN.begin()
+        if workflow.local_exec and PLAN.needs_gpu and (note := plan.explain_devices(workflow.global_resources)):
+            print(note, file=sys.stderr)
     if DeploymentMethod.APPTAINER in methods:
         os.environ.update(PLAN.container_environment())
 except plan.UsageError as error:
     sys.exit(f"error: {error}")
 
+# Cores for reading weights and encoding films, where a scheduler gives them out: on this machine, --cores counts the jobs.
+REMOTE = not (workflow.is_main_process and workflow.local_exec)
 IMAGES = f"{workflow.basedir}/containers"  # Snakemake would look for them in the working folder
+
+
+def asked(find):
+    """What `find` says of a target that Snakemake is asked for by name; what is wrong with the command line ends it."""
+    try:
+        PLAN.check_request(workflow.dag_settings)
+        return find()
+    except plan.UsageError as error:
+        sys.exit(f"error: {error}")
+
+
+def before(folder, spelling, film):
+    """What is to be made where a film is asked for by its name."""
+    marks = PLAN.before_film(folder, film)
+    if marks:
+        workflow.dag.forcefiles.add(f"{spelling}/{film}")  # or Snakemake would take a film that is there for current
+    return marks
 
 
 rule all:
     default_target: True
     input:
-        lambda wildcards: plan.refuse_force(workflow.dag_settings) or PLAN.everything,
+        lambda wildcards: asked(lambda: PLAN.everything),
 
 
-for run, films in PLAN.targets.items():
+for target in PLAN.targets:
 
     rule:
         name:
-            run
+            target
         input:
-            lambda wildcards, films=films: films,  # looked at only when the run is asked for by name
+            lambda wildcards, target=target: asked(lambda: PLAN.targets[target]),
+
+
+for run, mark in PLAN.descriptions.items():
+
+    rule:
+        name:
+            f"{run}.{plan.DESCRIBE}"
+        output:
+            touch(mark),  # what describes the run is written when the work starts: here is work
+        localrule: True
 
 
 for broken in PLAN.broken:
@@ -76,10 +126,13 @@ for job in PLAN.jobs:
             job.mark,
         log:
             job.log,
+        priority: int(job.makes_films)  # films as soon as they can be made: Snakemake looks at all that waits after every job
+        retries: 0 if job.makes_films else None  # what fails there is a clip's own fault
         conda:
-            f"envs/{job.stage.extra}.yaml"
+            f"envs/{job.extra}.yaml"
         container:
-            f"{IMAGES}/{job.stage.name}.sif"
+            f"{IMAGES}/{job.image}.sif"
+        threads: job.cores if REMOTE else 1
         resources:
             gpu=job.gpu,
             mem_mb=lambda wildcards, attempt, job=job: job.mem_mb(attempt),
@@ -95,13 +148,15 @@ for weights in PLAN.weights:
     rule:
         name:
             weights.name
+        input:
+            weights.inputs,
         output:
             weights.output,
         log:
             weights.log,
         localrule: True  # where there is a network, if anywhere; and so in no container
         conda:
-            "envs/weights.yaml"
+            f"envs/{weights.extra}.yaml"
         params:
             fingerprint=weights.fingerprint,
             command=OWN + weights.command(),
@@ -113,7 +168,7 @@ for training in PLAN.trainings:
 
     rule:
         name:
-            f"training.{training.name}"
+            training.rule
         input:
             training.inputs,
         output:
@@ -132,45 +187,47 @@ for training in PLAN.trainings:
         params:
             fingerprint=training.fingerprint,
             command=lambda wildcards, threads, training=training: OWN + training.command(threads),
+        message:
+            training.message
         shell:
             "{params.command} 2> {log:q}"
 
 
-for folder in PLAN.folders:
+for name, (folder, spelling) in PLAN.spellings.items():
 
     rule:
         name:
-            f"{Path(folder).name}.film"
+            name
         input:
-            lambda wildcards, folder=folder: PLAN.before_film(folder, wildcards.film),
+            lambda wildcards, folder=folder, spelling=spelling: asked(lambda: before(folder, spelling, wildcards.film)),
         output:
-            f"{folder}/{{film}}",  # only for those who ask for a film by its name
+            f"{spelling}/{{film}}",
         wildcard_constraints:
             film=r".+\.mp4",
 
 
-for folder, film in PLAN.makers.items():
+for folder, marks in PLAN.film_marks.items():
 
     rule:
         name:
-            f"{Path(folder).name}.concat"
+            f"{Path(folder).name}.concat.film"
         input:
-            lambda wildcards, folder=folder: (PLAN.film(folder, wildcards.film).inputs if workflow.is_main_process else []),
+            lambda wildcards, folder=folder: PLAN.film(folder, wildcards.film).inputs if workflow.is_main_process else [],
         output:
-            f"{film.marks}/films/{{film}}",  # with its ending: names may end in many equal characters, wildcards may not
+            f"{marks}/films/{{film}}",  # only for those who ask for a film by its name
         log:
             f"{folder}/steps/logs/films/{{film}}.log",
         wildcard_constraints:
             film=r".+\.mp4",
-        priority: 1  # films as soon as they can be made: Snakemake looks at all that waits again after every job
-        retries: 0  # what fails here is the clip's own fault
+        priority: 1
+        retries: 0
         conda:
             "envs/frames.yaml"
         container:
             f"{IMAGES}/concat.sif"
         resources:
-            mem_mb=film.mem_mb(1),  # numbers: Snakemake looks at each function of each of thousands of films several times
-            runtime=film.runtime(1),
+            mem_mb=lambda wildcards, attempt, folder=folder: PLAN.film(folder, wildcards.film).mem_mb(attempt),
+            runtime=lambda wildcards, attempt, folder=folder: PLAN.film(folder, wildcards.film).runtime(attempt),
         params:
             command=lambda wildcards, threads, folder=folder: OWN + PLAN.film(folder, wildcards.film).command(threads),
         shell:
@@ -179,15 +236,16 @@ for folder, film in PLAN.makers.items():
 
 onstart:
     plan.end_on_sigterm()
+    plan.limit_timers(workflow.scheduler)
     try:
-        PLAN.write()
+        PLAN.write(job.rule.name for job in workflow.dag.needrun_jobs())
     except plan.UsageError as error:
         sys.exit(f"error: {error}")
 
 
 onsuccess:
-    print(PLAN.summary(), file=sys.stderr)
+    print(plan.summarise(PLAN), file=sys.stderr)
 
 
 onerror:
-    print(PLAN.summary(failed=True), file=sys.stderr)
+    print(plan.summarise(PLAN, failed=True), file=sys.stderr)

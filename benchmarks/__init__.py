@@ -1,1 +1,1 @@
-"""What Kinemake is measured by, each against a peer or a limit in the same run."""
+"""Benchmarks of Kinemake, each against a peer or a limit in the same run."""

@@ -1,12 +1,12 @@
-"""Frames out of a 720p H.264 video: ours beside decord, PyAV and OpenCV read plainly, and our memory as clips grow.
+"""Reading frames of a 720p H.264 video: ours against decord, PyAV and OpenCV, and our memory as clips grow.
 
-Every reader opens a 10 s clip and hands over all its frames as RGB arrays, one at a time, on two threads, in a fresh
-process that has imported its library. The ratio is the CPU seconds of the fastest of the others over ours, medians of
-alternating runs; CPU seconds, because machines are shared. Ours counts with two threads and with as many as it takes by
-default, whichever is slower. Memory is the peak resident set of a process that reads all frames of 10 s and of 120 s.
+Each reader opens a 10 s clip and yields all its frames as RGB arrays, one at a time, on two threads, in a fresh process that
+has imported its library. The ratio is the CPU seconds of the fastest peer over ours, by medians of alternating runs. CPU
+seconds are used because machines are shared. Ours runs with two threads and with its default number, and the slower one
+counts. Memory is the peak resident set of a process that reads all frames of 10 s and of 120 s.
 
-A second table has the parts of our reading, and what the captioner does: nine frames of a clip by random access, also by
-decord, whose pictures must be ours.
+A second table has the parts of our reading, and the access pattern of the captioner: nine frames of a clip by random access,
+also by decord, whose frames must equal ours.
 """
 
 import importlib
@@ -46,7 +46,7 @@ def main():
             ]
             for seconds, clip in ((10, short), (120, long))
         }
-    check_same_pictures(results)
+    check_same_frames(results)
     check_same_samples(parts)
     print_table(
         ["reader", "CPU s", "wall s", "frames/CPU s", "peak MB"],
@@ -81,7 +81,7 @@ def make_clip(folder: str, seconds: int) -> str:
 
 
 def measure(reader: str, path: str) -> dict:
-    """Read all frames of a clip and look at one pixel of each, so that none can be skipped."""
+    """Read all frames of a clip and access one pixel of each, so that none can be skipped."""
     library, read = READERS[reader]
     importlib.import_module(library)
     wall, cpu, count, checksum, last = time.perf_counter(), time.process_time(), 0, 0, None
@@ -100,7 +100,7 @@ def measure(reader: str, path: str) -> dict:
 
 
 def measure_part(name: str, path: str) -> dict:
-    """Do one part of the reading of a clip."""
+    """Measure one part of reading a clip."""
     import av  # noqa: F401
 
     import stages.media.select  # noqa: F401
@@ -108,25 +108,25 @@ def measure_part(name: str, path: str) -> dict:
     if name.startswith("decord"):
         import decord  # noqa: F401
     wall, cpu = time.perf_counter(), time.process_time()
-    pictures = PARTS[name](path)
-    taken = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
-    return taken | {"means": [float(rgb.mean()) for rgb in pictures or ()]}
+    images = PARTS[name](path)
+    times = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
+    return times | {"means": [float(rgb.mean()) for rgb in images or ()]}
 
 
 def check_same_samples(parts: dict) -> None:
-    """Frames by random access must be the same ones, to within what the conversions differ by."""
+    """Check that both readers gave the same frames by random access, within the difference of their conversions."""
     ours, others = (parts[name][0]["means"] for name in ("sample: nine frames", "decord: nine frames"))
     if any(abs(a - b) > 3 for a, b in zip(ours, others, strict=True)):
         raise SystemExit(f"decord's frames are not ours: means of {others} and {ours}")
 
 
-def check_same_pictures(results: dict) -> None:
-    """All readers must have given the same frames, red first, to within what their conversions differ by."""
+def check_same_frames(results: dict) -> None:
+    """Check that all readers gave the same frames, red first, within the difference of their conversions."""
     ours = results["ours"][0]
     for name, (result, *_) in results.items():
-        apart = max(abs(a - b) for a, b in zip(ours["last_mean"], result["last_mean"], strict=True))
-        if result["frames"] != ours["frames"] or apart > 3:
-            raise SystemExit(f"{name} read {result['frames']} frames, {apart:.1f} levels from ours: not comparable")
+        difference = max(abs(a - b) for a, b in zip(ours["last_mean"], result["last_mean"], strict=True))
+        if result["frames"] != ours["frames"] or difference > 3:
+            raise SystemExit(f"{name} read {result['frames']} frames, {difference:.1f} levels from ours: not comparable")
 
 
 def read_ours(path, accurate=False, threads=THREADS):
@@ -142,8 +142,8 @@ def read_pyav(path):
     with av.open(path) as container:
         container.streams.video[0].thread_type = "AUTO"
         container.streams.video[0].thread_count = THREADS
-        for picture in container.decode(video=0):
-            yield picture.to_ndarray(format="rgb24")
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24")
 
 
 def read_decord(path):
@@ -203,19 +203,19 @@ def seek_to_last(path):
 
 
 def decode_only(path):
-    from stages.media.probe import decoded, probe
+    from stages.media.probe import decode_video, probe
 
-    for _ in decoded(probe(path), threads=THREADS):
+    for _ in decode_video(probe(path), threads=THREADS):
         pass
 
 
 def convert_one(path, accurate=False):
-    """All conversions of a clip, of its first frame again and again."""
+    """Convert the first frame of a clip as often as the clip has frames."""
     from stages.media.pixels import converter
-    from stages.media.probe import decoded, probe
+    from stages.media.probe import decode_video, probe
 
     source = probe(path)
-    to_rgb, (_, first) = converter(source, accurate), next(decoded(source, threads=1))
+    to_rgb, (_, first) = converter(source, accurate), next(decode_video(source, threads=1))
     for _ in range(10 * FPS):
         to_rgb(first.frame)
 

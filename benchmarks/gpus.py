@@ -1,7 +1,7 @@
-"""Eight pretended GPUs, 64 clips whose stages only take time: are all GPUs busy all the time.
+"""Use of eight simulated GPUs by 64 clips whose stages only wait: are all GPUs busy all the time?
 
-The limit is 1: the seconds that the stages hold a GPU for their items, shared by eight. What is missing is Snakemake, the
-start of the stages, and GPUs that wait for their next job. A device that two jobs held at once would be named.
+The limit is 1: the seconds that the stages need a GPU for their items, divided by eight. The rest is Snakemake, the start of
+the stages, and GPUs that wait for their next job. A device that two jobs held at the same time is reported.
 
     python -m benchmarks.gpus [--quick] [--json FILE]
 """
@@ -14,38 +14,40 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks import toy
 from benchmarks.harness import finish, parse_arguments, print_table, snakemake
+from examples import toy_family
 from stages.media.shapes import dataset
 
 GPUS, CLIPS = 8, 64
-SECONDS = 20.0  # that a stage takes for a clip, less than any model on a GPU
-STAGES = 3  # that hold a GPU
+SECONDS = 20.0  # time of a stage for a clip, less than any model takes on a GPU
+STAGES = 3  # number of stages that hold a GPU
 
 
 def run_once(folder: Path, clips: int, seconds: float) -> dict:
-    """Wall seconds of a run, and per device the spans in which jobs held it."""
+    """Wall seconds of a run, and the jobs and seconds in which each device was held."""
     for _ in dataset.write(folder / "data", dataset.draw(1, 32, 5, seed=0), 8):
         pass
-    checkout = toy.checkout(folder / "checkout")
+    checkout = toy_family.checkout(folder / "checkout")
     source = next((folder / "data/videos").iterdir())
     equal = {"video": str(source), "size": "32*32"}
-    rows = [{"id": f"clip{number:02d}", "brighter": number, **equal} for number in range(clips)]  # else made once
+    rows = [
+        {"id": f"clip{number:02d}", "brighter": number, **equal} for number in range(clips)
+    ]  # otherwise the store would reuse one result
     config = {
-        "models": {"grey": {"family": "toy", "path": str(toy.weights(folder / "grey"))}},
+        "models": {"grey": {"family": "toy", "path": str(toy_family.weights(folder / "grey"))}},
         "runs": {"many": {"recipe": "toy", "clips": rows, "model": "grey", "options": {"seconds": seconds}}},
     }
     (folder / "config.yaml").write_text(json.dumps(config))
-    surroundings = {"KINEMAKE_GPUS": str(GPUS), "KINEMAKE_GPU_LOCKS": str(folder / "locks"), "PYTHONPATH": str(checkout)}
-    words = snakemake(GPUS, "--resources", f"gpu={GPUS}", root=checkout)
+    environment = {"KINEMAKE_GPUS": str(GPUS), "KINEMAKE_GPU_LOCKS": str(folder / "locks"), "PYTHONPATH": str(checkout)}
+    command = snakemake(GPUS, "--resources", f"gpu={GPUS}", root=checkout)
     start = time.monotonic()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run(words, cwd=folder, env={**os.environ, **surroundings}, check=True, **quiet)
-    return {"wall": time.monotonic() - start, **held(folder / "results/many/steps/logs")}
+    subprocess.run(command, cwd=folder, env={**os.environ, **environment}, check=True, **quiet)
+    return {"wall": time.monotonic() - start, **read_spans(folder / "results/many/steps/logs")}
 
 
-def held(logs: Path) -> dict:
-    """By device the seconds from a job's lease to its end, and how often two jobs held one at the same time."""
+def read_spans(logs: Path) -> dict:
+    """Jobs and seconds from a job's lease to its end, by device, and how often two jobs held a device at the same time."""
     spans: dict[str, list[tuple[float, float]]] = {}
     for log in logs.glob("many.*.log"):
         events = [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"event"')]

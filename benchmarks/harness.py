@@ -1,4 +1,4 @@
-"""What the benchmarks share: two options, fresh processes taken in turn, a table, and the last line."""
+"""Code that the benchmarks share: two options, fresh processes, alternating runs, a table, and the last line."""
 
 import argparse
 import json
@@ -14,23 +14,25 @@ ROOT = Path(__file__).parents[1]
 MEDIA = Path(os.environ.get("KINEMAKE_MEDIA", ROOT.parent / "shared/media"))  # real clips, which are not shipped
 
 
-def parse_arguments(description: str) -> argparse.Namespace:
-    """`quick` (bool) and `json` (a file name or None) from the command line."""
+def parse_arguments(description: str, **flags: str) -> argparse.Namespace:
+    """`quick` (bool) and `json` (a file name or None) from the command line, and further `flags`: help by name."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a minute's worth of runs, for a first look")
     parser.add_argument("--json", metavar="FILE", help="keep the figures in FILE")
+    for name, text in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     return parser.parse_args()
 
 
 def in_fresh_process(module: str, function: str, *arguments) -> dict:
-    """What `module.function(*arguments)` returns in a new interpreter; arguments and result travel as JSON."""
+    """The result of `module.function(*arguments)` in a new interpreter. Arguments and result are passed as JSON."""
     code = (
         "import importlib, json, sys; module, function, arguments = json.loads(sys.argv[1]);"
         "print(json.dumps(getattr(importlib.import_module(module), function)(*arguments)))"
     )
     call = json.dumps([module, function, arguments])
-    done = subprocess.run([sys.executable, "-c", code, call], stdout=subprocess.PIPE, check=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run([sys.executable, "-c", code, call], stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def command(name: str, *arguments) -> list[str]:
@@ -39,12 +41,12 @@ def command(name: str, *arguments) -> list[str]:
 
 
 def snakemake(cores: int, *options, root: Path = ROOT) -> list[str]:
-    """The command line that makes all runs of a folder's config.yaml by the Snakefile of a checkout."""
+    """The command line that makes all runs of config.yaml in the working folder by the Snakefile of a checkout."""
     return command("snakemake", "--snakefile", root / "Snakefile", "--quiet", "all", "--cores", cores, *options)
 
 
 def alternate(runs: dict, repeats: int) -> dict[str, list[dict]]:
-    """Results of each named run, taken in turn `repeats` times so that a busy spell falls on all alike."""
+    """Results of each named run. The runs alternate `repeats` times, so that other load affects all of them."""
     results = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -62,7 +64,7 @@ def print_table(head: list[str], rows: list[list]) -> None:
 
 
 def finish(line: str, figures: dict, path: str | None) -> None:
-    """Keep the figures where asked, and end with the one line that says it all."""
+    """Write the figures to a file on request, and print the last line."""
     if path:
         with open(path, "w") as file:
             json.dump(figures | {"summary": line}, file, indent=1)

@@ -1,9 +1,8 @@
-"""What `train` gets out of a folder of videos and captions in five minutes: the U-Net of text2video, from nothing.
+"""Result of five minutes of `train` on a folder of videos and captions: the U-Net of text2video, from scratch.
 
-A data set of shapes world, on black, is written to disk (mp4 and txt); a model is trained on it, and one for a single step
-at learning rate 0. Both make clips of captions, which the oracle scores; the untrained one is the control. The goal: the
-validation loss falls below half of its first value, and the trained model's colours and shapes beat the untrained one's by
-0.3.
+A data set of shapes world, on black, is written to disk (mp4 and txt). One model is trained on it, and another for a single
+step at learning rate 0, as the control. Both generate clips from captions, which the oracle scores. The goal: the validation
+loss falls below half of its first value, and the trained model's colours and shapes beat the untrained one's by 0.3.
 
     python -m benchmarks.training [--quick] [--json FILE]
 """
@@ -27,19 +26,19 @@ SCORED = ("color", "shape", "direction")
 
 
 def on_black(count: int, seed: int) -> list[dataset.Source]:
-    """Scenes on one ground: what five minutes are enough for."""
+    """Scenes on a black background, which five minutes of training suffice for."""
     scenes = dataset.draw(9 * count, SIZE, FRAMES, seed)
     return [source for source in scenes if source.scene.background == "black"][:count]
 
 
-def run(words: list[str], folder: Path) -> None:
-    done = subprocess.run(words, cwd=folder, stdout=sys.stderr)
-    if done.returncode:
-        sys.exit(f"{Path(words[0]).name} ended with exit code {done.returncode}")
+def run(command_line: list[str], folder: Path) -> None:
+    process = subprocess.run(command_line, cwd=folder, stdout=sys.stderr)
+    if process.returncode:
+        sys.exit(f"{Path(command_line[0]).name} ended with exit code {process.returncode}")
 
 
 def write_config(path: Path, data: Path) -> None:
-    """The first training of the shapes-text2video U-Net, on a folder in the place of shapes world."""
+    """Write the config of the first training of the shapes-text2video U-Net, with a folder in place of shapes world."""
     config = yaml.safe_load((ROOT / "examples/training/shapes-text2video-first.yaml").read_text())
     config |= {"data": str(data), "schedule": "cosine", "augment": False, "validate_every": 100}
     path.write_text(yaml.safe_dump(config))
@@ -53,9 +52,9 @@ def main() -> None:
     write_config(folder / "train.yaml", folder / "data")
     steps = {"trained": ["--max-steps", QUICK_STEPS if options.quick else STEPS]}
     steps["untrained"] = ["--max-steps", 1, "--learning-rate", 0]
-    for name, given in steps.items():
+    for name, arguments in steps.items():
         files = ("--config", "train.yaml", "--output", name)
-        run(command("train", "text2video", *files, "--device", "cpu", *given), folder)
+        run(command("train", "text2video", *files, "--device", "cpu", *arguments), folder)
 
     prompts = [source.caption for source in on_black(PROMPTS, seed=2)]
     settings = {"seed": 42, "steps": 20, "sampler": "ddim", "lossless": True}

@@ -1,7 +1,7 @@
-"""Build the image of every stage: containers/STAGE.sif. Stages that need the same share one file under several names, and an
-image whose extra names another one is built on that one's: torch is installed once.
+"""Build the image of every stage: containers/STAGE.sif. Stages with the same dependencies share one file under several
+names. An image whose extra includes another extra is built on that image, so that torch is installed once.
 
-What is already built of the same code, versions and base is kept, so an interrupted build goes on where it was.
+Images of the same code, versions and base are kept, so that an interrupted build resumes.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ ROOT, WORK = HERE.parent, HERE / "build"
 SOURCES = (HERE / "stage.def", ROOT / "pyproject.toml", ROOT / "envs/constraints.txt", ROOT / "stages")
 EXTRAS = {name: stage.extra for name, stage in STAGES.items()} | {"train": "train"}
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # the wheels are those of the Python that fetches them
-QUICKLY = "-comp gzip -Xcompression-level 1"  # a third of the time, a little larger, and every kernel reads it
+COMPRESSION = "-comp gzip -Xcompression-level 1"  # a third of the time, slightly larger, and readable by every kernel
 DEBIAN = {"3.11": "bookworm", "3.13": "trixie"}
 
 
 def parents() -> dict[str, str]:
-    """The extra that each extra of pyproject.toml begins with, where it does."""
+    """The extra that an extra of pyproject.toml includes, by the including extra."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    firsts = {extra: re.fullmatch(r"kinemake\[(\w+)\]", names[0]) for extra, names in extras.items()}
-    return {extra: first[1] for extra, first in firsts.items() if first}
+    matches = {extra: re.fullmatch(r"kinemake\[(\w+)\]", names[0]) for extra, names in extras.items()}
+    return {extra: match[1] for extra, match in matches.items() if match}
 
 
 PARENTS = parents()
@@ -58,39 +58,39 @@ def main(names: Sequence[str], base: str, torch_index: str) -> None:
         wanted[EXTRAS[name]].append(name)
     WORK.mkdir(exist_ok=True)
     with open(WORK / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another build is waited for, and what it made is kept
+        fcntl.flock(lock, fcntl.LOCK_EX)  # wait for another build and use its images
         for extra, stages in wanted.items():
-            image = built(extra, base, torch_index)
+            image = get_image(extra, base, torch_index)
             for stage in stages:
-                place(image, HERE / f"{stage}.sif")
+                link_image(image, HERE / f"{stage}.sif")
             click.echo(f"{image.stat().st_size / 1e6:6.0f} MB  {', '.join(stages)}")
 
 
-def built(extra: str, base: str, torch_index: str) -> Path:
-    """The image of an extra, from WORK if it is there."""
+def get_image(extra: str, base: str, torch_index: str) -> Path:
+    """The image of an extra. It is built unless WORK has it."""
     image = WORK / f"{extra}-{digest(extra, base, torch_index)}.sif"
     if not image.is_file():
         for old in WORK.glob(f"{extra}-*.sif"):
             old.unlink()
-        below = PARENTS.get(extra)
-        start = ("localimage", str(built(below, base, torch_index))) if below else bootstrap(base)
-        half = image.with_suffix(".half")
-        build(half, extra, start, wheels(extra, torch_index))
-        half.rename(image)
+        parent = PARENTS.get(extra)
+        start = ("localimage", str(get_image(parent, base, torch_index))) if parent else bootstrap(base)
+        partial = image.with_suffix(".half")
+        build(partial, extra, start, wheels(extra, torch_index))
+        partial.rename(image)
     return image
 
 
 def build(image: Path, extra: str, base: tuple[str, str], folder: Path) -> None:
-    """Build an image on a base, of the wheels in a folder."""
+    """Build an image on a base from the wheels in a folder."""
     stages = " ".join(name for name, needs in EXTRAS.items() if needs == extra)
     arguments = {"BOOTSTRAP": base[0], "BASE": base[1], "EXTRA": extra, "STAGES": stages}
-    command = ["apptainer", "--silent", "build", "--force", "--bind", f"{folder}:/mnt:ro", "--mksquashfs-args", QUICKLY]
+    command = ["apptainer", "--silent", "build", "--force", "--bind", f"{folder}:/mnt:ro", "--mksquashfs-args", COMPRESSION]
     command += [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
     run([*command, str(image), str(HERE / "stage.def")], WORK / f"{extra}.log")
 
 
 def wheels(extra: str, torch_index: str) -> Path:
-    """A folder with the wheels of an extra, among others, and the constraints by which this machine's pip fetched them."""
+    """A folder with the wheels of an extra, among others, and the constraints with which pip fetched them."""
     folder = WORK / "wheels" / hashlib.sha256(torch_index.encode()).hexdigest()[:8]
     for old in folder.glob("kinemake-*.whl"):
         old.unlink()
@@ -104,7 +104,7 @@ def wheels(extra: str, torch_index: str) -> Path:
 
 
 def bootstrap(base: str) -> tuple[str, str]:
-    """How Apptainer names a base: its kind and its place. "debian" is made here of Debian's packages, without a registry."""
+    """The bootstrap agent and source of a base for Apptainer. "debian" is built from Debian packages without a registry."""
     if base.startswith("docker://"):
         return "docker", base.removeprefix("docker://")
     return "localimage", str(debian() if base == "debian" else Path(base).absolute())
@@ -117,45 +117,45 @@ def debian() -> Path:
         raise click.UsageError("--base debian needs mmdebstrap: apt install mmdebstrap")
     folder = WORK / f"debian-{PYTHON}"
     if not folder.is_dir():
-        half = folder.with_name(folder.name + ".half")
-        shutil.rmtree(half, ignore_errors=True)
+        partial = folder.with_name(folder.name + ".half")
+        shutil.rmtree(partial, ignore_errors=True)
         packages = "--include=python3,python3-venv,ca-certificates"
-        run(["mmdebstrap", "--quiet", "--variant=minbase", packages, DEBIAN[PYTHON], str(half)], WORK / "debian.log")
-        run(["chown", "-R", "0:0", str(half)], WORK / "debian.log")  # Apptainer unpacks an image to build on as one user
-        half.rename(folder)
+        run(["mmdebstrap", "--quiet", "--variant=minbase", packages, DEBIAN[PYTHON], str(partial)], WORK / "debian.log")
+        run(["chown", "-R", "0:0", str(partial)], WORK / "debian.log")  # Apptainer unpacks a base image as one user
+        partial.rename(folder)
     return folder
 
 
 def digest(extra: str, base: str, torch_index: str) -> str:
-    """Of all that makes an image: the code, the definition, the versions and where they come from."""
-    found = hashlib.sha256("\n".join((extra, base, torch_index, PYTHON)).encode())
+    """Digest of everything that an image depends on: the code, the definition, the versions and their index."""
+    hasher = hashlib.sha256("\n".join((extra, base, torch_index, PYTHON)).encode())
     for file in files(SOURCES):
-        found.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
-    return found.hexdigest()[:16]
+        hasher.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
+    return hasher.hexdigest()[:16]
 
 
 def run(command: Sequence[str], log: Path) -> None:
-    """Run a command, what it says to a file. Raises ClickException with the last of it when it fails."""
+    """Run a command with its output in a file. Raises ClickException with the last lines if it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    within = [sys.executable, namespace.__file__] if namespace.is_needed() else []
+    prefix = [sys.executable, namespace.__file__] if namespace.is_needed() else []
     with open(log, "w") as file:
-        status = subprocess.run([*within, *command], stdout=file, stderr=subprocess.STDOUT).returncode
+        status = subprocess.run([*prefix, *command], stdout=file, stderr=subprocess.STDOUT).returncode
     if status:
         last = " / ".join(log.read_text().strip().splitlines()[-3:])
-        raise click.ClickException(f"{command[0]} failed ({last}): all it said is in {log}")
+        raise click.ClickException(f"{command[0]} failed ({last}): its output is in {log}")
 
 
 def files(sources: Iterable[Path]) -> list[Path]:
     return sorted(file for source in sources for file in ([source] if source.is_file() else source.rglob("*.py")))
 
 
-def place(image: Path, name: Path) -> None:
-    """Give an image a further name: no second copy, and a run that reads the old one is not disturbed."""
-    half = name.with_suffix(".half")
-    half.unlink(missing_ok=True)
-    os.link(image, half)
-    half.replace(name)
-    half.unlink(missing_ok=True)  # rename does nothing where both are already the same file
+def link_image(image: Path, name: Path) -> None:
+    """Give an image another name without a copy. A run that reads the old image there is not disturbed."""
+    partial = name.with_suffix(".half")
+    partial.unlink(missing_ok=True)
+    os.link(image, partial)
+    partial.replace(name)
+    partial.unlink(missing_ok=True)  # rename does nothing if both are the same file
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Run a command in a user namespace where root is root again: `python namespace.py COMMAND...`, as root.
 
-Building an image takes capabilities that root lacks where it is itself within a container. A namespace whose users are
-those outside, one to one, gives them back; `unshare --map-root-user` has one user only, and unpacking needs the others.
+Building an image needs capabilities that root lacks inside a container. A namespace whose users are mapped one to one to
+those outside has them. `unshare --map-root-user` has one user only, but unpacking needs the others.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import sys
 from pathlib import Path
 
 NEW_USER, NEW_MOUNTS = 0x10000000, 0x00020000
-SYS_RESOURCE = 1 << 24  # the capability that Apptainer hands on first
+SYS_RESOURCE = 1 << 24  # the first capability that Apptainer passes on
 
 
 def is_needed() -> bool:
-    """Whether this is a root that lacks a capability."""
+    """Whether this process is root and lacks a capability."""
     status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return os.geteuid() == 0 and not int(status["CapEff"], 16) & SYS_RESOURCE
 
 
 def main() -> None:
-    """Only a process outside may write the map, so the parent does, between two words with its child."""
+    """Only a process outside may write the user map, so the parent writes it between two messages with its child."""
     unshared, mapped = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
@@ -35,7 +35,7 @@ def main() -> None:
         os.execvp(sys.argv[1], sys.argv[1:])
     os.close(unshared[1])
     if not os.read(unshared[0], 1):
-        sys.exit("error: no user namespace can be made here: build on a machine where root may do all")
+        sys.exit("error: no user namespace can be made here: build on a machine where root has all capabilities")
     for name in ("uid_map", "gid_map"):
         Path(f"/proc/{child}/{name}").write_text("0 0 65536")
     os.write(mapped[1], b"1")

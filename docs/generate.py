@@ -1,103 +1,134 @@
-"""Writes what is made from the declared options: schemas/ and the tables of docs/. Run by `make generated`."""
+"""Write the files that follow from the declared options: schemas/ and the tables of docs/. Run by `make generated`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from stages.plan import schema
-from stages.plan.families import ALL
+from stages.plan.families import ALL_FAMILIES
 from stages.plan.recipes import RECIPES
 from stages.runtime.artifacts import KINDS
-from stages.runtime.options import Family, Option, resolve
+from stages.runtime.options import Family, Options, resolve
 from stages.runtime.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 LISTS = """## How lists and names are read
 
-- Text is UTF-8, with or without byte order marks; lines end with LF, CRLF or CR, and with nothing else.
-- A CSV file has commas, semicolons or tabs between its cells, and names in its first row;
-  Excel's own line `sep=;` may stand before it. Rows of blank cells are skipped.
-- A JSONL file has an object per line. A `null` is as if the key were absent, and so are blank texts in `id`, `video`,
-  `image` and `prompt`, and blank cells of a CSV file.
-- A folder gives its files with the endings above, in any case, but no hidden ones. Other videos and pictures in it are named
-  in a warning.
+- Text is UTF-8, with or without byte order marks. Lines end with LF, CRLF or CR, and with nothing else.
+- A CSV file has commas, semicolons or tabs between its cells, and names in its first row. Excel's own line `sep=;` may come
+  before that row. Rows of blank cells are skipped.
+- A JSONL file has one object per line. A `null` counts as a missing key. So do blank texts in `id`, `video`, `image` and
+  `prompt`, and blank cells of a CSV file.
+- Of a folder, the files with the endings above are read, in upper or lower case, without hidden files. A warning names other
+  videos and images in it.
 - An `id` that looks like a number, a date or a truth value needs quotes in YAML: `id: "007"`.
 - `~` at the beginning of a path is the home folder. A size is `1280*704` or `1280x704`.
-- A name template has plain fields, `{clip}`, and for numbers a width, `{link:02d}`.
-- A list that cannot be read, a clip with a wrong option, or a model's folder with a wrong `kinemake.json` stops its own run;
-  the other runs go on, and Snakemake ends with an error. A config that breaks the rules of this page stops all runs.
-- Snakemake reads a file of `--configfile` before Kinemake does: one that is not YAML, not UTF-8, or contains itself ends in
-  an error of Snakemake's own. `doctor --config FILE` says in a sentence what is wrong with it.
+- A name template has plain fields, `{clip}`. Numbers may have a width, `{link:02d}`.
+- A run stops if its list cannot be read, one of its clips has a wrong option, or its model's folder has a wrong
+  `kinemake.json`. The other runs go on, and Snakemake ends with an error. A config that breaks the rules of this page stops
+  all runs.
+- Snakemake reads a file of `--configfile` before Kinemake does. It fails with an error of its own if the file is not YAML,
+  is not UTF-8 or contains itself. `doctor --config FILE` explains in one sentence what is wrong with such a file.
 """
-RECORDS = """## What a result was made of
+RECORDS = """## How a result was made
 
-A run leaves a record beside each result, `.NAME.made`, in JSON:
+Every file has its `provenance`: a record for its own item and for each item before it, in the order of the work.
 
 | field | meaning |
 |---|---|
-| `fingerprint` | of the work: stages, their versions, models and options, of the item and of all those before it |
-| `sources` | the users' files that it was made of, and their SHA-256, in the order in which they are read |
+| `stage`, `key` | the stage, and the item's key in the store |
+| `files`, `inputs` | paths and digests of what the item read |
+| `model`, `weights` | the model's name, source and revision, and the digest of the weights that the stage read |
+| `options` | every option of the stage |
+| `seconds`, `peak_memory_bytes`, `memory_saving` | what the work took, and whether by the memory-saving options |
+| `program` | the digest of an entry of `programs`, which has each program once |
+
+An entry of `programs` has the versions of Kinemake, Python and the libraries, the commit, and the container image with its
+SHA-256. In a `.safetensors` file both are JSON in the metadata of the header. Older files, whose records have their programs
+in them, are read as before.
+
+## The record of what a result was made of
+
+A run writes a record beside each result, `.NAME.record`, in JSON:
+
+| field | meaning |
+|---|---|
+| `fingerprint` | of the work: stages with their versions, models and options, of the item and of all items before it |
+| `sources` | the users' files that the result depends on, with their SHA-256, in the order in which they are read |
+| `weights` | the models, the stages that loaded them, and the digests of the files that were read |
 | `files` | the result's own files: size, time and SHA-256 of each |
 
-A plan makes what has no such record, or another fingerprint, or sources or files of another content. It makes nothing else.
-Results that are moved or copied take the records along. A stage by hand writes none.
+A plan makes a result again if it has no record, if the fingerprint is another one, or if the content of its sources or of
+its own files has changed. It makes nothing else. Move or copy results together with their records. A stage by hand writes no
+record.
 """
 
 
 def options_page() -> str:
-    """Every option of every recipe and family: what it does, who takes it, its default."""
-    parts = ["# Options\n", "Made by `make generated` from the declarations in the code.\n"]
+    """Every option of every recipe and family: its stages, its default, and what it does."""
+    parts = ["# Options\n", "`make generated` writes this page from the declarations in the code.\n"]
     parts.append(
-        "Each goes into `options` of a run or a model in the config, into a clip's row, or onto the command line of its "
-        "stage (`--guidance-scale` for `guidance_scale`). Options in *italics* do not change the result. A dagger (†) marks "
-        "what the recipe sets itself: such an option is for stages that are run by hand.\n"
+        "An option may be set in `options` of a run or a model in the config, in a clip's row, or on the command line of "
+        "its stage (`--guidance-scale` for `guidance_scale`). An option in *italics* does not change the result. An option "
+        "with a dagger (†) is set by the recipe: set it only for a stage that you run by hand.\n"
     )
     for name, recipe in RECIPES.items():
-        parts.append(f"## Recipe `{name}`\n\n{_table(recipe.OPTIONS)}")
+        parts.append(f"## Recipe `{name}`\n\n{_table({'plan': recipe.OPTIONS})}")
         if recipe.DEFAULTS:
             changed = ", ".join(f"`{key}` = `{value}`" for key, value in recipe.DEFAULTS.items())
-            parts.append(f"Other defaults than below: {changed}.\n")
-    for name, family in ALL.items():
-        parts.append(f"## Family `{name}`\n\n{_table(family.options)}")
+            parts.append(f"Defaults that differ from those below: {changed}.\n")
+    for name, family in ALL_FAMILIES.items():
+        if not family.stages:
+            continue
+        parts.append(f"## Family `{name}`\n\n{_table({name: one.options for name, one in family.stages.items()})}")
         if family.variants:
             parts.append(f"### Defaults of `{name}` by variant, at the default size\n\n{_variants(family)}")
     parts.append("## Trainings\n\nOptions of `train NAME`, on its command line or in its file (`--config`).\n")
-    for family in ALL.values():
+    for family in ALL_FAMILIES.values():
         for name, training in family.trainings.items():
-            parts.append(f"### `train {name}`\n\n{training.help}\n\n{_table(training.options)}")
+            parts.append(f"### `train {name}`\n\n{training.help}\n\n{_table({'train': training.options})}")
     return "\n".join(parts)
 
 
-def _table(options: tuple[Option, ...]) -> str:
+def _table(stages: Mapping[str, type[Options]]) -> str:
+    """The options of stages, each once."""
     lines = ["| option | stage | default | what it does |", "|---|---|---|---|"]
-    for option in options:
+    places: dict[str, list[str]] = {}
+    for stage, options in stages.items():
+        for option in options.declared:
+            places.setdefault(option.name, []).append(stage)
+    declared = {option.name: option for options in stages.values() for option in options.declared}
+    for option in declared.values():
         name = f"`{option.name}`" if option.changes_result else f"*`{option.name}`*"
-        name += "†" if option.by_recipe else ""
+        name += "".join(f", `{alias}`" for alias in option.aliases)
+        name += "†" if option.set_by_recipe else ""
         choices = f" ({', '.join(map(str, option.choices))})" if option.choices else ""
         if option.maximum is not None:
             choices = f" ({option.minimum} to {option.maximum})"
         unit = f" [{option.unit}]" if option.unit else ""
-        lines.append(f"| {name} | {', '.join(option.stages) or 'plan'} | {option.says()} | {option.help}{choices}{unit} |")
+        default = option.describe_default()
+        lines.append(f"| {name} | {', '.join(places[option.name])} | {default} | {option.help}{choices}{unit} |")
     return "\n".join(lines) + "\n"
 
 
 def _variants(family: Family) -> str:
-    """The values that the defaults come to; texts that would fill the table are left to the table above."""
+    """The value of each default by variant. A long text has its description from the table of options instead."""
     values = [resolve(family.options, {}, variant) for variant in family.variants]
     lines = [f"| option | {' | '.join(family.variants)} |", "|---" * (len(values) + 1) + "|"]
     for option in family.options:
-        found = [found[option.name] for found in values]
-        if isinstance(found[0], str) and len(found[0]) > 40 or "drawn" in option.default_text:
-            found = [option.says()] * len(found)
-        lines.append(f"| `{option.name}` | {' | '.join('none' if v in (None, '') else str(v) for v in found)} |")
+        column = [resolved[option.name] for resolved in values]
+        if (isinstance(column[0], str) and len(column[0]) > 40) or "drawn" in option.default_text:
+            column = [option.describe_default()] * len(column)
+        lines.append(f"| `{option.name}` | {' | '.join('none' if v in (None, '') else str(v) for v in column)} |")
     return "\n".join(lines) + "\n"
 
 
 def artifacts_page() -> str:
     """Every kind of file between the stages."""
-    parts = ["# Artifacts\n", "Made by `make generated` from `stages/runtime/artifacts.py`.\n"]
+    parts = ["# Artifacts\n", "`make generated` writes this page from `stages/runtime/kinds.py`.\n"]
     for kind in KINDS.values():
-        by = next(stage.name for stage in STAGES.values() if stage.writes == kind.name)
-        parts.append(f"## `{kind.name}` ({kind.suffix}), by `{by}`\n\n{kind.help}\n")
+        writer = next(stage.name for stage in STAGES.values() if stage.writes == kind.name)
+        parts.append(f"## `{kind.name}` ({kind.suffix}), by `{writer}`\n\n{kind.help}\n")
         rows = "".join(
             f"| `{name}`{'' if field.required else ' (optional)'} | {field.help} |\n" for name, field in kind.fields.items()
         )
@@ -121,20 +152,22 @@ def config_page() -> str:
     config = schema.config_schema()["properties"]
     run, model = config["runs"]["additionalProperties"], config["models"]["additionalProperties"]
     folder = next(form for form in run["properties"]["clips"]["anyOf"] if form.get("type") == "object")
-    clip = {name: spec for name, spec in schema.clip_schema()["properties"].items() if name not in schema.all_options()}
+    clip = {name: spec for name, spec in schema.clip_schema()["properties"].items() if not schema.option_named(name)}
     clip["prompt"] = schema.clip_schema()["properties"]["prompt"]
     tables = [
         ("config.yaml", config),
         ("A model", model["properties"]),
         ("A run", run["properties"]),
         ("Clips from a folder", folder["properties"]),
-        ("A clip: a row of a list, of a JSONL or of a CSV file; options of its own may stand beside these", clip),
+        ("A clip: an entry of a list, or a row of a JSONL or CSV file; it may also have options", clip),
     ]
     parts = [
         "# The config\n",
-        "Made by `make generated` from the schema. An unknown key is an error. Options: [options.md](options.md).\n",
-        "Precedence: command line (`--config 'options={steps: 20}'`) > clip > run > model > recipe > default. What a "
-        "model's entry leaves out is taken from `kinemake.json` in its folder, if there is one: [models.md](models.md).\n",
+        "`make generated` writes this page from the schema. An unknown key is an error. [options.md](options.md) lists the "
+        "options.\n",
+        "Precedence: command line (`--config 'options={seed: 7}'`) > clip > run > model > recipe > default. What "
+        "a model's entry does not state is read from `kinemake.json` in its folder, if there is one: "
+        "[models.md](models.md).\n",
     ]
     for title, properties in tables:
         rows = "".join(f"| `{name}` | {spec['description']} |\n" for name, spec in properties.items())
@@ -144,7 +177,7 @@ def config_page() -> str:
 
 
 def files() -> dict[str, str]:
-    """Path below the project -> text."""
+    """The text of each generated file, by its path below the project."""
     return {
         "schemas/config.schema.json": json.dumps(schema.config_schema(), indent=2, ensure_ascii=False) + "\n",
         "schemas/clip.schema.json": json.dumps(schema.clip_schema(), indent=2, ensure_ascii=False) + "\n",

@@ -1,6 +1,6 @@
 """Describe a video, or take the prompt that is given."""
 
-from stages.models import FAMILIES
+from stages.families import FAMILIES
 from stages.runtime.cli import stage_command
 from stages.runtime.stages import STAGES
 

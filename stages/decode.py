@@ -1,6 +1,6 @@
 """Turn latents into a clip."""
 
-from stages.models import FAMILIES
+from stages.families import FAMILIES
 from stages.runtime.cli import stage_command
 from stages.runtime.stages import STAGES
 

@@ -1,6 +1,6 @@
 """Turn a prompt and a first frame into what the denoiser needs."""
 
-from stages.models import FAMILIES
+from stages.families import FAMILIES
 from stages.runtime.cli import stage_command
 from stages.runtime.stages import STAGES
 

@@ -1,4 +1,4 @@
-"""See that the weights of a declared model are on this machine, whole; fetch them once from the model hub."""
+"""Check the weights of declared models on this machine, and download missing ones from the model hub."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from stages.runtime.cli import DEBUG, PathType, clean_errors
 
 @click.command(no_args_is_help=True)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--config", type=PathType(), help="Declares the models. Default: ./config.yaml.")
-@click.option("--output", "-o", type=PathType(), help="Record the files and their digests here (one MODEL).")
+@click.option("--config", type=PathType(), help="Config that declares the models. Default: ./config.yaml.")
+@click.option("--output", "-o", type=PathType(), help="Write the files and their digests to this file; for one MODEL only.")
+@click.option("--verify", is_flag=True, help="Read every file, and compare it with the digest by which the hub names it.")
 @clean_errors
-def main(models: tuple[str, ...], config: Path | None, output: Path | None, debug: bool) -> None:
-    """See that the weights of MODEL, as the config calls it, are here and whole; those of a Hub id are fetched.
+def main(models: tuple[str, ...], config: Path | None, output: Path | None, verify: bool, debug: bool) -> None:
+    """Check that the weights of MODEL, a name in the config, are on this machine and complete; download them if not.
 
-    Revision, size, licence and the free disk are shown first. What was interrupted goes on where it was. The digests of the
-    files are remembered, so that no job reads 60 GB on a GPU's time to know what it has.
+    Revision, size, licence and free disk space are shown before a download. An interrupted download is resumed. Weights that
+    the config declares with convert are converted too. The digests of the files are cached, so that no job has to read
+    60 GB for them while it holds a GPU. A file that the hub names by its digest is not read for it.
     """
-    from stages.models import FAMILIES
-    from stages.plan import write_if_changed
+    from stages.families import FAMILIES
     from stages.runtime import weights
     from stages.runtime.errors import UsageError
+    from stages.runtime.files import write_if_changed
     from stages.runtime.model import declared_models, pick_declared
 
     if output and len(models) > 1:
@@ -32,7 +34,7 @@ def main(models: tuple[str, ...], config: Path | None, output: Path | None, debu
     declared = declared_models(config)
     for name in models:
         model = pick_declared(name, declared)
-        record = weights.fetch(model, FAMILIES[model.family])
+        record = weights.fetch(model, FAMILIES[model.family], verify)
         if output:
             write_if_changed(str(output), json.dumps(record, indent=1) + "\n")
 

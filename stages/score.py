@@ -1,4 +1,4 @@
-"""Score a run on clips of shapes world: are captions right, and do shapes keep their colour, their outline, their way?"""
+"""Score a run on clips of shapes world: captions, and the colour, shape and motion of the objects."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run's folder: its clips as they were planned, and what became of them.
+    """The folder of a run: its planned clips and the artifacts of their stages.
 
-    `scenes` is the file that says what the source videos show; without it, each data set's own.
+    `scenes` is the file that describes the source videos. Without it, each data set's own scenes.jsonl is read.
     """
 
     def __init__(self, folder: Path, scenes: Path | None = None):
@@ -38,8 +38,8 @@ class Run:
         self.planned, self.root = read_plan(folder)
         self.scenes = scenes
         self._read_scenes = cache(dataset.read)
-        # where each artifact lies is the recipe's knowledge
-        self.outputs = {(item.id, job.stage.name): Path(item.output) for job in self.planned.jobs for item in job.items}
+        # only the recipe knows the paths of the artifacts
+        self.outputs = {(item.id, part.stage.name): Path(item.output) for part in self.planned.parts for item in part.items}
 
     def rows(self) -> Iterable[Row]:
         measure = MEASURES.get(self.planned.run.recipe)
@@ -51,7 +51,7 @@ class Run:
         return (measure(self, clip) for clip in self.planned.clips)
 
     def artifact(self, identity: str, stage: str, kind: str) -> Artifact:
-        """What a stage made of an item. Raises ItemError where it made nothing: missing, damaged or failed."""
+        """The output of a stage for an item. Raises ItemError if it is missing, damaged or failed."""
         from stages.runtime import artifacts
 
         artifact = artifacts.read(self.outputs[identity, stage], (kind,))
@@ -60,7 +60,7 @@ class Run:
         return artifact
 
     def pixels(self, identity: str) -> np.ndarray:
-        """The frames of a generated clip, uint8 [T, H, W, 3], from the lossless file if there is one."""
+        """The frames of a generated clip, uint8 [T, H, W, 3], from the lossless file if there is one. Raises ItemError."""
         import numpy as np
 
         from stages.media.read import frames
@@ -70,7 +70,7 @@ class Run:
         return np.stack([frame.rgb for frame in frames(video)])
 
     def propagated(self, identities: Iterable[str]) -> np.ndarray:
-        """The frames of a film's propagated parts, uint8 [T, H, W, 3]."""
+        """The frames of a film's propagated parts, uint8 [T, H, W, 3]. Raises ItemError."""
         import numpy as np
 
         from stages.media.members import read_member
@@ -79,21 +79,21 @@ class Run:
         return np.stack([read_member(part, frame["suffix"]) for part in parts for frame in part.fields["frames"]])
 
     def captions(self, true: Mapping[str, str]) -> dict[str, float]:
-        """Shares of right captions, by measure, among the items that were to have one. `true`: what each should say."""
+        """Shares of correct captions, by measure, among the captioned items. `true` maps an item to its correct caption."""
         from stages.media.shapes import score
 
-        found = []
+        scores = []
         for identity, text in true.items():
             if (identity, "caption_vlm") not in self.outputs:
                 continue
             try:
-                found.append(score.caption(self.artifact(identity, "caption_vlm", "caption").fields["raw"], text))
+                scores.append(score.caption(self.artifact(identity, "caption_vlm", "caption").fields["raw"], text))
             except ItemError:
-                found.append(score.NO_CAPTION)
-        return {name: fmean(measures[name] for measures in found) for name in score.NO_CAPTION}
+                scores.append(score.NO_CAPTION)
+        return {name: fmean(measures[name] for measures in scores) for name in score.NO_CAPTION}
 
     def source(self, clip: Clip) -> Source:
-        """What a clip's source video shows. Raises UsageError where nothing says so."""
+        """The scene of a clip's source video. Raises UsageError if no file describes it."""
         video = self.root / clip.video
         path = self.scenes or video.parent.parent / "scenes.jsonl"
         known = self._read_scenes(path)
@@ -103,9 +103,9 @@ class Run:
 
 
 def read_plan(folder: Path) -> tuple[RunPlan, Path]:
-    """A run as it was planned, its paths in `folder`, and the folder that the paths of its source videos start from.
+    """The plan of the run in `folder`, and the folder that the paths of its source videos are relative to.
 
-    Raises UsageError for a folder that holds no run.
+    Raises UsageError if the folder holds no run.
     """
     from stages import plan
 
@@ -116,7 +116,7 @@ def read_plan(folder: Path) -> tuple[RunPlan, Path]:
     config = read_yaml(folder / "config.yaml")
     try:
         [entry] = config["runs"].values()
-        written = Path(entry["clips"])  # as seen from where snakemake ran
+        written = Path(entry["clips"])  # relative to the folder in which snakemake ran
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error).replace("\n", " ")
         raise UsageError(f"{folder / 'config.yaml'} is not that of a run ({reason})", "run snakemake again") from None
@@ -125,8 +125,8 @@ def read_plan(folder: Path) -> tuple[RunPlan, Path]:
     return plan.load(here, 1, whole=True).runs[0], root
 
 
-def continued(run: Run, clip: Clip) -> Row:
-    """`v2v`: the caption of the source, and the clip against how the source goes on."""
+def score_v2v(run: Run, clip: Clip) -> Row:
+    """Score the caption of the source, and the clip against the true continuation of the source."""
     from stages.media.shapes import score
 
     source = run.source(clip)
@@ -141,8 +141,8 @@ def continued(run: Run, clip: Clip) -> Row:
     return score.Row(clip.id, score.is_held_out(vars(source.scene)), failed, figures)
 
 
-def chained(run: Run, clip: Clip) -> Row:
-    """`chain`: each link against how the source goes on, and the caption that each has of the one before it."""
+def score_chain(run: Run, clip: Clip) -> Row:
+    """Score each link against the true continuation of the source, and the caption that precedes it."""
     from stages.media.shapes import score
 
     source, links, failed = run.source(clip), [], ""
@@ -152,15 +152,15 @@ def chained(run: Run, clip: Clip) -> Row:
             links.append(run.pixels(identity))
             check_shape(clip, links[-1])
     except ItemError as error:
-        failed = str(error)  # and the later ones start from this one
+        failed = str(error)  # the later links start from this one
     figures = score.chain(links, source.scene, source.frames - 1, len(planned))
     if not clip.prompts:
         figures |= run.captions(dict.fromkeys(planned, source.caption))
     return score.Row(clip.id, score.is_held_out(vars(source.scene)), failed, figures)
 
 
-def imagined(run: Run, clip: Clip) -> Row:
-    """`text2video` and `dynamicrafter`: the clip against the words of its prompt."""
+def score_text(run: Run, clip: Clip) -> Row:
+    """Score a clip of `text2video` or `dynamicrafter` against its prompt."""
     from stages.media.shapes import score
 
     prompt, failed = clip.prompts[0], ""
@@ -170,23 +170,25 @@ def imagined(run: Run, clip: Clip) -> Row:
             f"the prompt of clip {clip.id} is {prompt!r}", "score knows the colours, shapes and motions of shapes world"
         )
     try:
-        parts = score.told(run.pixels(clip.id), prompt)
+        parts = score.prompt_match(run.pixels(clip.id), prompt)
     except ItemError as error:
-        parts, failed = score.untold(prompt), str(error)
+        parts, failed = score.missing_clip(prompt), str(error)
     return score.Row(clip.id, score.is_held_out(named), failed, parts)
 
 
-def prompted(run: Run, clip: Clip) -> Row:
-    """`longlive`: each part of the film against its prompt; behind a source also against how that goes on, turned as the
-    last prompt says. Of several samples the first."""
+def score_longlive(run: Run, clip: Clip) -> Row:
+    """Score each part of a film against its prompt; of several samples, the first.
+
+    After a source, the film is also scored against the true continuation, with the motion of the last prompt.
+    """
+    from stages.families.longlive.options import pixel_frames
     from stages.media.shapes import score, world
-    from stages.models.longlive.options import pixel_frames
 
     source = run.source(clip) if clip.video else None
     try:
         encoded = run.artifact(clip.id, "encode", "encoded").fields
         prompts = encoded["prompts"]
-        begins = [pixel_frames(-(-frame // encoded["block"]) * encoded["block"]) for frame in encoded["switches"]]
+        starts = [pixel_frames(-(-frame // encoded["block"]) * encoded["block"]) for frame in encoded["switches"]]
         film = run.pixels(next(i for i in (clip.id, f"{clip.id}/sample0") if (i, "decode") in run.outputs))
         if len(film) != encoded["num_frames"]:
             raise UsageError(f"the film of {clip.id} lacks its source", "run without new_only to score it")
@@ -194,49 +196,49 @@ def prompted(run: Run, clip: Clip) -> Row:
     except ItemError as error:
         named = score.slots(clip.prompts[0] if clip.prompts else clip.values["recipe"]["prompt2"])
         return score.Row(clip.id, score.is_held_out(named), str(error), score.parts([], 2))
-    figures = score.parts([(film[max(0, a - 1) : b], text) for a, b, text in zip([0, *begins], [*begins, None], prompts)])
+    figures = score.parts([(film[max(0, a - 1) : b], text) for a, b, text in zip([0, *starts], [*starts, None], prompts)])
     if source and len(prompts) == 2:
-        seam = begins[0] - 1  # the source's last frame
-        onward = world.turned(source.scene, score.slots(prompts[1]).get("direction", source.scene.direction), seam)
-        figures |= {name: value for name, value in score.continuation(film[seam:], onward, 0).items() if "_" in name}
+        seam = starts[0] - 1  # the source's last frame
+        continuation = world.turn(source.scene, score.slots(prompts[1]).get("direction", source.scene.direction), seam)
+        figures |= {name: value for name, value in score.continuation(film[seam:], continuation, 0).items() if "_" in name}
     return score.Row(clip.id, score.is_held_out(score.slots(prompts[-1])), "", figures)
 
 
-def translated(run: Run, clip: Clip) -> Row:
-    """`fresco`: the film against the look that it was to reach, and the scene of its source."""
+def score_fresco(run: Run, clip: Clip) -> Row:
+    """Score a film against the look of its prompt and against the scene of its source."""
     from stages.media.shapes import score
 
     source, failed = run.source(clip), ""
     try:
         pixels = run.propagated(f"{clip.id}/part{part}" for part in range(clip.values["media"]["parts"]))
         check_shape(clip, pixels)
-        figures = score.translated(pixels, source.scene)
+        figures = score.translation(pixels, source.scene)
     except ItemError as error:
         figures, failed = dict.fromkeys(("look", "color", "shape", "direction"), False), str(error)
     return score.Row(clip.id, score.is_held_out(vars(source.scene)), failed, figures)
 
 
 MEASURES = {
-    "v2v": continued,
-    "chain": chained,
-    "text2video": imagined,
-    "longlive": prompted,
-    "dynamicrafter": imagined,
-    "fresco": translated,
+    "v2v": score_v2v,
+    "chain": score_chain,
+    "text2video": score_text,
+    "longlive": score_longlive,
+    "dynamicrafter": score_text,
+    "fresco": score_fresco,
 }
 
 
 def check_shape(clip: Clip, pixels: np.ndarray) -> None:
-    """Raise UsageError for a clip that shows only a part of its source."""
+    """Raise UsageError for a clip that is not square: it shows only a part of its source."""
     _, height, width, _ = pixels.shape
     if width != height:
         raise UsageError(f"clip {clip.id} is {width}x{height}, its source is a square", "run with a square size to score it")
 
 
 def score_run(folder: Path, scenes: Path | None = None) -> dict[str, Any]:
-    """The figures of a run: `summary` by group, and `clips`, a row each. They are left in FOLDER/score.json too."""
+    """The scores of a run: `summary` by group, and `clips` with one row each. They are also written to FOLDER/score.json."""
     from stages.media.shapes import score
-    from stages.plan import write_if_changed
+    from stages.runtime.files import write_if_changed
 
     run = Run(folder, scenes)
     rows = list(run.rows())
@@ -250,7 +252,7 @@ def score_run(folder: Path, scenes: Path | None = None) -> dict[str, Any]:
 
 
 def summary_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line per figure, a column per group."""
+    """One line per score, one column per group."""
     names = dict.fromkeys(name for figures in summary.values() for name in figures)
     lines = [["", *(group.replace("_", " ") for group in summary)]]
     lines += [[name, *(cell(figures.get(name)) for figures in summary.values())] for name in names]
@@ -265,14 +267,18 @@ def cell(value: float | None) -> str:
 
 @click.command(no_args_is_help=True)
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=PathType())
-@click.option("--scenes", type=PathType(), help="Says what the sources show. Default: beside their videos/.")
+@click.option(
+    "--scenes",
+    type=PathType(),
+    help="File that describes the source videos. Default: scenes.jsonl beside their folder videos/.",
+)
 @clean_errors
 def main(runs: tuple[Path, ...], scenes: Path | None, debug: bool) -> None:
-    """Score RUN, the folder of a run (RESULTS/NAME) of any recipe, or several, on clips of shapes world.
+    """Score each RUN, the folder RESULTS/NAME of a run, on clips of shapes world.
 
-    What the clips should show is known from the scenes.jsonl of their data set (see python -m stages.media.shapes), or for
-    text2video, longlive and dynamicrafter from the prompts. Clips that were not made count as wrong. The figures are also
-    left in RUN/score.json.
+    The expected content comes from the scenes.jsonl of the clips' data set (see python -m stages.media.shapes), or from the
+    prompts for text2video, longlive and dynamicrafter. Missing clips count as wrong. The scores are also written to
+    RUN/score.json.
     """
     for run in runs:
         result = score_run(run, scenes)

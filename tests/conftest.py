@@ -1,4 +1,4 @@
-"""What tests of several rooms share. Nothing here imports torch before a test asks for a model."""
+"""Fixtures for all tests. Nothing here imports torch before a test uses a model."""
 
 import pytest
 
@@ -40,7 +40,7 @@ TINY_TEXT2VIDEO = {
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Digests of weights are remembered in a folder of this session, not in the user's."""
+    """Cached digests of weights are in a folder of this session, not in the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KINEMAKE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -65,7 +65,7 @@ def tiny_vlm(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory):
-    """Folder of a tiny Stable Diffusion with ControlNets, of random weights."""
+    """Folder of a tiny Stable Diffusion with ControlNets and random weights."""
     from tests.tiny.sd import make
 
     return make(tmp_path_factory.mktemp("sd") / "tiny")
@@ -73,7 +73,7 @@ def tiny_sd(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_text2video(tmp_path_factory):
-    """Folder of a training of a tiny 3D U-Net on shapes world, 4 steps long; the model is in its model/."""
+    """Folder of a training of a tiny 3D U-Net on shapes world, 4 steps long. Its model is in model/."""
     import yaml
 
     from tests.commands import train

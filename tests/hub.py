@@ -1,4 +1,4 @@
-"""A model hub on this machine: a folder per repository, spoken to over HTTP as `huggingface_hub` speaks to the real one."""
+"""A model hub on this machine: a folder per repository, behind the HTTP interface that `huggingface_hub` uses."""
 
 import hashlib
 import json
@@ -12,24 +12,24 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """`repositories` maps an id to a folder. `requests` are the paths that were asked for; `cut` names a file that breaks
-    off in its middle, once; `gated` are ids that ask for consent."""
+    """`repositories` maps an id to a folder. `requests` are the received methods and paths. `cut` names a file whose next
+    transfer ends in the middle. `gated` are ids that require consent."""
 
     def __init__(self, repositories: dict[str, Path]):
         self.repositories, self.requests = repositories, []
         self.cut, self.gated, self.address = "", set(), ""
 
     def environment(self, home: Path) -> dict[str, str]:
-        """What a program needs to speak to this hub alone, with a cache of its own, whatever its parent was told."""
+        """Variables with which a program uses only this hub, with its own cache, whatever its parent's variables are."""
         return {"HF_ENDPOINT": self.address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
 
-    def asked_for(self, name: str) -> int:
-        """How often a file was fetched."""
+    def count_fetches(self, name: str) -> int:
+        """Number of times that a file was fetched."""
         return sum(path.endswith(f"/{name}") for method, path in self.requests if method == "GET")
 
 
 @contextmanager
-def serving(repositories: dict[str, Path]):
+def serve(repositories: dict[str, Path]):
     hub = Hub(repositories)
 
     class Handler(BaseHTTPRequestHandler):
@@ -47,11 +47,11 @@ def serving(repositories: dict[str, Path]):
         def answer(self, with_body: bool) -> None:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append((self.command, path))
-            words = path.strip("/").split("/")
-            if words[:2] == ["api", "models"]:
-                self.describe("/".join(words[2:4]), words[4])
-            elif "resolve" in words:
-                self.send_file("/".join(words[:2]), "/".join(words[4:]), with_body)
+            parts = path.strip("/").split("/")
+            if parts[:2] == ["api", "models"]:
+                self.describe("/".join(parts[2:4]), parts[4])
+            elif "resolve" in parts:
+                self.send_file("/".join(parts[:2]), "/".join(parts[4:]), with_body)
             else:
                 self.refuse(404, "EntryNotFound")
 
@@ -61,19 +61,19 @@ def serving(repositories: dict[str, Path]):
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def describe(self, name: str, what: str) -> None:
+        def describe(self, name: str, view: str) -> None:
             if name in hub.gated:
                 return self.refuse(403, "GatedRepo")
             if name not in hub.repositories:
                 return self.refuse(404, "RepoNotFound")
             folder = hub.repositories[name]
             files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-            if what == "tree":
-                said = [{"type": "file", "oid": "0", "path": path, "size": size} for path, size in files.items()]
+            if view == "tree":
+                answer_body = [{"type": "file", "oid": "0", "path": path, "size": size} for path, size in files.items()]
             else:
                 siblings = [{"rfilename": path, "blobId": "0", "size": size} for path, size in files.items()]
-                said = {"id": name, "sha": REVISION, "siblings": siblings, "cardData": {"license": "apache-2.0"}}
-            body = json.dumps(said).encode()
+                answer_body = {"id": name, "sha": REVISION, "siblings": siblings, "cardData": {"license": "apache-2.0"}}
+            body = json.dumps(answer_body).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

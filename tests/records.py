@@ -1,4 +1,4 @@
-"""Descriptions of artifacts for tests that do not care what they say."""
+"""Fields of artifacts for tests in which their values do not matter."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ EXAMPLES = {
 }
 
 
-def fields(kind: str, **own: Any) -> dict[str, Any]:
-    """The fields that an artifact of the kind must have, with values that it may have, some `own` among them."""
+def fields(kind: str, **values: Any) -> dict[str, Any]:
+    """The required fields of a kind of artifact with valid example values, some of which `values` replaces."""
     required = [name for name, field in KINDS[kind].fields.items() if field.required]
-    return {name: EXAMPLES.get(name, "") for name in required} | own
+    return {name: EXAMPLES.get(name, "") for name in required} | values

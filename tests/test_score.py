@@ -1,4 +1,4 @@
-"""The score command on folders of runs, made by hand as the stages would leave them."""
+"""The command `score` on folders of runs whose artifacts the tests write."""
 
 import json
 from pathlib import Path
@@ -25,21 +25,21 @@ OPTIONS = {"size": "64*64", "frame_num": FRAMES, "seed": 1}
 START = 16
 
 
-class Made:
-    """A run as planned; a test puts the artifacts in their places."""
+class PlannedRun:
+    """A planned run. Its methods write artifacts as the stages would."""
 
     def __init__(self, name: str, entry: dict):
         planned = plan.load({"models": MODELS, "runs": {name: {"model": "wan", "options": OPTIONS, **entry}}}, 1)
         planned.write()
         self.folder = Path("results") / name
-        self.outputs = {(item.id, job.stage.name): Path(item.output) for job in planned.jobs for item in job.items}
+        self.outputs = {(item.id, part.stage.name): Path(item.output) for part in planned.parts for item in part.items}
 
-    def caption(self, identity: str, said: str) -> None:
-        fields = {**MODEL, "raw": said, "prompt": said or "given", "frames": [], "tokens": {"in": 0, "out": 0}}
-        write_index(self._place(identity, "caption_vlm"), "caption", fields)
+    def write_caption(self, identity: str, text: str) -> None:
+        fields = {**MODEL, "raw": text, "prompt": text or "given", "frames": [], "tokens": {"in": 0, "out": 0}}
+        write_index(self._output_path(identity, "caption_vlm"), "caption", fields)
 
-    def clip(self, identity: str, frames: np.ndarray) -> None:
-        path = self._place(identity, "decode")
+    def write_clip(self, identity: str, frames: np.ndarray) -> None:
+        path = self._output_path(identity, "decode")
         count, height, width, _ = frames.shape
         with VideoWriter(member_path(path, ".mkv"), width, height, 8, codec="lossless") as video:
             for frame in frames:
@@ -47,8 +47,8 @@ class Made:
         size = {"width": width, "height": height, "num_frames": count, "fps": "8/1"}
         write_index(path, "clip", {**MODEL, **size, "prompt": "", "raw": "", "seed": 1, "statistics": {}}, [".mkv"])
 
-    def propagated(self, identity: str, frames: np.ndarray) -> None:
-        path = self._place(identity, "propagate")
+    def write_propagated(self, identity: str, frames: np.ndarray) -> None:
+        path = self._output_path(identity, "propagate")
         listed = [{"index": number, "time": number / 8, "suffix": f"/{number:06d}.png"} for number in range(len(frames))]
         for frame, rgb in zip(listed, frames, strict=True):
             member_path(path, frame["suffix"]).parent.mkdir(exist_ok=True)
@@ -57,10 +57,10 @@ class Made:
         fields = {"width": width, "height": height, "source": {"fps": "8"}, "keys": [0], "frames": listed}
         write_index(path, "propagated", fields, [frame["suffix"] for frame in listed])
 
-    def failed(self, identity: str, stage: str) -> None:
-        write_failure(self._place(identity, stage), Failure("generate", identity, "it was too large", "take less"))
+    def fail(self, identity: str, stage: str) -> None:
+        write_failure(self._output_path(identity, stage), Failure("generate", identity, "it was too large", "take less"))
 
-    def _place(self, identity: str, stage: str) -> Path:
+    def _output_path(self, identity: str, stage: str) -> Path:
         path = self.outputs[identity, stage]
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -78,7 +78,7 @@ def run_score(*arguments, fails: int = 0):
 
 @pytest.fixture
 def sources(tmp_path, monkeypatch):
-    """What the videos of a data set in the working folder show; score needs no pixels of theirs."""
+    """The clips of a data set in the working folder, without its videos: score does not read their pixels."""
     monkeypatch.chdir(tmp_path)
     drawn = dataset.draw(2, 128, START + 1, seed=3) + dataset.draw(1, 128, START + 1, seed=3, held_out=True)
     rows = [{"stem": f"{i:04d}", **vars(s.scene), "frames": s.frames, "size": s.size} for i, s in enumerate(drawn)]
@@ -91,13 +91,13 @@ def videos(count):
     return [{"video": f"data/videos/{i:04d}.mp4"} for i in range(count)]
 
 
-def test_a_run_of_v2v(sources):
-    run = Made("v2v", {"recipe": "v2v", "captioner": "eye", "clips": videos(3)})
+def test_score_of_a_v2v_run(sources):
+    run = PlannedRun("v2v", {"recipe": "v2v", "captioner": "eye", "clips": videos(3)})
     for i in (0, 2):
-        run.clip(f"{i:04d}", world.render(sources[i].scene, FRAMES, start=START))
-        run.caption(f"{i:04d}", sources[i].caption if i == 0 else "a wrong one")
-    run.caption("0001", sources[1].caption)
-    run.failed("0001", "decode")
+        run.write_clip(f"{i:04d}", world.render(sources[i].scene, FRAMES, start=START))
+        run.write_caption(f"{i:04d}", sources[i].caption if i == 0 else "a wrong one")
+    run.write_caption("0001", sources[1].caption)
+    run.fail("0001", "decode")
     printed, result = run.score()
     seen, held_out = result["summary"]["seen"], result["summary"]["held_out"]
     assert (seen["clips"], seen["failed"], held_out["clips"], held_out["failed"]) == (2, 1, 1, 0)
@@ -109,34 +109,34 @@ def test_a_run_of_v2v(sources):
     assert [clip["clip"] for clip in result["clips"]] == ["0000", "0001", "0002"]
 
 
-def test_what_is_missing_is_named_and_wrong(sources):
-    run = Made("v2v", {"recipe": "v2v", "captioner": "eye", "clips": videos(1)})
+def test_score_names_a_missing_clip_and_counts_it_as_wrong(sources):
+    run = PlannedRun("v2v", {"recipe": "v2v", "captioner": "eye", "clips": videos(1)})
     printed, result = run.score()
     assert "failed: 0000:" in printed and "clip.json does not exist" in printed
     assert result["summary"]["seen"]["color"] == result["summary"]["seen"]["caption_exact"] == 0
 
 
-def test_a_prompt_that_was_given_is_no_caption(sources):
-    run = Made("v2v", {"recipe": "v2v", "clips": [{**videos(1)[0], "prompt": sources[0].caption}]})
-    run.caption("0000", "")
-    run.clip("0000", world.render(sources[0].scene, FRAMES, start=START))
+def test_score_counts_no_given_prompt_as_a_caption(sources):
+    run = PlannedRun("v2v", {"recipe": "v2v", "clips": [{**videos(1)[0], "prompt": sources[0].caption}]})
+    run.write_caption("0000", "")
+    run.write_clip("0000", world.render(sources[0].scene, FRAMES, start=START))
     _, result = run.score()
     assert "caption_exact" not in result["summary"]["seen"] and result["summary"]["seen"]["color"] == 1
 
 
-def test_a_chain(sources):
+def test_score_of_a_chain(sources):
     clips = [{**row, "links": 2, "link_name": "part{link}.mp4"} for row in videos(2)]
-    run = Made("chain", {"recipe": "chain", "captioner": "eye", "clips": clips})
+    run = PlannedRun("chain", {"recipe": "chain", "captioner": "eye", "clips": clips})
     for i in (0, 1):
         scene = sources[i].scene
         for link in (0, 1):
             start = START + link * (FRAMES - 1)
             if i == 1 and link == 1:
-                run.failed("0001/link02", "caption_vlm")
-                run.failed("0001/link02", "decode")
+                run.fail("0001/link02", "caption_vlm")
+                run.fail("0001/link02", "decode")
             else:
-                run.caption(f"{i:04d}/link{link + 1:02d}", scene.caption())
-                run.clip(f"{i:04d}/link{link + 1:02d}", world.render(scene, FRAMES, start=start))
+                run.write_caption(f"{i:04d}/link{link + 1:02d}", scene.caption())
+                run.write_clip(f"{i:04d}/link{link + 1:02d}", world.render(scene, FRAMES, start=start))
     _, result = run.score()
     whole, broken = result["clips"]
     assert whole["color_in_every_link"] and whole["shape_in_every_link"] and whole["caption_exact"] == 1
@@ -145,34 +145,34 @@ def test_a_chain(sources):
     assert broken["caption_exact"] == 0.5 and "too large" in broken["failed"]
 
 
-def test_text_to_video(sources):
+def test_score_of_a_text2video_run(sources):
     scene = world.Scene("red", "square", "right", "quickly", "black", 0.15, 0.1, 0.5)
     prompts = [scene.caption(), "a green triangle moving right quickly", "a red ring"]
     clips = [{"id": f"clip{i}", "prompt": prompt} for i, prompt in enumerate(prompts)]
-    run = Made("text2video", {"recipe": "text2video", "clips": clips})
-    run.clip("clip0", world.render(scene, 17))
-    run.clip("clip1", world.render(scene, 17))
+    run = PlannedRun("text2video", {"recipe": "text2video", "clips": clips})
+    run.write_clip("clip0", world.render(scene, 17))
+    run.write_clip("clip1", world.render(scene, 17))
     printed, result = run.score()
     assert [clip["color_shape_direction"] for clip in result["clips"]] == [True, False, False]
     assert result["clips"][1]["direction"] and result["clips"][1]["held_out"]
     assert "failed: clip2" in printed
 
 
-def test_a_picture_that_moves(sources):
+def test_score_of_a_dynamicrafter_run(sources):
     scene = world.Scene("red", "square", "right", "quickly", "black", 0.15, 0.1, 0.5)
     clips = [{"id": f"clip{i}", "image": "a.png", "prompt": scene.caption()} for i in range(2)]
-    run = Made("moved", {"recipe": "dynamicrafter", "model": "crafter", "clips": clips, "options": {}})
-    run.clip("clip0", world.render(scene, 16))
-    run.clip("clip1", world.render(scene, 1).repeat(16, axis=0))
+    run = PlannedRun("moved", {"recipe": "dynamicrafter", "model": "crafter", "clips": clips, "options": {}})
+    run.write_clip("clip0", world.render(scene, 16))
+    run.write_clip("clip1", world.render(scene, 1).repeat(16, axis=0))
     _, result = run.score()
     assert [(clip["color"], clip["direction"]) for clip in result["clips"]] == [(True, True), (True, False)]
 
 
-def test_a_translation(sources):
-    run = Made("look", {"recipe": "fresco", "model": "sd", "clips": videos(3), "captioner": "eye", "options": {}})
+def test_score_of_a_fresco_run(sources):
+    run = PlannedRun("look", {"recipe": "fresco", "model": "sd", "clips": videos(3), "captioner": "eye", "options": {}})
     scenes = [source.scene for source in sources]
-    run.propagated("0000/part0", filmed.film(scenes[0], FRAMES, 128, 128, grain=1))
-    run.propagated("0001/part0", world.render(scenes[1], FRAMES, 128, 128))  # what comes back as it was
+    run.write_propagated("0000/part0", filmed.film(scenes[0], FRAMES, 128, 128, grain=1))
+    run.write_propagated("0001/part0", world.render(scenes[1], FRAMES, 128, 128))  # not translated
     printed, result = run.score()
     reached, kept, missing = result["clips"]
     assert reached["look"] and reached["color"] and reached["shape"] and reached["direction"]
@@ -181,28 +181,28 @@ def test_a_translation(sources):
     assert not missing["look"] and not missing["color"] and "failed: 0002: " in printed
 
 
-def test_the_scenes_may_lie_elsewhere_and_the_run_be_moved(sources):
-    run = Made("v2v", {"recipe": "v2v", "captioner": "eye", "clips": videos(1)})
-    run.clip("0000", world.render(sources[0].scene, FRAMES, start=START))
-    run.caption("0000", sources[0].caption)
+def test_score_takes_a_moved_run_and_scenes_from_elsewhere(sources):
+    run = PlannedRun("v2v", {"recipe": "v2v", "captioner": "eye", "clips": videos(1)})
+    run.write_clip("0000", world.render(sources[0].scene, FRAMES, start=START))
+    run.write_caption("0000", sources[0].caption)
     Path("elsewhere").mkdir()
     run.folder.rename("elsewhere/moved")
     Path("data/scenes.jsonl").rename("scenes.jsonl")
     assert "failed" not in run_score("elsewhere/moved", "--scenes", "scenes.jsonl").stdout.splitlines()[-1]
-    complaint = run_score("elsewhere/moved", fails=2).stderr
-    assert complaint.startswith("error: the scenes ") and complaint.count("\n") == 1
+    stderr = run_score("elsewhere/moved", fails=2).stderr
+    assert stderr.startswith("error: the scenes ") and stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("files", [{}, {"config.yaml": "", "clips.jsonl": ""}, {"config.yaml": "- a", "clips.jsonl": "{}"}])
-def test_a_folder_that_is_no_run(tmp_path, files):
+def test_score_refuses_a_folder_that_is_no_run(tmp_path, files):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    complaint = run_score(tmp_path, fails=2).stderr
-    assert str(tmp_path) in complaint and "run" in complaint and complaint.count("\n") == 1
+    stderr = run_score(tmp_path, fails=2).stderr
+    assert str(tmp_path) in stderr and "run" in stderr and stderr.count("\n") == 1
 
 
-def test_a_clip_that_is_cut_cannot_be_scored(sources):
-    run = Made("v2v", {"recipe": "v2v", "captioner": "eye", "clips": videos(1)})
-    run.clip("0000", np.zeros((FRAMES, 64, 96, 3), np.uint8))
-    run.caption("0000", sources[0].caption)
+def test_score_refuses_a_clip_of_another_aspect_than_its_source(sources):
+    run = PlannedRun("v2v", {"recipe": "v2v", "captioner": "eye", "clips": videos(1)})
+    run.write_clip("0000", np.zeros((FRAMES, 64, 96, 3), np.uint8))
+    run.write_caption("0000", sources[0].caption)
     assert "is 96x64, its source is a square" in run_score(run.folder, fails=2).stderr

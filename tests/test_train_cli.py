@@ -1,4 +1,4 @@
-"""The command line of `train`: what it answers at once, and what it says to a wrong word."""
+"""The command line of `train`: its help, and the messages of usage errors."""
 
 import subprocess
 import sys
@@ -18,19 +18,19 @@ TRAININGS = ["text2video", "wan-vae", "wan", "captioner"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in TRAININGS)], ids=" ".join)
-def test_help_needs_no_heavy_library(arguments):
+def test_train_help_imports_no_heavy_library(arguments):
     code = (
         f"import sys; from click.testing import CliRunner; from stages.train import main\n"
         f"assert CliRunner().invoke(main, {arguments!r}).exit_code == 0\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.stdout.strip() == "[]", process.stderr
 
 
-def test_help_lists_the_trainings():
-    said = CliRunner().invoke(main, ["--help"]).stdout
-    assert all(f"  {name} " in said for name in TRAININGS)
+def test_train_help_lists_the_trainings():
+    stderr = CliRunner().invoke(main, ["--help"]).stdout
+    assert all(f"  {name} " in stderr for name in TRAININGS)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_help_lists_the_trainings():
         ),
     ],
 )
-def test_wrong_config_is_one_sentence_and_exit_code_2(text, message, tmp_path):
+def test_an_invalid_training_config_is_one_sentence_and_exit_code_2(text, message, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
     assert_refused("--config", tmp_path / "config.yaml", message=message, folder=tmp_path)
 
@@ -73,24 +73,24 @@ def test_wrong_config_is_one_sentence_and_exit_code_2(text, message, tmp_path):
         ({"mixed_precision": "fp16"}, "error: mixed_precision is fp16 and this training runs on the CPU: use no or bf16"),
     ],
 )
-def test_what_cannot_be_trained_is_one_sentence_and_exit_code_2(change, message, tmp_path):
+def test_an_impossible_training_is_one_sentence_and_exit_code_2(change, message, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**TINY_TEXT2VIDEO, **change}))
     assert_refused("--config", tmp_path / "config.yaml", message=message, folder=tmp_path)
 
 
 def assert_refused(*arguments, message, folder):
-    said = train("text2video", *arguments, "--output", folder / "t", fails=2)
-    lines = [line for line in said.splitlines() if not line.startswith("{")]
-    assert len(lines) == 1 and message in lines[0], said
+    stderr = train("text2video", *arguments, "--output", folder / "t", fails=2)
+    lines = [line for line in stderr.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1 and message in lines[0], stderr
     assert not (folder / "t").exists()
 
 
-def test_the_command_line_wins_over_the_config(tmp_path):
+def test_train_command_line_overrides_the_config(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**TINY_TEXT2VIDEO, "num_frames": 8}))
-    said = train("text2video", "--config", tmp_path / "config.yaml", "--num-frames", 7, "--output", tmp_path / "t", fails=2)
-    assert "num_frames is 7" in said
+    arguments = ("--config", tmp_path / "config.yaml", "--num-frames", 7, "--output", tmp_path / "t")
+    assert "num_frames is 7" in train("text2video", *arguments, fails=2)
 
 
-def test_bare_command_shows_its_help():
+def test_train_without_a_config_shows_its_help():
     result = CliRunner().invoke(main, ["text2video"])
     assert result.exit_code == 2 and "Usage:" in result.stderr and "--prediction-type" in result.stderr

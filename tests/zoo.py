@@ -1,6 +1,6 @@
-"""A zoo of videos, each odd in one way, made by ffmpeg when a test asks; and ffmpeg's own view of a video as the truth.
+"""A zoo of videos, each odd in one way, made by ffmpeg, and frames decoded by ffmpeg as the truth.
 
-Each maker takes a folder and gives the path of a new file in it.
+Each function that makes a video takes a folder and returns the path of a new file in it.
 """
 
 import os
@@ -19,13 +19,13 @@ WIDTH, HEIGHT, FPS, FRAMES = 128, 96, 16, 33
 
 
 def ffmpeg(*arguments, **options) -> bytes:
-    """What the ffmpeg program writes to its standard output."""
+    """Run the program ffmpeg and return its standard output."""
     program = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-y", *map(str, arguments)]
     return subprocess.run(program, check=True, stdout=subprocess.PIPE, **options).stdout
 
 
 def real_clip(name: str) -> Path:
-    """A real clip by file name; skips the test where the folder of real media is absent."""
+    """A real clip by file name. Skips the test if the folder of real media is absent."""
     path = MEDIA / "videos" / name
     if not path.exists():
         pytest.skip(f"no real media at {MEDIA} (set KINEMAKE_MEDIA)")
@@ -33,23 +33,23 @@ def real_clip(name: str) -> Path:
 
 
 def plain(folder, name="plain.mp4", *, frames=FRAMES, size=(WIDTH, HEIGHT), fps=FPS, scene="", encoder=(), sound=0):
-    """H.264 4:2:0 with B-frames, `sound` seconds of a tone; `scene` is more filters, `encoder` more output options."""
+    """H.264 4:2:0 with B-frames and `sound` seconds of a tone. `scene` adds filters, `encoder` adds output options."""
     path = Path(folder) / name
     source = f"testsrc2=size={size[0]}x{size[1]}:rate={fps},trim=end_frame={frames}{scene and ',' + scene}"
-    tone = ["-f", "lavfi", "-i", f"sine=frequency=440:duration={sound}", "-c:a", "aac"] if sound else []
-    coding = ["-c:v", "libx264", "-preset", "fast", "-bf", "2", "-g", "12", "-pix_fmt", "yuv420p", *encoder]
-    ffmpeg("-f", "lavfi", "-i", source, *tone, *coding, "file:" + str(path))
+    sound_options = ["-f", "lavfi", "-i", f"sine=frequency=440:duration={sound}", "-c:a", "aac"] if sound else []
+    encoding = ["-c:v", "libx264", "-preset", "fast", "-bf", "2", "-g", "12", "-pix_fmt", "yuv420p", *encoder]
+    ffmpeg("-f", "lavfi", "-i", source, *sound_options, *encoding, "file:" + str(path))
     return path
 
 
 def varying_rate(folder):
-    """After each fifth frame the picture stands still for two more frame times."""
+    """After each fifth frame the image stands still for two more frame times."""
     options = ["-fps_mode", "passthrough", "-video_track_timescale", "16000"]
     return plain(folder, "vfr.mp4", scene=f"setpts=(N+2*floor(N/5))/{FPS}/TB", encoder=options)
 
 
 def rotated(folder, degrees):
-    """A display matrix, as phones write it, that turns the picture `degrees` counterclockwise."""
+    """A display matrix, as phones write it, that turns the image `degrees` counterclockwise."""
     upright, path = plain(folder), Path(folder) / f"rotated{degrees}.mp4"
     ffmpeg("-display_rotation", degrees, "-i", upright, "-c", "copy", path)
     return path
@@ -85,38 +85,38 @@ def sound_only(folder):
 
 
 def no_frames(folder):
-    """A picture track without a single frame in it."""
+    """A video track without a single frame."""
     path = Path(folder) / "no_frames.mp4"
     ffmpeg("-f", "lavfi", "-i", "testsrc2=size=128x96:rate=16:duration=1", "-c:v", "libx264", "-frames:v", 0, path)
     return path
 
 
-def cut(path, share=0.7):
-    """The first part of a file, as a broken download leaves it."""
-    broken = path.with_name("cut_" + path.name)
-    broken.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    return broken
+def truncate(path, share=0.7):
+    """The first part of a file, like a broken download."""
+    truncated_path = path.with_name("cut_" + path.name)
+    truncated_path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    return truncated_path
 
 
 def no_index(folder):
-    """An mp4 whose index, at its end, never arrived."""
-    return cut(plain(folder))
+    """An mp4 that lacks the index at its end."""
+    return truncate(plain(folder))
 
 
 def truncated(folder):
-    return cut(plain(folder, "front.mp4", encoder=["-movflags", "+faststart"]))
+    return truncate(plain(folder, "front.mp4", encoder=["-movflags", "+faststart"]))
 
 
 def truncated_fragments(folder):
-    return cut(plain(folder, "fragments.mp4", encoder=["-movflags", "+frag_keyframe+empty_moov"]))
+    return truncate(plain(folder, "fragments.mp4", encoder=["-movflags", "+frag_keyframe+empty_moov"]))
 
 
 def truncated_matroska(folder):
-    return cut(plain(folder, "plain.mkv"))
+    return truncate(plain(folder, "plain.mkv"))
 
 
 def playlist(folder):
-    """A playlist under a video's name: it names another file."""
+    """A playlist with the name of a video, which refers to another file."""
     target, path = plain(folder, "secret.mp4"), Path(folder) / "playlist.mp4"
     path.write_text(f"ffconcat version 1.0\nfile {target}\n")
     return path
@@ -127,44 +127,44 @@ MPEG2 = ["-c:v", "mpeg2video", "-bf", "2", "-g", "12", "-q:v", "2"]
 CORNERS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "yellow": (220, 220, 30)}
 
 
-def numbered_picture(number, size=(WIDTH, HEIGHT)) -> np.ndarray:
-    """A grey picture, uint8 [H, W, 3], with coloured corners, row by row red, green, blue and yellow, and its number.
+def numbered_image(number, size=(WIDTH, HEIGHT)) -> np.ndarray:
+    """A grey image, uint8 [H, W, 3], with its number and coloured corners: red, green, blue and yellow, row by row.
 
-    The number is a row of eight cells across the middle, white for the ones, the most significant on the left.
+    The number is a row of eight cells across the middle, white for ones, the most significant bit on the left.
     """
     width, height = size
-    side, picture = height // 4, np.full((height, width, 3), 90, np.uint8)
-    picture[:side, :side], picture[:side, -side:] = CORNERS["red"], CORNERS["green"]
-    picture[-side:, :side], picture[-side:, -side:] = CORNERS["blue"], CORNERS["yellow"]
+    side, image = height // 4, np.full((height, width, 3), 90, np.uint8)
+    image[:side, :side], image[:side, -side:] = CORNERS["red"], CORNERS["green"]
+    image[-side:, :side], image[-side:, -side:] = CORNERS["blue"], CORNERS["yellow"]
     for cell in range(8):
-        place = slice(cell * width // 8, (cell + 1) * width // 8)
-        picture[height // 2 - side // 2 : height // 2 + side // 2, place] = 255 * (number >> (7 - cell) & 1)
-    return picture
+        columns = slice(cell * width // 8, (cell + 1) * width // 8)
+        image[height // 2 - side // 2 : height // 2 + side // 2, columns] = 255 * (number >> (7 - cell) & 1)
+    return image
 
 
-def number_of(rgb) -> int:
-    """The number that a picture carries."""
+def read_number(rgb) -> int:
+    """The number in a numbered image."""
     height, width = rgb.shape[:2]
     cells = [rgb[height // 2, int((cell + 0.5) * width / 8)].mean() > 128 for cell in range(8)]
     return sum(int(white) << (7 - cell) for cell, white in enumerate(cells))
 
 
-def numbered(folder, name, encoder=H264, *, frames=48, fps=12, size=(WIDTH, HEIGHT)):
-    """A video whose frames carry their numbers."""
-    return encoded(folder, name, [numbered_picture(n, size) for n in range(frames)], encoder, fps=fps)
+def numbered_video(folder, name, encoder=H264, *, frames=48, fps=12, size=(WIDTH, HEIGHT)):
+    """A video of numbered images."""
+    return encode_images(folder, name, [numbered_image(n, size) for n in range(frames)], encoder, fps=fps)
 
 
-def encoded(folder, name, pictures, encoder, *, fps=12):
-    """Pictures, uint8 [H, W, 3 or 4], as a video."""
+def encode_images(folder, name, images, encoder, *, fps=12):
+    """A video of images, uint8 [H, W, 3 or 4]."""
     path = Path(folder) / name
-    height, width, channels = pictures[0].shape
+    height, width, channels = images[0].shape
     stored = ["-f", "rawvideo", "-pix_fmt", "rgba" if channels == 4 else "rgb24", "-s", f"{width}x{height}", "-r", fps]
-    ffmpeg(*stored, "-i", "-", *encoder, path, input=b"".join(picture.tobytes() for picture in pictures))
+    ffmpeg(*stored, "-i", "-", *encoder, path, input=b"".join(image.tobytes() for image in images))
     return path
 
 
 def rgb_by_ffmpeg(path, size=(WIDTH, HEIGHT), filters="null") -> np.ndarray:
-    """All frames of a video as the ffmpeg program shows them with its fast conversion, uint8 [N, H, W, 3]."""
+    """All frames of a video as the program ffmpeg shows them with its fast conversion, uint8 [N, H, W, 3]."""
     raw = ffmpeg(
         "-i", "file:" + str(path), "-fps_mode", "passthrough", "-vf", f"{filters},format=rgb24", "-f", "rawvideo", "-"
     )

@@ -1,14 +1,15 @@
-"""Colours of other systems in those of BT.709: HDR is tone mapped, wide gamuts are brought in, both by one table.
+"""Conversion of HDR and wide-gamut colours to BT.709 by one look-up table, which includes the tone mapping.
 
-The table is made by the formulas of the recommendations that are named at each, and applied by ffmpeg's lut3d filter.
+The table follows the formulas of the recommendations named below. ffmpeg's lut3d filter or Pillow's Color3DLUT applies it.
 """
 
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
-POINTS = 65  # along each side of the table: with fewer, dark colours are off by more than a level or two
+POINTS = 65  # along each side of the table: with fewer, dark colours are off by more than two levels
 
 # x and y of red, green and blue, ITU-T H.273; the white of all is D65
 PRIMARIES = {
@@ -19,52 +20,52 @@ PRIMARIES = {
 D65 = (0.3127, 0.3290)
 
 HDR = ("pq", "hlg")
-WHITE = 100.0  # cd/m2 of BT.709's white (BT.1886), by which HDR is measured
-PEAK = 1000.0  # cd/m2 of the brightest light in HDR that says nothing of it: BT.2100's nominal peak for HLG
-KNEE = 0.3  # share of white up to which light is left as it is
+WHITE = 100.0  # cd/m2 of BT.709's white (BT.1886); 1.0 in linear light
+PEAK = 1000.0  # cd/m2, the peak of HDR without metadata: BT.2100's nominal peak for HLG
+KNEE = 0.3  # share of white up to which tone mapping changes nothing
 
 
-def is_foreign(transfer: str, primaries: str) -> bool:
-    """Whether colours have to go through a table to look right as BT.709; an empty name is taken for BT.709."""
+def needs_conversion(transfer: str, primaries: str) -> bool:
+    """Whether colours need the table to be shown as BT.709; an empty name means BT.709."""
     return transfer in (*HDR, "linear") or primaries in ("bt2020", "p3")
 
 
 def table(transfer: str, primaries: str, peak: float = PEAK) -> np.ndarray:
-    """RGB of BT.709 for each RGB of another system, float64 [R, G, B, 3], both on 0..1 and as they are stored.
+    """The encoded BT.709 RGB for each encoded RGB of another system, float64 [R, G, B, 3], both in 0..1.
 
-    `peak` is the brightest light of HDR in cd/m2. HDR of unknown primaries is taken for BT.2020.
+    `peak` is the peak luminance of HDR in cd/m2. HDR without primaries counts as BT.2020.
     """
     axis = np.linspace(0, 1, POINTS)
     stored = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
     primaries = primaries or ("bt2020" if transfer in HDR else "bt709")
-    light = to_light(stored, transfer) @ (np.linalg.inv(rgb_to_xyz("bt709")) @ rgb_to_xyz(primaries)).T
+    light = to_linear(stored, transfer) @ (np.linalg.inv(rgb_to_xyz("bt709")) @ rgb_to_xyz(primaries)).T
     light = light.clip(0)
     if transfer in HDR:
-        light = tone_mapped(light, peak / WHITE)
+        light = tone_map(light, peak / WHITE)
     return light.clip(0, 1) ** (1 / 2.4)
 
 
-def to_light(stored: np.ndarray, transfer: str) -> np.ndarray:
-    """Light of a display, where 1 is BT.709's white, for stored RGB [..., 3] on 0..1."""
+def to_linear(stored: np.ndarray, transfer: str) -> np.ndarray:
+    """Linear display light, in which 1 is BT.709's white, of encoded RGB [..., 3] in 0..1."""
     if transfer == "pq":  # SMPTE ST 2084 / BT.2100, table 4
         m1, m2, c1, c2, c3 = 1305 / 8192, 2523 / 32, 107 / 128, 2413 / 128, 2392 / 128
         power = stored ** (1 / m2)
         return 10_000 / WHITE * ((power - c1).clip(0) / (c2 - c3 * power)) ** (1 / m1)
-    if transfer == "hlg":  # BT.2100, table 5, for a display of 1000 cd/m2; its gamma is taken of each channel, as zimg does
+    if transfer == "hlg":  # BT.2100, table 5, for a display of 1000 cd/m2; its gamma is applied per channel, as zimg does
         a, b, c = 0.17883277, 0.28466892, 0.55991073
         scene = np.where(stored <= 0.5, stored**2 / 3, (np.exp((stored - c) / a) + b) / 12)
         return PEAK / WHITE * scene**1.2
     return stored if transfer == "linear" else stored**2.4  # BT.1886
 
 
-def tone_mapped(light: np.ndarray, peak: float) -> np.ndarray:
-    """Light of 0..`peak` in 0..1: dark parts stay (below KNEE), the rest bends (ffmpeg's tonemap=mobius); hues are kept."""
+def tone_map(light: np.ndarray, peak: float) -> np.ndarray:
+    """Map light in 0..`peak` to 0..1 by ffmpeg's tonemap=mobius: unchanged below KNEE, with the hue kept."""
     brightest = light.max(axis=-1, keepdims=True).clip(1e-6)
     peak = max(peak, 1.01)
     a = -(KNEE**2) * (peak - 1) / (KNEE**2 - 2 * KNEE + peak)
     b = (KNEE**2 - 2 * KNEE * peak + peak) / (peak - 1)
-    bent = (b + KNEE) ** 2 / (b - a) * (brightest + a) / (brightest + b)
-    return light * np.where(brightest <= KNEE, brightest, bent) / brightest
+    compressed = (b + KNEE) ** 2 / (b - a) * (brightest + a) / (brightest + b)
+    return light * np.where(brightest <= KNEE, brightest, compressed) / brightest
 
 
 def rgb_to_xyz(primaries: str) -> np.ndarray:
@@ -75,13 +76,13 @@ def rgb_to_xyz(primaries: str) -> np.ndarray:
 
 
 def table_rows(values: np.ndarray) -> np.ndarray:
-    """The entries of a table, float64 [N, 3], in the order of ffmpeg's lut3d and Pillow's Color3DLUT: red is fastest."""
+    """The entries of a table, float64 [N, 3], in the order of ffmpeg's lut3d and Pillow's Color3DLUT: red varies fastest."""
     return values.transpose(2, 1, 0, 3).reshape(-1, 3)
 
 
 @contextmanager
-def table_file(values: np.ndarray):
-    """The name of a file that holds a table as ffmpeg's lut3d reads it; the file is gone afterwards."""
+def table_file(values: np.ndarray) -> Iterator[str]:
+    """Write a table to a temporary .cube file for ffmpeg's lut3d; yields its name."""
     with tempfile.NamedTemporaryFile("w", suffix=".cube") as file:
         rows = table_rows(values)
         file.write(f"LUT_3D_SIZE {len(values)}\n")

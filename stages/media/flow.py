@@ -1,61 +1,64 @@
-"""Where the pixels of a frame are seen in another one, near or far, and at which of them that can be relied on.
+"""Dense correspondence between frames, near or far apart, and where it is reliable.
 
-Such a correspondence is a map: float32 [H, W, 2], for each pixel of one frame the place (x, y) in the other, in pixels.
-Maps are composed by sampling one with the other, so that along a chain of frames the picture itself is sampled only once.
+A correspondence is a map: float32 [H, W, 2], for each pixel of one frame the place (x, y) in the other, in pixels. Maps are
+composed by sampling one with the other, so that an image is sampled only once along a chain of frames.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 
-SMALLEST = 16  # pixels a side: in less there is no flow to be found
-NEIGHBOURHOOD = (5, 5)  # pixels that a colour is compared in, so that noise does not decide
+MIN_SIDE = 16  # pixels: DIS finds no flow in smaller images
+NEIGHBOURHOOD = (5, 5)  # pixels over which colours are averaged, against noise
 
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """How `frame`, RGB, uint8 [H, W, 3], is found in the key: `places`, a map, and `trusted`, bool [H, W], where that can be
-    relied on.
+    """The correspondence of `frame`, RGB, uint8 [H, W, 3], with the key: the map `places`, and where it is `reliable`,
+    bool [H, W].
     """
 
     frame: np.ndarray
     places: np.ndarray
-    trusted: np.ndarray
+    reliable: np.ndarray
 
 
 def grid(shape: tuple[int, ...]) -> np.ndarray:
-    """The map of a picture of `shape` (height, width, ...) onto itself."""
+    """The identity map of an image of `shape` (height, width, ...), float32 [H, W, 2]."""
     rows, columns = np.indices(shape[:2], np.float32)
     return np.stack([columns, rows], axis=-1)
 
 
 def correspondence(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The map of `a` into `b`, both RGB, uint8 [H, W, 3]; of pictures under 16 pixels a side, that onto itself.
+    """The map of `a` into `b`, both RGB, uint8 [H, W, 3]; the identity for images under 16 pixels a side.
 
     DIS optical flow (Kroeger et al., "Fast optical flow using dense inverse search", ECCV 2016), OpenCV's medium preset.
     """
-    if min(a.shape[:2]) < SMALLEST:
+    if min(a.shape[:2]) < MIN_SIDE:
         return grid(a.shape)
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return grid(a.shape) + dis.calc(cv2.cvtColor(a, cv2.COLOR_RGB2GRAY), cv2.cvtColor(b, cv2.COLOR_RGB2GRAY), None)
+    flow: Any = None  # the stub has no overload without an array to write to
+    return grid(a.shape) + dis.calc(cv2.cvtColor(a, cv2.COLOR_RGB2GRAY), cv2.cvtColor(b, cv2.COLOR_RGB2GRAY), flow)
 
 
-def sample(picture: np.ndarray, places: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
-    """`picture` [H, W, ...] at `places`, a map; beyond its border, the border. A map sampled by a map is their composition.
+def sample(image: np.ndarray, places: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
+    """Sample an image [H, W, ...] at the map `places`; places outside take the value at the border.
 
-    Bilinear, unless told otherwise.
+    A map sampled by another map is their composition. `interpolation` is OpenCV's, by default bilinear.
     """
-    return cv2.remap(picture, places, None, interpolation, borderMode=cv2.BORDER_REPLICATE)
+    second: Any = None  # the stub has no overload for a map of one array
+    return cv2.remap(image, places, second, interpolation, borderMode=cv2.BORDER_REPLICATE)
 
 
-def consistent(there: np.ndarray, back: np.ndarray) -> np.ndarray:
-    """Where going `there` and `back`, two maps, leads home, bool [H, W]: |f + b| <= 0.01 (|f| + |b|) + 0.5 pixels.
+def is_consistent(there: np.ndarray, back: np.ndarray) -> np.ndarray:
+    """Forward-backward consistency of two maps, bool [H, W]: |f + b| <= 0.01 (|f| + |b|) + 0.5 pixels.
 
-    The test of GMFlow (Xu et al., CVPR 2022). What lies outside of the other picture is not consistent.
+    The test of GMFlow (Xu et al., CVPR 2022). Places outside the other image are not consistent.
     """
     here = grid(there.shape)
     returned = sample(back, there)
@@ -66,25 +69,25 @@ def consistent(there: np.ndarray, back: np.ndarray) -> np.ndarray:
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Mean distance of two pictures, uint8 [H, W, 3], around each pixel, in levels: float32 [H, W]."""
+    """Mean absolute difference of two images, uint8 [H, W, 3], around each pixel, in levels: float32 [H, W]."""
     return cv2.blur(cv2.absdiff(a, b).mean(axis=-1, dtype=np.float32), NEIGHBOURHOOD)
 
 
-def matches(key: np.ndarray, frames: Iterable[np.ndarray], residual: float) -> Iterator[Match]:
-    """How each of `frames`, RGB, uint8 [H, W, 3], is found in `key`, the frame before the first of them.
+def match_frames(key: np.ndarray, frames: Iterable[np.ndarray], residual: float) -> Iterator[Match]:
+    """Yield the correspondence of each of `frames`, RGB, uint8 [H, W, 3], with `key`, the frame before the first of them.
 
-    Of the map composed along the chain and the direct one, each pixel takes the one by which the key's colour is nearer.
-    It is trusted where that map is consistent and the colour differs by at most `residual` levels.
+    There are two maps: one composed along the chain of frames, and the direct one. Each pixel takes the map by which the
+    key's colour is nearer. It is reliable where that map is consistent and the colour differs by at most `residual` levels.
     """
     previous, to_key, from_key = key, grid(key.shape), grid(key.shape)
     for frame in frames:
         to_key = sample(to_key, correspondence(frame, previous))
         from_key = sample(correspondence(previous, frame), from_key)
         ways = [(to_key, from_key), (correspondence(frame, key), correspondence(key, frame))]
-        apart = np.stack([difference(sample(key, there), frame) for there, _ in ways])
-        sure = np.stack([consistent(there, back) for there, back in ways])
-        nearer = (apart + 255 * ~sure).argmin(axis=0)
+        errors = np.stack([difference(sample(key, there), frame) for there, _ in ways])
+        valid = np.stack([is_consistent(there, back) for there, back in ways])
+        nearer = (errors + 255 * ~valid).argmin(axis=0)
         places = np.where(nearer[..., None], ways[1][0], ways[0][0])
-        trusted = np.take_along_axis(sure & (apart <= residual), nearer[None], axis=0)[0]
-        yield Match(frame, places, trusted)
+        reliable = np.take_along_axis(valid & (errors <= residual), nearer[None], axis=0)[0]
+        yield Match(frame, places, reliable)
         previous = frame

@@ -1,4 +1,4 @@
-"""Folders of videos, images and texts: which of their files count, by name."""
+"""Folders of videos, images and texts: their files by ending and by stem."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from stages.media.options import OTHER_ENDINGS, PICTURE_ENDINGS, VIDEO_ENDINGS
+from stages.media.options import IMAGE_ENDINGS, OTHER_ENDINGS, VIDEO_ENDINGS
 from stages.runtime.errors import UsageError
 
 TEXT_ENDINGS = (".txt",)
 
 
 def files(folder: Path, endings: Sequence[str]) -> list[Path]:
-    """The files of a folder with one of these endings, in any case, by name, without hidden ones (`._x.mp4`) and folders."""
-    found = (path for path in _shown(folder) if path.suffix.lower() in endings)
+    """The files with one of these endings, in any case, sorted by name; no hidden files (`._x.mp4`) and no folders."""
+    found = (path for path in _visible_files(folder) if path.suffix.lower() in endings)
     return sorted(found, key=lambda path: path.name)
 
 
-def overlooked(folder: Path, endings: Sequence[str]) -> list[Path]:
-    """The files that look like videos or images by their endings, and are not among `files`, in a folder of these."""
-    others = {*VIDEO_ENDINGS, *PICTURE_ENDINGS, *OTHER_ENDINGS} - set(endings)
+def unsupported_files(folder: Path, endings: Sequence[str]) -> list[Path]:
+    """The videos and images of a folder whose endings, by which they are known, are not among `endings`."""
+    others = {*VIDEO_ENDINGS, *IMAGE_ENDINGS, *OTHER_ENDINGS} - set(endings)
     return files(folder, tuple(others))
 
 
-def _shown(folder: Path) -> Iterable[Path]:
+def _visible_files(folder: Path) -> Iterable[Path]:
     if not os.path.isdir(folder):
         return []
     try:
@@ -34,7 +34,7 @@ def _shown(folder: Path) -> Iterable[Path]:
 
 
 def by_stem(paths: Iterable[Path], called: str) -> dict[str, Path]:
-    """Files by their names without endings. Raises UsageError where two have one."""
+    """Files by stem. Raises UsageError if two have the same one; `called` is what the error calls the files."""
     found: dict[str, Path] = {}
     for path in paths:
         if path.stem in found:

@@ -1,218 +1,162 @@
-"""Options of the stages that handle video without a model, and of the writing of videos."""
+"""Options of the stages without a model, and of writing videos."""
 
-from stages.runtime.options import Family, Option
-from stages.runtime.size import size_text
+from stages.runtime.options import Family, Implementation, Options, option
+from stages.runtime.sizes import size_text
 
-VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv")  # of the files that a folder of videos is searched for
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tiff", ".tif")  # of the same for pictures
-OTHER_ENDINGS = (  # of videos and pictures that such a search leaves out, and says so
+VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv")  # of videos that are found in a folder
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tiff", ".tif")  # of images that are found in a folder
+OTHER_ENDINGS = (  # of videos and images that are ignored, with a warning
     *(".webm", ".m4v", ".mpg", ".mpeg", ".m2v", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".f4v", ".3gp", ".3g2", ".ogv"),
     *(".vob", ".mxf", ".asf", ".divx", ".rm", ".rmvb", ".y4m", ".qt", ".insv", ".gif", ".webp", ".heic", ".heif", ".avif"),
     *(".jfif", ".jpe", ".jp2", ".jxl", ".apng", ".tga", ".exr", ".hdr", ".ppm", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
 )
 FITS = ("crop", "pad", "area", "short")
 
-FIT = Option(
-    "fit",
-    str,
-    "crop",
-    "How a picture comes to the size: crop covers and cuts the middle, pad adds black bars, "
-    "area keeps the picture's aspect and takes the size as an area, short takes the size's shorter side for its own",
-    ("extract_frames", "concat"),
-    choices=FITS,
-)
 
-WRITE_OPTIONS = (
-    Option("crf", int, 16, "Quality of the H.264 video, lower is better", ("decode", "concat"), minimum=0, maximum=51),
-    Option("lossless", bool, False, "Also write the clip lossless (FFV1), for concat to encode again", ("decode",)),
-    Option("save_gif", bool, False, "Also write the clip as a GIF", ("decode",)),
-    Option("save_frames", bool, False, "Also write every frame as a PNG", ("decode",)),
-    Option("visualize", bool, False, "Also write a contact sheet: some frames side by side under the prompt", ("decode",)),
-)
+class FitOption(Options):
+    fit: str = option(
+        "crop",
+        "Fit to the size: crop scales to cover it and crops the centre; pad adds black bars; area keeps the aspect ratio "
+        "and the area of the size; short keeps the aspect ratio and the shorter side of the size",
+        choices=FITS,
+        default_text="crop; in recipes v2v and chain: area",
+    )
+
+
+class CrfOption(Options):
+    crf: int = option(16, "Quality of the H.264 video (x264's CRF), lower is better", minimum=0, maximum=51)
+
+
+class WriteOptions(CrfOption):
+    """Options of decode for writing a clip."""
+
+    fps: float = option(8.0, "Frame rate of the clip", unit="frames per second", minimum=1, maximum=240)
+    lossless: bool = option(False, "Also write the clip losslessly (FFV1), as input of concat")
+    save_gif: bool = option(False, "Also write the clip as a GIF")
+    save_frames: bool = option(False, "Also write every frame as a PNG")
+    visualize: bool = option(False, "Also write a contact sheet: the prompt and some frames side by side")
+
+
+class AllowTruncatedOption(Options):
+    allow_truncated: bool = option(
+        False,
+        "Use the good frames of a truncated or damaged video, each at its time; off: such a video is an error",
+    )
+
+
+class ExtractFramesOptions(FitOption, AllowTruncatedOption):
+    select: str = option(
+        "last",
+        "Frames to select: the last one, the last COUNT (tail), the midpoints of COUNT segments, the first COUNT, all, or "
+        "keyframes: the first, the last and those with the most motion",
+        choices=("last", "tail", "segments", "first", "all", "keyframes"),
+        set_by_recipe=True,
+    )
+    count: int = option(8, "Number of frames for tail, segments and first", minimum=1, set_by_recipe=True, maximum=100_000)
+    size: str = option(
+        "",
+        "Size of the frames, width*height; empty: the size of the video",
+        form=lambda text: size_text(text) if text else "",
+        set_by_recipe=True,
+    )
+    multiple: int = option(
+        16,
+        "With --fit area and short: both sides are multiples of this",
+        unit="pixels",
+        minimum=2,
+        set_by_recipe=True,
+        maximum=1024,
+    )
+    area_rule: str = option(
+        "joint",
+        "With --fit area: joint rounds one side down and fits the other to the rest of the area, "
+        "independent rounds both sides down",
+        choices=("joint", "independent"),
+        set_by_recipe=True,
+    )
+    canny: bool = option(
+        False, "Also write the hard edges of each frame, as control maps of a ControlNet", set_by_recipe=True
+    )
+    min_interval: int = option(
+        5, "Shortest interval between keyframes", aliases=("mininterv",), unit="frames", minimum=1, maximum=100_000
+    )
+    max_interval: int = option(
+        5,
+        "Longest interval between keyframes with motion; equal to min_interval: the exact interval",
+        aliases=("maxinterv",),
+        unit="frames",
+        minimum=1,
+        maximum=100_000,
+    )
+
+
+class PropagateOptions(Options):
+    part: int = option(0, "Part to propagate, 0 to PARTS - 1", minimum=0, set_by_recipe=True, maximum=99)
+    parts: int = option(1, "Number of parts that the intervals between keyframes are divided into", minimum=1, maximum=100)
+    engine: str = option(
+        "auto",
+        "Propagation from a keyframe: warp follows the flow, hybrid adds patches where the flow fails, patch uses patches "
+        "everywhere, auto chooses hybrid or patches per frame, ebsynth runs that program from the PATH",
+        choices=("auto", "hybrid", "warp", "patch", "ebsynth"),
+    )
+    poisson: bool = option(True, "Blend the results from both keyframes by their gradients (Poisson), against ghosting")
+    residual: float = option(
+        20.0,
+        "Colour difference above which the flow is unreliable",
+        unit="levels of 255",
+        minimum=0,
+        maximum=255,
+    )
+    full_above: float = option(
+        0.25,
+        "With --engine auto: use patches in the whole frame if its flow fails in more than this share of it",
+        minimum=0,
+        maximum=1,
+    )
+    patch_size: int = option(5, "Side of a patch", unit="pixels", choices=(3, 5, 7))
+    patch_votes: int = option(
+        3, "Rounds of patch search and voting at each size of the image pyramid", minimum=1, maximum=100
+    )
+    patch_iters: int = option(2, "PatchMatch sweeps over the image in one patch search", minimum=1, maximum=100)
+    patch_radius: int = option(
+        64, "Radius of the random search around the best match", unit="pixels", minimum=1, maximum=16384
+    )
+
+
+class ConcatOptions(FitOption, AllowTruncatedOption, CrfOption):
+    keep_audio: bool = option(True, "Keep the sound of the source")
+    extras: bool = option(
+        False,
+        "Put copies of the GIF, the images and the contact sheet of a single clip beside the film",
+        set_by_recipe=True,
+        neutral=False,
+    )
+    prompts_log: bool = option(
+        False, "Also write prompts_log.txt, with the prompt and seed of each clip", set_by_recipe=True
+    )
+    names: list[str] = option(
+        [],
+        "Names of the source and of each clip in prompts_log.txt",
+        default_text="the names of the files",
+        set_by_recipe=True,
+    )
+
 
 FAMILY = Family(
     name="media",
     version=2,
-    options=(
-        Option(
-            "select",
-            str,
-            "last",
-            "Which frames: the last one, the last COUNT (tail), the midpoints of COUNT segments, the first COUNT, all, or "
-            "keyframes, which are the first, the last and those where most changes",
-            ("extract_frames",),
-            choices=("last", "tail", "segments", "first", "all", "keyframes"),
-            by_recipe=True,
+    stages={
+        "extract_frames": Implementation(
+            worker="stages.media.extract:ExtractFrames",
+            options=ExtractFramesOptions,
         ),
-        Option(
-            "count",
-            int,
-            8,
-            "How many frames, for tail, segments and first",
-            ("extract_frames",),
-            minimum=1,
-            by_recipe=True,
-            maximum=100_000,
+        "propagate": Implementation(
+            worker="stages.media.propagate.worker:Propagate",
+            options=PropagateOptions,
         ),
-        Option(
-            "size",
-            str,
-            "",
-            "Size of the frames, width*height; empty keeps the video's",
-            ("extract_frames",),
-            form=lambda text: size_text(text) if text else "",
-            by_recipe=True,
+        "concat": Implementation(
+            worker="stages.media.concat:Concat",
+            options=ConcatOptions,
         ),
-        FIT,
-        Option(
-            "multiple",
-            int,
-            16,
-            "With fit area and short: both sides are multiples of this",
-            ("extract_frames",),
-            "pixels",
-            minimum=2,
-            by_recipe=True,
-            maximum=1024,
-        ),
-        Option(
-            "area_rule",
-            str,
-            "joint",
-            "With fit area: joint rounds one side down and gives the other what is left of the area, "
-            "independent rounds both down",
-            ("extract_frames",),
-            choices=("joint", "independent"),
-            by_recipe=True,
-        ),
-        Option(
-            "canny",
-            bool,
-            False,
-            "Also write the hard edges of each frame, for a ControlNet",
-            ("extract_frames",),
-            by_recipe=True,
-        ),
-        Option(
-            "mininterv",
-            int,
-            5,
-            "From one keyframe to the next at least",
-            ("extract_frames",),
-            "frames",
-            minimum=1,
-            maximum=100_000,
-        ),
-        Option(
-            "maxinterv",
-            int,
-            5,
-            "From one keyframe to the next at most, where the video moves; the same as mininterv: exactly",
-            ("extract_frames",),
-            "frames",
-            minimum=1,
-            maximum=100_000,
-        ),
-        Option(
-            "allow_truncated",
-            bool,
-            False,
-            "Use the good frames of a video that is truncated or damaged, before and after the damage, each at its time; "
-            "otherwise such a video is an error",
-            ("extract_frames", "concat"),
-        ),
-        Option("part", int, 0, "Which of PARTS", ("propagate",), minimum=0, by_recipe=True, maximum=99),
-        Option(
-            "parts",
-            int,
-            1,
-            "Into how many a film's intervals between keys are divided",
-            ("propagate",),
-            minimum=1,
-            maximum=100,
-        ),
-        Option(
-            "engine",
-            str,
-            "auto",
-            "How pictures are carried from a key: warp follows the flow, hybrid puts patches where the flow fails, patch "
-            "puts them everywhere, auto does the better of both, ebsynth runs the program of that name from the PATH",
-            ("propagate",),
-            choices=("auto", "hybrid", "warp", "patch", "ebsynth"),
-        ),
-        Option(
-            "poisson",
-            bool,
-            True,
-            "Blend the two sides along their gradients too: fewer ghosts",
-            ("propagate",),
-        ),
-        Option(
-            "residual",
-            float,
-            20.0,
-            "By how much a colour may differ before the flow is not trusted there",
-            ("propagate",),
-            "levels of 255",
-            minimum=0,
-            maximum=255,
-        ),
-        Option(
-            "full_above",
-            float,
-            0.25,
-            "With engine auto: patches are searched everywhere in a frame whose flow fails in more than this share of it",
-            ("propagate",),
-            minimum=0,
-            maximum=1,
-        ),
-        Option("patch_size", int, 5, "Side of a patch", ("propagate",), "pixels", choices=(3, 5, 7)),
-        Option(
-            "patch_votes",
-            int,
-            3,
-            "How often patches are searched and vote on the colours, at each size of the picture",
-            ("propagate",),
-            minimum=1,
-            maximum=100,
-        ),
-        Option(
-            "patch_iters",
-            int,
-            2,
-            "Sweeps over the picture in one search for patches",
-            ("propagate",),
-            minimum=1,
-            maximum=100,
-        ),
-        Option(
-            "patch_radius",
-            int,
-            64,
-            "How far from its best match so far a search looks",
-            ("propagate",),
-            "pixels",
-            minimum=1,
-            maximum=16384,
-        ),
-        Option("keep_audio", bool, True, "Keep the sound of the source in front", ("concat",)),
-        Option("prompts_log", bool, False, "Also write prompts_log.txt", ("concat",), by_recipe=True),
-        Option(
-            "names",
-            str,
-            [],
-            "What prompts_log.txt calls the source and each clip",
-            ("concat",),
-            many=True,
-            default_text="the names of the files",
-            by_recipe=True,
-        ),
-        WRITE_OPTIONS[0],
-    ),
-    workers={
-        "extract_frames": "stages.media.extract:ExtractFrames",
-        "propagate": "stages.media.propagate.worker:Propagate",
-        "concat": "stages.media.film:Concat",
     },
-    needs_model=lambda stage, values: False,
 )

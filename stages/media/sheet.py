@@ -1,16 +1,23 @@
 """Contact sheets: a row per clip, a few of its frames side by side."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
 BAR, INK, PAPER = 16, (230, 230, 230), (30, 30, 30)
 
 
-def contact_sheet(clips, titles=None, columns: int = 6, side: int = 128) -> np.ndarray:
-    """Frames spread over each clip, RGB, uint8 [H, W, 3].
+def contact_sheet(
+    clips: Sequence[Sequence[np.ndarray] | np.ndarray],
+    titles: Sequence[str] | None = None,
+    columns: int = 6,
+    side: int = 128,
+) -> np.ndarray:
+    """An image of up to `columns` frames of each clip, RGB, uint8 [H, W, 3].
 
-    `clips` are uint8 [T, H, W, 3], as a list or an array; a frame's longer side is scaled to `side` pixels. `titles`, where
-    given, stand above the rows (Latin letters only: others show as ?).
+    `clips` are uint8 [T, H, W, 3], as lists or arrays. The longer side of a frame is scaled to `side`
+    pixels. `titles`, one per clip, are written above the rows; other than Latin letters are shown as "?".
     """
     rows = []
     for number, clip in enumerate(clips):

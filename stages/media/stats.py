@@ -1,4 +1,4 @@
-"""Statistics of a clip, gathered while its frames pass: what drifts in a chain shows here first."""
+"""Statistics of a clip, collected frame by frame; drift along a chain shows here first."""
 
 import cv2
 import numpy as np
@@ -7,15 +7,16 @@ from stages.runtime.errors import ItemError
 
 
 class ClipStatistics:
-    """Colour and sharpness of a clip's first frame, last frame and whole, in the memory of one frame."""
+    """Colour and sharpness of a clip's first frame, of its last frame and of all frames, in the memory of one frame."""
 
-    def __init__(self):
-        self._first = self._last = None
+    def __init__(self) -> None:
+        self._first: np.ndarray | None = None
+        self._last: np.ndarray | None = None
         self._frames = 0
         self._sums = np.zeros(8)  # per frame: channel means, channel mean squares, saturation, sharpness
 
     def add(self, rgb: np.ndarray) -> None:
-        """Take in the next frame, uint8 [H, W, 3]."""
+        """Add the next frame, RGB, uint8 [H, W, 3]."""
         self._last = _moments(rgb)
         if self._first is None:
             self._first = self._last
@@ -27,25 +28,27 @@ class ClipStatistics:
 
         `mean`, `std` ([R, G, B]), `saturation` (mean of max - min over the channels) and `sharpness` (variance of the
         Laplacian of the luma). `whole` pools all pixels for mean and std and averages the others over frames.
+        Raises ItemError for a clip without frames.
         """
-        if not self._frames:
+        if self._first is None or self._last is None:
             raise ItemError("a clip without frames has no statistics", "add at least one frame")
         return {
             "frames": self._frames,
-            "first": _named(self._first),
-            "last": _named(self._last),
-            "whole": _named(self._sums / self._frames),
+            "first": _as_fields(self._first),
+            "last": _as_fields(self._last),
+            "whole": _as_fields(self._sums / self._frames),
         }
 
 
 def _moments(rgb: np.ndarray) -> np.ndarray:
     mean, std = (values.ravel() for values in cv2.meanStdDev(rgb))
-    high, low = rgb.max(axis=2), rgb.min(axis=2)
+    red, green, blue = cv2.split(rgb)
+    high, low = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
     laplacian = cv2.Laplacian(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.CV_32F)
-    return np.concatenate([mean, std**2 + mean**2, [cv2.mean(high - low)[0], laplacian.var(dtype=np.float64)]])
+    return np.concatenate([mean, std**2 + mean**2, [cv2.mean(cv2.subtract(high, low))[0], laplacian.var(dtype=np.float64)]])
 
 
-def _named(moments: np.ndarray) -> dict:
+def _as_fields(moments: np.ndarray) -> dict:
     mean, squares, saturation, sharpness = moments[:3], moments[3:6], moments[6], moments[7]
     return {
         "mean": mean.tolist(),

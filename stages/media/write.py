@@ -1,4 +1,4 @@
-"""Pictures and videos out: PNG by Pillow, video by the ffmpeg program, fed one frame at a time."""
+"""Writing of images by Pillow, and of videos frame by frame by the ffmpeg program."""
 
 import errno
 import re
@@ -9,6 +9,7 @@ from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import IO, Any, Self, cast
 
 import av
 import ffmpeg
@@ -19,50 +20,53 @@ from PIL import Image
 from stages.media.probe import SAFE_INPUT, local_url
 from stages.media.sound import Sound
 from stages.runtime.artifacts import member_path
-from stages.runtime.errors import ItemError, JobError, UsageError, job_fault, one_line
+from stages.runtime.errors import ItemError, JobError, UsageError, one_line
+from stages.runtime.faults import job_fault
 
-# Converted to BT.709 and tagged as such: a player that guesses by size would guess wrong for half of all sizes. Chroma
-# lies on the left because that is where H.264 decoders take it from unless told otherwise.
+# Converted to BT.709 and tagged as such: players guess the matrix of untagged video by its size, often wrongly. Chroma is
+# sampled at the left, the default of H.264 decoders.
 BT709 = (
     "scale=out_color_matrix=bt709:out_range=tv:out_chroma_loc=left"
     ":flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact,"
     "format=yuv420p,setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
 )
 GROWING = {"movflags": "+frag_every_frame+empty_moov+default_base_moof", "tune": "zerolatency", "flush_packets": 1}
-TICK = Fraction(1, 90_000)  # seconds: times of frames are multiples of it
+TICK = Fraction(1, 90_000)  # seconds: frame times are rounded to multiples of it
 VARYING = {"enc_time_base": "demux", "video_track_timescale": TICK.denominator}
 FULL = {256 - errno.ENOSPC, 256 - errno.EDQUOT}  # exit codes of the ffmpeg program
-ANY_DAMAGE = ("-max_error_rate", "1")  # of sound: what cannot be decoded is silence
-X264_THREADS = 4  # fixed, since the number of threads changes x264's bits
+ANY_DAMAGE = ("-max_error_rate", "1")  # of sound: undecodable parts become silence
+X264_THREADS = 4  # fixed: x264's output depends on it
 
 
 class VideoWriter:
-    """Write RGB frames to one video file, in flat memory; the same frames give the same bytes.
+    """Write RGB frames to a video file, in constant memory; the same frames give the same bytes.
 
-    `codec`: "h264" (mp4, yuv420p, BT.709 limited range, for people; both sides even) or "lossless" (FFV1 in Matroska,
-    which gives back the very RGB values, for the next step). `crf` is x264's quality, 0 to 51, lower is better. A `growing`
-    mp4 can be read while it is written, all but its last frame; it is larger.
-    `fps` is frames per second, an int, a Fraction or a float. `times` are the seconds at which each frame is shown,
-    ascending, for a film whose rate varies; without them it is constant. `sound` lies under the film from its start, as AAC.
+    - `codec`: "h264" (mp4, yuv420p, BT.709 in limited range; both sides even) or "lossless" (FFV1 in Matroska, which keeps
+      the exact RGB values, for further processing).
+    - `fps`: frames per second, an int, a Fraction or a float.
+    - `crf`: x264's quality, 0 to 51, lower is better.
+    - `growing`: the mp4 can be read while it is written, except its last frame; it is larger.
+    - `times`: seconds at which each frame is shown, ascending, for a variable frame rate.
+    - `sound`: is encoded as AAC, from the start of the video.
 
         with VideoWriter(path, 1280, 704, 24) as video:
             video.write(rgb)
 
-    An exception inside the block stops the ffmpeg program; what lies at `path` then is not a video.
-    Raises UsageError for sizes and rates that cannot be written, ItemError for frames of another shape and for what
-    ffmpeg refuses, JobError where the disk is full or the place cannot be written.
+    An exception inside the block stops the ffmpeg program; the file at `path` is not a video then. Raises UsageError for
+    sizes and rates that cannot be written, ItemError for frames of another shape and for errors of ffmpeg, JobError for a
+    full disk or a folder that cannot be written.
     """
 
     def __init__(
         self,
-        path,
+        path: Path | str,
         width: int,
         height: int,
-        fps,
+        fps: Fraction | float,
         *,
-        codec="h264",
+        codec: str = "h264",
         crf: int = 17,
-        growing=False,
+        growing: bool = False,
         times: Sequence[float] | None = None,
         sound: Sound | None = None,
     ):
@@ -73,21 +77,22 @@ class VideoWriter:
         if codec == "h264" and (width % 2 or height % 2):
             raise UsageError(f"H.264 needs even sides, not {width}x{height}", "choose an even width and height")
         raw = {"format": "rawvideo", "pix_fmt": "rgb24", "video_size": (width, height), "framerate": rate}
-        self._silence = f", or leave out the sound of {sound.path} (--no-keep-audio)" if sound else ""
+        self._sound_remedy = f", or leave out the sound of {sound.path} (--no-keep-audio)" if sound else ""
         streams = [ffmpeg.input("pipe:", threads=1, **({"format": "nut"} if times else raw)).video]
         if sound:
             streams.append(_audio(sound))
         options = _encoding(codec, crf) | (GROWING if growing else {}) | (VARYING if times else {})
         output = ffmpeg.output(*streams, local_url(self.path), **options)
         command = output.global_args("-nostdin", "-nostats", "-copyts", "-loglevel", "error", *ANY_DAMAGE).overwrite_output()
-        self._complaints = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
+        self._stderr = tempfile.TemporaryFile()
+        self._process: subprocess.Popen[bytes] = subprocess.Popen(
             command.compile(cmd=imageio_ffmpeg.get_ffmpeg_exe()),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=self._complaints,
+            stderr=self._stderr,
         )
-        self._timed = TimedFrames(self._process.stdin, width, height, times) if times else None
+        self._stdin = cast(IO[bytes], self._process.stdin)
+        self._timed = TimedFrames(self._stdin, width, height, times) if times else None
 
     def write(self, rgb: np.ndarray) -> None:
         """Append one frame, uint8 [H, W, 3]."""
@@ -97,16 +102,19 @@ class VideoWriter:
                 "give every frame the size of the video",
             )
         try:
-            self._timed.write(rgb) if self._timed else self._process.stdin.write(np.ascontiguousarray(rgb))
+            if self._timed:
+                self._timed.write(rgb)
+            else:
+                self._stdin.write(np.ascontiguousarray(rgb).data)
         except BrokenPipeError:
             self._process.wait()
             raise self._failure() from None
         self.frames += 1
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
             if kind is None:
                 if not self.frames:
@@ -116,43 +124,43 @@ class VideoWriter:
             if self._process.poll() is None:
                 self._process.kill()
             self._process.wait()
-            self._complaints.close()
+            self._stderr.close()
 
-    def _finish(self):
-        """Close the stream and wait for the file to be whole."""
+    def _finish(self) -> None:
+        """Close the stream and wait until the file is complete. Raises ItemError or JobError if ffmpeg fails."""
         with suppress(BrokenPipeError):
             if self._timed:
                 self._timed.close()
-            self._process.stdin.close()
+            self._stdin.close()
         if self._process.wait() != 0:
             raise self._failure()
 
     def _failure(self) -> ItemError | JobError:
-        """What ffmpeg complained of, by whose fault it is."""
-        self._complaints.seek(0)
-        said = re.sub(r"\[\S+ @ 0x[0-9a-f]+\] ", "", self._complaints.read().decode("utf-8", "replace"))
+        """ffmpeg's error, as an ItemError or, for a fault of the machine, as a JobError."""
+        self._stderr.seek(0)
+        said = re.sub(r"\[\S+ @ 0x[0-9a-f]+\] ", "", self._stderr.read().decode("utf-8", "replace"))
         lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no reason given"]
         reason = f"ffmpeg could not write {self.path} (exit code {self._process.returncode}): {' / '.join(lines[-3:])}"
         code = self._process.returncode
         if code < 0:
-            return JobError(reason, "run again, with more memory if that is what it was ended for")
+            return JobError(reason, "run again; if it was ended for lack of memory, give the job more")
         if code in FULL or "No space left on device" in said or "Disk quota exceeded" in said:
             return JobError(f"the disk is full: {reason}", "free disk space and run again")
         if any(phrase in said for phrase in ("Permission denied", "No such file or directory", "Read-only file system")):
             return JobError(reason, "check that the folder exists and can be written")
-        return ItemError(reason, "check the frames and the options of the video" + self._silence)
+        return ItemError(reason, "check the frames and the options of the video" + self._sound_remedy)
 
 
 class TimedFrames:
     """RGB frames and the time of each, in seconds, as a stream of raw video in NUT."""
 
-    def __init__(self, file, width: int, height: int, times: Sequence[float]):
+    def __init__(self, file: IO[bytes], width: int, height: int, times: Sequence[float]):
         self._times = iter(times)
         self._container = av.open(file, "w", format="nut")
-        # NUT says nothing of how long the last frame is shown: ffmpeg takes the rate for that.
+        # NUT does not store how long the last frame is shown: ffmpeg derives it from the rate.
         usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
         rate = Fraction(1 / usual).limit_denominator(1001) if usual > 0 else 25
-        self._stream = self._container.add_stream("rawvideo", rate=rate)
+        self._stream: Any = self._container.add_stream("rawvideo", rate=rate)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "rgb24"
         self._stream.time_base = self._stream.codec_context.time_base = TICK
 
@@ -163,65 +171,69 @@ class TimedFrames:
         self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
+        """Write the rest of the stream."""
         self._container.mux(self._stream.encode(None))
         self._container.close()
 
 
-def _audio(sound: Sound):
-    """A sound as an input of ffmpeg, trimmed to its beginning and end.
+def _audio(sound: Sound) -> Any:
+    """A sound as an input of ffmpeg, trimmed to its start and end.
 
-    It is decoded from the file's start, not sought: some files lose their sound where they are sought in.
+    It is decoded from the start of the file, since seeking loses the sound of some files.
     """
     source = ffmpeg.input(local_url(sound.path), vn=None, **SAFE_INPUT)[f"a:{sound.track}"]
     trimmed = source.filter("asetpts", f"PTS-({sound.start:.6f})/TB").filter("atrim", start=0, end=f"{sound.seconds:.6f}")
     if sound.pan:
         trimmed = trimmed.filter("pan", sound.pan)
-    return trimmed.filter("aresample", **{"async": 1, "first_pts": 0})  # silence where it begins late or has a hole
+    return trimmed.filter("aresample", **{"async": 1, "first_pts": 0})  # silence before a late start and in gaps
 
 
-def _encoding(codec: str, crf: int) -> dict:
-    """Options of the ffmpeg program for one output, nothing in it that changes from run to run."""
-    common = {"fps_mode": "passthrough", "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bitexact"}
+def _encoding(codec: str, crf: int) -> dict[str, Any]:
+    """Options of the ffmpeg program for a reproducible output. Raises UsageError for an unknown codec and a wrong crf."""
+    common: dict[str, Any] = {"fps_mode": "passthrough", "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bitexact"}
     if codec == "lossless":
         video = {"format": "matroska", "c:v": "ffv1", "level": 3, "g": 1, "slices": 4, "threads": 4, "pix_fmt": "gbrp"}
         return common | video
     if codec != "h264":
-        raise UsageError(f"unknown codec {codec!r}", "take h264 or lossless")
+        raise UsageError(f"unknown codec {codec!r}", "use h264 or lossless")
     if not 0 <= crf <= 51:
-        raise UsageError(f"crf {crf} is out of range", "take 0 (best) to 51")
+        raise UsageError(f"crf {crf} is out of range", "set 0 (best) to 51")
     x264 = {"c:v": "libx264", "preset": "medium", "crf": crf, "threads": X264_THREADS}
     audio = {"c:a": "aac", "b:a": "192k", "flags:a": "+bitexact"}
     return common | {"format": "mp4", "movflags": "+faststart", "vf": BT709} | x264 | audio
 
 
-def write_png(path, rgb: np.ndarray) -> None:
-    """Write a picture, uint8 [H, W, 3], without loss; the same picture gives the same bytes."""
+def write_png(path: Path | str, rgb: np.ndarray) -> None:
+    """Write an RGB image, uint8 [H, W, 3], as PNG; the same image gives the same bytes.
+
+    Raises ItemError for an array of another form, JobError if the file cannot be written.
+    """
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
-        raise ItemError(f"the picture for {path} is {rgb.dtype} {list(rgb.shape)}", "give uint8 [height, width, 3]")
+        raise ItemError(f"the image for {path} is {rgb.dtype} {list(rgb.shape)}", "give uint8 [height, width, 3]")
     try:
         Image.fromarray(rgb).save(path, format="PNG", compress_level=4)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise _write_error(path, error) from error
 
 
 def write_member(output: Path, suffix: str, rgb: np.ndarray) -> None:
-    """Write a picture, uint8 [H, W, 3], as the member `suffix` of an artifact that has a folder of them."""
+    """Write an RGB image, uint8 [H, W, 3], as the member `suffix` of an artifact with a folder of images."""
     path = member_path(output, suffix)
     path.parent.mkdir(exist_ok=True)
     write_png(path, rgb)
 
 
-def write_gif(path, frames: list[np.ndarray], fps: Fraction) -> None:
-    """Write an endless GIF of frames, RGB, uint8 [H, W, 3]; its clock has hundredths of a second."""
-    pictures = [Image.fromarray(rgb) for rgb in frames]
+def write_gif(path: Path | str, frames: list[np.ndarray], fps: Fraction) -> None:
+    """Write RGB frames, uint8 [H, W, 3], as an endless GIF, whose times are hundredths of a second."""
+    images = [Image.fromarray(rgb) for rgb in frames]
     ticks = [round(100 * number / fps) for number in range(len(frames) + 1)]  # 8 per second: 12 and 13 in turn
-    shown = [10 * (after - before) for before, after in pairwise(ticks)]
+    durations = [10 * (after - before) for before, after in pairwise(ticks)]
     try:
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=shown, loop=0)
+        images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise _write_error(path, error) from error
 
 
-def _not_written(path, error: OSError) -> JobError:
+def _write_error(path: Path | str, error: OSError) -> JobError:
     fault = job_fault(error) or one_line(error)
     return JobError(f"{path} could not be written: {fault}", "free disk space, or check the folder, and run again")

@@ -1,4 +1,4 @@
-"""Clips: rows of work, from a list in the config, a JSONL or CSV file, or a folder of videos or pictures."""
+"""Read clips from a list in the config, a JSONL, CSV or text file, or a folder of videos or images."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from stages.media import folders
-from stages.media.options import PICTURE_ENDINGS, VIDEO_ENDINGS
-from stages.plan.names import ID, RESERVED_IDS, slug
+from stages.media.options import IMAGE_ENDINGS, VIDEO_ENDINGS
+from stages.plan.names import LONGEST_ID, RESERVED_IDS, distinct_ids, is_id, slug
 from stages.runtime.errors import UsageError, in_quotes, is_scalar, shown
 from stages.runtime.text import is_plain, read_csv, read_jsonl, read_lines, read_text
 
-OWN = ("id", "video", "image", "prompt", "prompts")  # the keys of a row that are no options
+OWN = ("id", "video", "image", "prompt", "prompts")  # keys of a row that are not options
 
 
 def read_clips(source: Any, where: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of a run's `clips` and warnings about them. Every row has an id; no two have the same.
+    """The rows of a run's `clips`, and warnings about them. Each row has a unique id.
 
-    Raises UsageError, naming the row, for a file that cannot be read and for a bad or doubled id.
+    Raises UsageError, naming the row, for an unreadable file and for an invalid or duplicate id.
     """
     warnings: list[str] = []
     if isinstance(source, list):
@@ -45,13 +45,13 @@ def read_clips(source: Any, where: str) -> tuple[list[dict[str, Any]], list[str]
 
 
 def _present(row: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """A row without what is null or, among its own keys, blank; "~" is the home folder. Raises UsageError."""
+    """A row without null values and without blank values of its own keys; "~" is expanded. Raises UsageError."""
     row = {key: value for key, value in row.items() if value is not None}
     row = {key: value for key, value in row.items() if key not in (*OWN, "video_path") or not _is_blank(value)}
     for one, other in (("video", "video_path"), ("prompt", "prompts")):
         if one in row and other in row:
             raise UsageError(f"{place} has both {one} and {other}", "leave one of them out")
-    if "video_path" in row:  # as LongLive's files call it
+    if "video_path" in row:  # the name in LongLive's files
         row["video"] = row.pop("video_path")
     for key in ("video", "image"):
         if isinstance(row.get(key), str):
@@ -64,7 +64,7 @@ def _is_blank(value: Any) -> bool:
 
 
 def _identity(row: Mapping[str, Any], place: str) -> str:
-    """The id of a row: its own, or made of the name of its file or its prompt. Raises UsageError."""
+    """The id of a row: its own, or derived from the name of its file or from its prompt. Raises UsageError."""
     for key in ("video", "image", "prompt"):
         if key in row and not isinstance(row[key], str):
             remedy = in_quotes(row[key]) if is_scalar(row[key]) else "it must be text"
@@ -72,7 +72,7 @@ def _identity(row: Mapping[str, Any], place: str) -> str:
     named_by = next((row[key] for key in ("id", "video", "image", "prompt") if key in row), None)
     if named_by is None:
         raise UsageError(
-            f"{place} has no video, no picture, no prompt and no id", f"it has {', '.join(map(str, row)) or 'nothing'}"
+            f"{place} has no video, no image, no prompt and no id", f"it has {', '.join(map(str, row)) or 'nothing'}"
         )
     for kind in ("video", "image"):
         if not is_plain(row.get(kind, "")):
@@ -83,45 +83,47 @@ def _identity(row: Mapping[str, Any], place: str) -> str:
     if not isinstance(identity, str):
         remedy = in_quotes(identity) if is_scalar(identity) else "it must be text"
         raise UsageError(f"the id of {place} is {shown(identity)}", remedy)
-    if not ID.fullmatch(identity) or identity in RESERVED_IDS:
+    if not is_id(identity):
         raise UsageError(
             f"the id of {place} is {shown(identity)}",
-            "an id has 1 to 64 letters, digits, dots, dashes or underscores, starts with a letter or digit, "
+            f"an id has 1 to {LONGEST_ID} letters, digits, dots, dashes or underscores, starts with a letter or digit, "
             f"and is not {', '.join(sorted(RESERVED_IDS))}",
         )
     return identity
 
 
 def _folder_rows(source: Mapping[str, Any], warnings: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A folder of videos or pictures, and their prompts: a folder of texts with the same stems (for pictures their own
-    folder, unless another is named), or a text file with a line for each in the order of their names. Videos of masks have
-    the same stems too."""
-    kind, called, endings = (
-        ("video", "videos", VIDEO_ENDINGS) if "videos" in source else ("image", "pictures", PICTURE_ENDINGS)
-    )
-    folder = _place(source[f"{kind}s"])
+    """The rows of a folder of videos or images, with their prompts and masks.
+
+    Prompts are text files with the same stems in a folder (for images by default their own folder), or a text file with one
+    line per file in alphabetical order. Masks are videos with the same stems. Raises UsageError.
+    """
+    kind, endings = ("video", VIDEO_ENDINGS) if "videos" in source else ("image", IMAGE_ENDINGS)
+    called = f"{kind}s"
+    folder = _place(source[called])
     found = _files(folder, endings, called)
-    if left := folders.overlooked(folder, endings):
+    if left := folders.unsupported_files(folder, endings):
         kinds = ", ".join(sorted({path.suffix.lower() for path in left}))
         taken = f"{called} of a folder are {', '.join(endings)}: convert them, or name them in a list of clips"
         warnings.append(
             f"{len(left)} files of {folder} are left out, the first is {left[0].name} (endings {kinds}); {taken}"
         )
-    told = _place(source["prompts"]) if "prompts" in source else folder if kind == "image" else None
-    prompts = _prompts_beside(found, told, called) if told else {}
+    texts = _place(source["prompts"]) if "prompts" in source else folder if kind == "image" else None
+    prompts = _read_prompts(found, texts, called) if texts else {}
     missing = source.get("missing_prompt", "caption")
     masks = folders.by_stem(_files(_place(source["masks"]), VIDEO_ENDINGS, "masks"), "masks") if "masks" in source else {}
+    ids = distinct_ids([path.name for path in found])
     for path in found:
-        row: dict[str, Any] = {kind: str(path)}
+        row: dict[str, Any] = {"id": ids[path.name], kind: str(path)}
         if path.stem in masks:
             row["masks"] = str(masks[path.stem])
         elif "masks" in source:
             warnings.append(f"{path.name} has no masks in {source['masks']}")
         if prompts.get(path):
             row["prompt"] = prompts[path]
-        elif told:
+        elif texts:
             fate = "is skipped" if missing == "skip" else "will be captioned"
-            where = told / f"{path.stem}.txt" if os.path.isdir(told) else f"in {told}"
+            where = texts / f"{path.stem}.txt" if os.path.isdir(texts) else f"in {texts}"
             warnings.append(f"{path.name} has no prompt {where} and {fate}")
             if missing == "skip":
                 continue
@@ -133,7 +135,7 @@ def _place(path: str) -> Path:
 
 
 def _files(folder: Path, endings: Sequence[str], called: str) -> list[Path]:
-    """The files of a folder that have one of these endings, by name. Raises UsageError where there is none."""
+    """The files of a folder with one of these endings, sorted by name. Raises UsageError if there are none."""
     if not os.path.isdir(folder):
         raise UsageError(f"the folder of {called} {folder} does not exist", "mend the path")
     found = folders.files(folder, endings)
@@ -142,23 +144,23 @@ def _files(folder: Path, endings: Sequence[str], called: str) -> list[Path]:
     return found
 
 
-def _prompts_beside(found: Sequence[Path], told: Path, called: str) -> dict[Path, str]:
-    """The prompt of each file, empty where there is none. Raises UsageError."""
-    if os.path.isdir(told):
-        texts = folders.by_stem(folders.files(told, folders.TEXT_ENDINGS), "prompts")
+def _read_prompts(found: Sequence[Path], source: Path, called: str) -> dict[Path, str]:
+    """The prompt of each file, from a folder of texts or a text file; "" if it has none. Raises UsageError."""
+    if os.path.isdir(source):
+        texts = folders.by_stem(folders.files(source, folders.TEXT_ENDINGS), "prompts")
         return {path: read_text(texts[path.stem]).strip() if path.stem in texts else "" for path in found}
-    if not os.path.isfile(told):
-        raise UsageError(f"the folder of prompts {told} does not exist", "mend the path, or leave prompts out")
-    lines = read_lines(told)
+    if not os.path.isfile(source):
+        raise UsageError(f"the folder of prompts {source} does not exist", "mend the path, or leave prompts out")
+    lines = read_lines(source)
     if len(lines) != len(found):
         raise UsageError(
-            f"{told} has {len(lines)} lines for {len(found)} {called}", "a line for each, by name; it may be empty"
+            f"{source} has {len(lines)} lines for {len(found)} {called}", "a line for each, by name; it may be empty"
         )
     return dict(zip(found, lines, strict=True))
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A JSONL file (an object per line), a CSV file (a header, empty cells left out), a text file (a prompt per line)."""
+    """The rows of a JSONL file (one object per line), a CSV file (with header), or a text file (one prompt per line)."""
     if os.path.isdir(path):
         raise UsageError(f"the file of clips {path} is a folder", "write clips: {videos: FOLDER}, or {images: FOLDER}")
     if not os.path.isfile(path):
@@ -168,7 +170,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from read_csv(path)
     elif ending == ".jsonl":
         for place, row in read_jsonl(path):
-            if type(row.get("id")) is int:  # JSON leaves no doubt what was written
+            if type(row.get("id")) is int:  # unlike YAML, JSON keeps the digits as written
                 row["id"] = str(row["id"])
             yield place, row
     elif ending == ".txt":

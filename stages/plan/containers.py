@@ -1,7 +1,7 @@
-"""What jobs in containers have to be told: environment variables of Apptainer, so that `--sdm apptainer` alone is enough.
+"""The environment variables of Apptainer, so that `--sdm apptainer` alone is enough to run the jobs in containers.
 
-A container sees the working directory and the system's temporary ones. All else that a job reads is bound at its own path,
-read-only; there is no network; a GPU's driver comes in from outside.
+A container sees the working directory and the system's temporary folders. Everything else that a job reads is bound
+read-only at its own path. There is no network. The GPU driver comes from the host.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from stages.runtime.model import cache_folder
+from stages.runtime.model import cache_folder, user_cache
 
-TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # Apptainer shows those of the machine
+TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # Apptainer mounts those of the host
 DEFAULTS = {"APPTAINER_NV": "1", "APPTAINER_NET": "1", "APPTAINER_NETWORK": "none"}
 
 
 def environment(
     files: Iterable[str], models: Iterable[str], written: Iterable[str], surroundings: Mapping[str, str]
 ) -> dict[str, str]:
-    """Variables for jobs that read these files and models' folders, and write below some folders, which are made.
+    """Variables for jobs that read these files and model folders and write to the folders `written`, which are created.
 
-    What the `surroundings` say already is kept, so a site may set any of them otherwise.
+    Variables that `surroundings` already sets are kept, so a site may override any of them.
     """
-    hub, cache = surroundings.get("HF_HOME") or str(Path.home() / ".cache/huggingface"), str(cache_folder())
+    hub, cache = surroundings.get("HF_HOME") or str(user_cache() / "huggingface"), str(cache_folder())
     written = [*written, cache]
     for folder in (hub, *written):
-        Path(folder).mkdir(parents=True, exist_ok=True)  # what is not there cannot be bound
+        Path(folder).mkdir(parents=True, exist_ok=True)  # a missing folder cannot be bound
     weights = [str(path) for folder in models for path in (Path(folder), *Path(folder).rglob("*"))]
     seen = {place for path in [*files, *(path for path in weights if os.path.islink(path))] for place in visible_by(path)}
     seen |= {hub, *map(os.path.abspath, models)}
@@ -38,14 +38,17 @@ def environment(
 
 
 def visible_by(path: str) -> set[str]:
-    """The folders by which a file is seen, and what its links lead to; the file alone where its folder holds the work."""
+    """The paths to bind for a file: the folders of the file and of its link target.
+
+    If such a folder holds the working directory, only the file itself is bound.
+    """
     places = {os.path.abspath(path), os.path.realpath(path)}
     alone = {place for place in places if os.path.isdir(place) or is_inside(os.getcwd(), os.path.dirname(place))}
     return {place if place in alone else os.path.dirname(place) for place in places if not is_shown(place)}
 
 
 def is_shown(path: str) -> bool:
-    """Whether a container sees a path anyway."""
+    """Whether a container sees a path without a bind."""
     return any(is_inside(path, place) for place in (os.getcwd(), *TEMPORARY))
 
 
@@ -54,7 +57,7 @@ def is_inside(path: str, folder: str) -> bool:
 
 
 def outermost(paths: Iterable[str]) -> list[str]:
-    """Those of the paths that lie in no other one of them, in order."""
+    """The paths that lie in none of the others, sorted."""
     kept: list[str] = []
     for path in sorted(set(paths), key=lambda path: Path(path).parts):
         if not (kept and is_inside(path, kept[-1])):
@@ -63,6 +66,6 @@ def outermost(paths: Iterable[str]) -> list[str]:
 
 
 def bind(path: str, mode: str) -> str:
-    """How Apptainer writes that a path is bound as it is; a comma and a colon have a meaning to it."""
+    """Apptainer's notation for a bind at the same path; commas and colons are escaped."""
     name = path.replace("\\", "\\\\").replace(",", "\\,").replace(":", "\\:")
     return f"{name}:{name}:{mode}"

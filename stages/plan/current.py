@@ -1,35 +1,43 @@
-"""Which items have to be made: those whose results are not what the config asks for, and what these need.
+"""Find the stale items: those whose results are not what the config asks for, and the items that these need.
 
-A result counts as current by the record beside it alone (see stages/runtime/made.py): so what is planned is the same from
-every working folder, after results were moved or copied, and after a job that failed.
+Only the record beside a result decides whether it is current (see stages/runtime/result_record.py). So the plan is the same
+from every working directory, after results were moved or copied, and after a job that failed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+from stages.plan.families import ALL_FAMILIES
+from stages.plan.jobs import fused_steps, job_name
 from stages.plan.resolve import Clip
-from stages.runtime.artifacts import canonical
+from stages.runtime.errors import JobError
 from stages.runtime.items import Item
-from stages.runtime.made import Made, read_made
+from stages.runtime.key import digest_options, digest_work
 from stages.runtime.model import Model
-from stages.runtime.options import Family
+from stages.runtime.options import Family, Implementation
+from stages.runtime.result_record import ResultRecord, read_record
 from stages.runtime.stages import STAGES
+
+OUTDATED = "outdated"  # in the place of the digest of weights that a training will replace: no record has it
+LOSSLESS = (".mkv", ".png")  # files that only the next stage needs
 
 
 class Again:
-    """Names of what is to be made again though it is current: results, jobs, runs, "all"."""
+    """Names of results, jobs and runs to make again although they are current; "all" stands for everything."""
 
     def __init__(self, names: Iterable[str]):
         self._names = {_as_path(name): name for name in names}
         self._used: set[str] = set()
 
-    def asks(self, output: str, *names: str) -> bool:
+    def __bool__(self) -> bool:
+        return bool(self._names)
+
+    def requests(self, output: str, *names: str) -> bool:
         if not self._names:
             return False
         found = self._names.keys() & {_as_path(output), *names}
@@ -37,7 +45,7 @@ class Again:
         return bool(found)
 
     def unknown(self) -> list[str]:
-        """The names that were asked for by none."""
+        """The names that matched nothing."""
         return [name for key, name in self._names.items() if key not in self._used]
 
 
@@ -47,46 +55,66 @@ def _as_path(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """What an item is made of: a fingerprint of the work, its own and that before it, and the users' files in it."""
+    """Everything that an item derives from.
+
+    Attributes:
+        fingerprint: digest of the work of the item and of all earlier ones.
+        sources: the user's files.
+        weights: the weights, as (model, stage).
+    """
 
     fingerprint: str
     sources: tuple[str, ...]
+    weights: tuple[tuple[str, str], ...] = ()
 
 
 class Lineages:
-    """Lineages of a run's items. `models` are the run's, by name, with the state of their weights."""
+    """Computes the lineages of a run's items. `models` are the run's, by name; those `outdated` are to be trained on."""
 
-    def __init__(self, models: Mapping[str, tuple[Model, Sequence]]):
-        self._models = {name: [model.identity, weights] for name, (model, weights) in models.items()}
+    def __init__(self, models: Mapping[str, Model], outdated: Collection[str] = ()):
+        self._models, self._outdated = models, outdated
         self._options: dict[str, tuple[Mapping, str]] = {}
+        self._digests: dict[tuple[str, str], str] = {}
 
     def of(self, item: Item, stage_name: str, family: Family, before: Mapping[str, Lineage]) -> Lineage:
-        """The lineage of an item; `before` has those of the items before it, by their outputs."""
-        named = [item.options.get(option.name) for option in family.of_stage(stage_name) if option.is_file]
+        """The lineage of an item. `before` holds those of the earlier items, by output."""
+        implementation = family.stages[stage_name]
+        named = implementation.files_in(item.options)
         lines = {path: before.get(path, Lineage("", (path,))) for path in item.files}
-        sources = tuple(dict.fromkeys([*chain(*(line.sources for line in lines.values())), *filter(None, named)]))
+        sources = tuple(dict.fromkeys([*chain(*(line.sources for line in lines.values())), *named.values()]))
         place = {path: number for number, path in enumerate(sources)}
-        inputs = [
-            [name, [[lines[path].fingerprint, [place[one] for one in lines[path].sources]] for path in _as_list(value)]]
+        inputs = {
+            name: [[lines[path].fingerprint, [place[one] for one in lines[path].sources]] for path in _as_list(value)]
             for name, value in item.inputs.items()
-        ]
-        work = [
-            [stage_name, STAGES[stage_name].version, family.name, family.version],
-            self._models.get(item.model),
-            self._options_digest(item, stage_name, family),
-            [place[path] if path else None for path in named],
-            inputs,
-        ]
-        return Lineage(hashlib.sha256(canonical(work)).hexdigest()[:32], sources)
+        }
+        files = {name: place[path] for name, path in named.items()}
+        work = digest_work(STAGES[stage_name], family, self._options_digest(item, implementation), files, inputs)
+        own = [(item.model, stage_name)] if item.model and implementation.needs_model(item.options) else []
+        weights = dict.fromkeys([*chain(*(line.weights for line in lines.values())), *own])
+        return Lineage(work[:32], sources, tuple(weights))
 
-    def _options_digest(self, item: Item, stage: str, family: Family) -> str:
-        """Of the options that change the result; clip after clip without options of its own shares them."""
-        last, digest = self._options.get(stage, (None, ""))
+    def weights_digests(self, lineage: Lineage) -> list[str]:
+        """The current digests of the lineage's weights; "" for weights that are missing or unreadable."""
+        return [self._weights_digest(name, stage) for name, stage in lineage.weights]
+
+    def _weights_digest(self, name: str, stage: str) -> str:
+        if (name, stage) not in self._digests:
+            model = self._models[name]
+            try:
+                digest = (
+                    OUTDATED if name in self._outdated else model.digest(ALL_FAMILIES[model.family].stages[stage].weights)
+                )
+            except (JobError, OSError):
+                digest = ""
+            self._digests[name, stage] = digest
+        return self._digests[name, stage]
+
+    def _options_digest(self, item: Item, implementation: Implementation) -> str:
+        """Digest of the options that change the result, cached because most clips share their options."""
+        last, digest = self._options.get(implementation.worker, (None, ""))
         if last is not item.options:
-            changing = {option.name for option in family.of_stage(stage) if option.changes_result and not option.is_file}
-            values = {name: value for name, value in item.options.items() if name in changing}
-            digest = hashlib.sha256(canonical(values)).hexdigest()
-            self._options[stage] = item.options, digest
+            digest = digest_options(implementation.options.declared, item.options)
+            self._options[implementation.worker] = item.options, digest
         return digest
 
 
@@ -95,47 +123,52 @@ def _as_list(value: str | list[str]) -> list[str]:
 
 
 def stale_items(
-    clip: Clip, lanes: Mapping[str, Sequence[Item]], lineages: Lineages, again: Again, whole: bool
+    clip: Clip, steps: Mapping[str, Sequence[Item]], lineages: Lineages, again: Again, whole: bool, anew: Iterable[str] = ()
 ) -> tuple[dict[str, list[Item]], list[str]]:
-    """A clip's items that have to be made, by lane, with their fingerprints; all of them where `whole`.
+    """The items of a clip that have to be made, by step and with fingerprints, and remarks about existing results.
 
-    Beside them, what there is to say of films that are there. Lanes come in the order of the work.
+    Steps are in the order of the work. With `whole`, all items are returned. Items that read a file in `anew`, which is made
+    again before them, are stale too. Films and links of a chain are always checked; an intermediate step only if a stale
+    item needs it.
     """
-    order = [(lane, item) for lane, items in lanes.items() for item in items]
+    order = [(step, item) for step, items in steps.items() for item in items]
     known: dict[str, Lineage] = {}
-    on_purpose, after = set(), set()  # outputs of items that are to be made again, and of all that come after them
-    for lane, item in order:
-        stage = lane.partition(".")[0]
-        known[item.output] = lineages.of(item, stage, clip.values.of_stage(stage)[0], known)
-        if again.asks(item.output, "all", clip.run.name, f"{clip.run.name}.{lane}.{clip.rank:03d}"):
-            on_purpose.add(item.output)
-        if item.output in on_purpose or not after.isdisjoint(item.files):
-            after.add(item.output)
+    fused = fused_steps(clip.run, steps) if again else []
+    requested, outdated = set(), set(anew)  # outputs to make again by request, and all that depend on those
+    for step, item in order:
+        stage = step.partition(".")[0]
+        known[item.output] = lineages.of(item, stage, clip.values.for_stage(stage)[0], known)
+        if again.requests(item.output, "all", clip.run.name, job_name(clip.run, step, fused, clip.rank)):
+            requested.add(item.output)
+        if item.output in requested or not outdated.isdisjoint(item.files):
+            outdated.add(item.output)
     needed, stale, remarks = set(), [], []
-    for lane, item in reversed(order):
+    for step, item in reversed(order):
         lineage, output = known[item.output], Path(item.output)
-        if not whole and lane != "concat" and item.output not in needed:
+        is_needed = item.output in needed
+        if not whole and not is_needed and item.output.startswith(f"{clip.run.folder}/steps/"):
             continue
-        made = read_made(output)
-        if not whole and item.output not in after and is_current(output, made, lineage):
-            gone = [path for path in lineage.sources if lane == "concat" and not os.path.exists(path)]
+        record = None if whole else read_record(output)
+        changed = [name for name in record.changed(output) if is_needed or not name.endswith(LOSSLESS)] if record else []
+        if item.output not in outdated and not changed and is_current(record, lineage, lineages):
+            gone = [path for path in lineage.sources if step == "concat" and not os.path.exists(path)]
             remarks += [f"{path} is not there; {item.output}, which was made of it, stays" for path in gone]
             continue
-        if lane == "concat" and made and os.path.exists(output) and output.name in made.changed(output):
-            remarks.append(f"{item.output} was changed after it was made, and is made again")
-        stale.append((lane, replace(item, fingerprint=lineage.fingerprint, again=item.output in on_purpose)))
+        edited = [path for name in changed if os.path.exists(path := output.parent / name)]
+        remarks += [f"{path} was changed after it was made, and is made again" for path in edited if path.suffix == ".mp4"]
+        stale.append((step, replace(item, fingerprint=lineage.fingerprint, again=item.output in requested)))
         needed.update(item.files)
     found: dict[str, list[Item]] = {}
-    for lane, item in reversed(stale):
-        found.setdefault(lane, []).append(item)
+    for step, item in reversed(stale):
+        found.setdefault(step, []).append(item)
     return found, remarks
 
 
-def is_current(output: Path, made: Made | None, lineage: Lineage) -> bool:
-    """Whether a result with the record `made` is there, and is the one that is asked for."""
+def is_current(record: ResultRecord | None, lineage: Lineage, lineages: Lineages) -> bool:
+    """Whether the result with this record has the requested lineage."""
     return (
-        made is not None
-        and made.fingerprint == lineage.fingerprint
-        and not made.changed(output)
-        and made.has_sources(lineage.sources)
+        record is not None
+        and record.fingerprint == lineage.fingerprint
+        and record.has_sources(lineage.sources)
+        and record.has_weights(lineages.weights_digests(lineage))
     )

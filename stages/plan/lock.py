@@ -1,32 +1,31 @@
-"""One run at a time in a results folder, from whatever working folder it was started."""
+"""The lock of a results folder: one run at a time, whatever working directory it starts from."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from pathlib import Path
 
 from stages.runtime.errors import JobError, UsageError
-from stages.runtime.locks import BUSY, keep, open_lock, try_lock
+from stages.runtime.locks import LOCK, is_locked, keep, open_lock, try_lock
 
-NAME, NOTE = ".lock", b"process "
+NOTE = b"process "
 
 
 def hold(results: Path) -> None:
-    """Keep others out of the folder as long as this process lives. Raises UsageError where another one is in it.
+    """Lock the folder until this process ends. Raises UsageError if another run is in it.
 
-    A lock that is not one of ours is refused too. A file system that knows no locks is taken as free.
+    A lock file of another program is refused. On a file system without locks, the folder counts as free.
     """
     results.mkdir(parents=True, exist_ok=True)
     try:
-        descriptor = open_lock(results / NAME, writable=True)
+        descriptor = open_lock(results / LOCK, writable=True)
     except JobError as error:
         raise UsageError(error.reason, error.remedy) from None
     note = os.pread(descriptor, 200, 0)
     if note and not note.startswith(NOTE):
         os.close(descriptor)
-        raise UsageError(f"{results / NAME} is not a lock of Kinemake", "remove it, or set results to another folder")
+        raise UsageError(f"{results / LOCK} is not a lock of Kinemake", "remove it, or set results to another folder")
     try:
         free = try_lock(descriptor)
     except OSError:
@@ -44,14 +43,4 @@ def hold(results: Path) -> None:
 
 def is_held(results: Path) -> bool:
     """Whether a run is in the folder."""
-    try:
-        descriptor = os.open(results / NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in BUSY
-    finally:
-        os.close(descriptor)
-    return False
+    return is_locked(results / LOCK)

@@ -1,28 +1,34 @@
-"""A clip with every option settled: command line > clip > run > model > recipe > default."""
+"""Resolve every option of a clip. The precedence is: command line > clip > run > model > recipe > default."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from stages.plan.clips import OWN
-from stages.plan.families import ALL
-from stages.plan.names import path_fault
+from stages.plan.families import ALL_FAMILIES, ROLES
+from stages.plan.names import part_of_name, path_fault
 from stages.plan.recipes import RECIPES
-from stages.runtime.artifacts import canonical
-from stages.runtime.errors import JobError, UsageError, shown
+from stages.runtime.canonical import canonical_json
+from stages.runtime.errors import JobError, UsageError, did_you_mean, shown
 from stages.runtime.items import Item
 from stages.runtime.model import Model
-from stages.runtime.options import Family, Option, resolve
+from stages.runtime.options import Family, Option, Options, option, rename_aliases, resolve
 from stages.runtime.stages import STAGES
 
-PROMPT = Option("prompt", str, "", "The prompt of every clip that has none of its own; nothing is captioned", ())
+
+class PromptOption(Options):
+    prompt: str = option("", "Prompt of every clip that has none of its own, instead of a caption")
+
+
+(PROMPT,) = PromptOption.declared
 
 
 @dataclass(frozen=True)
 class Run:
-    """A named run of the config. `models` maps a family to its model; a family without one has None."""
+    """A run of the config. `models` maps a family to its model, or to None if the run has no model of it."""
 
     name: str
     folder: str
@@ -33,28 +39,34 @@ class Run:
     overriding: Mapping[str, Any]
     film: str
     seed: int
-    resources: Mapping[str, Mapping[str, int]]
+    resources: Mapping[str, Any]  # `resources` of the config
+    fuse: bool  # whether one job does several steps of a shard
+
+    @property
+    def generator(self) -> Model:
+        """The model that generates."""
+        return next(m for family, m in self.models.items() if m and ROLES["model"].stage in ALL_FAMILIES[family].stages)
 
 
-class Values(dict[str, dict[str, Any]]):
-    """Option values by family (and "recipe"). Clips without options of their own share one: there may be thousands."""
+class ResolvedOptions(dict[str, dict[str, Any]]):
+    """Option values by family, and under "recipe". Thousands of clips without options of their own share one instance."""
 
     def __init__(self, values: Mapping[str, dict[str, Any]]):
         super().__init__(values)
         self._of_stage: dict[str, tuple[Family, Mapping[str, Any]]] = {}
         self._changed: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
 
-    def of_stage(self, stage: str) -> tuple[Family, Mapping[str, Any]]:
-        """The family that does the stage, and the values of the stage's options."""
+    def for_stage(self, stage: str) -> tuple[Family, Mapping[str, Any]]:
+        """The family that implements the stage, and the values of the stage's options."""
         if stage not in self._of_stage:
-            family = next(ALL[name] for name in self if name in ALL and stage in ALL[name].workers)
-            options = {option.name: self[family.name][option.name] for option in family.of_stage(stage)}
+            family = next(ALL_FAMILIES[name] for name in self if name in ALL_FAMILIES and stage in ALL_FAMILIES[name].stages)
+            options = {option.name: self[family.name][option.name] for option in family.options_of(stage)}
             self._of_stage[stage] = family, options
         return self._of_stage[stage]
 
     def changed(self, stage: str, own: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The values of the stage's options with some `own`; clip after clip with the same ones share them."""
-        _, options = self.of_stage(stage)
+        """The values of the stage's options, updated with `own`. Consecutive clips with the same values share the result."""
+        _, options = self.for_stage(stage)
         if all(options[name] == value for name, value in own.items()):
             return options
         last, merged = self._changed.get(stage, (None, {}))
@@ -66,7 +78,7 @@ class Values(dict[str, dict[str, Any]]):
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A clip, resolved: what a recipe turns into items."""
+    """A clip with resolved options; a recipe turns it into items."""
 
     run: Run
     id: str
@@ -75,19 +87,38 @@ class Clip:
     video: str
     image: str
     prompts: tuple[str, ...]
-    values: Values
+    values: ResolvedOptions
+
+    @property
+    def generator(self) -> Family:
+        """The family of the model that generates."""
+        return ALL_FAMILIES[self.run.generator.family]
+
+    @property
+    def generating(self) -> Mapping[str, Any]:
+        """The option values of the family of the model that generates."""
+        return self.values[self.generator.name]
+
+    def only_prompt(self) -> str:
+        """The prompt of the clip; "" if it has none. Raises UsageError if it has several."""
+        if len(self.prompts) > 1:
+            raise UsageError(
+                f"clip {self.id} of run {self.run.name} has {len(self.prompts)} prompts", f"{self.run.recipe} takes one"
+            )
+        return self.prompts[0] if self.prompts else ""
 
     def step(self, name: str) -> str:
-        """Path of an artifact of this clip that lies between the stages."""
+        """Path of an intermediate artifact of this clip."""
         return f"{self.run.folder}/steps/{self.id}/{name}"
 
     def result(self, template: str, **fields: Any) -> str:
-        """Path of a result, named by a template."""
+        """Path of a result, from a name template."""
         return f"{self.run.folder}/{self.name(template, **fields)}"
 
     def name(self, template: str, **fields: Any) -> str:
-        model = next((m for family, m in self.run.models.items() if m and "generate" in ALL[family].workers), None)
-        known = {"clip": self.id, "idx": self.index, "rank": self.rank, "model": model.name if model else "", **fields}
+        stem = part_of_name(PurePath(self.video or self.image).stem) or self.id
+        known = {"clip": self.id, "stem": stem, "idx": self.index, "rank": self.rank, "model": self.run.generator.name}
+        known |= fields
         try:
             name = template.format_map(known)
         except KeyError as error:
@@ -100,8 +131,8 @@ class Clip:
         return name
 
     def item(self, stage: str, output: str, *, label: str = "", **inputs_and_options: Any) -> Item:
-        """An item of a stage: the stage's inputs by name, and options that the recipe sets itself."""
-        family, _ = self.values.of_stage(stage)
+        """An item of a stage. The keyword arguments are inputs of the stage and options that the recipe sets."""
+        family, _ = self.values.for_stage(stage)
         names = [spec.name for spec in STAGES[stage].inputs]
         inputs = {name: inputs_and_options[name] for name in names if name in inputs_and_options}
         own = {name: value for name, value in inputs_and_options.items() if name not in names}
@@ -114,67 +145,80 @@ class Clip:
             model=model.name if model else "",
         )
 
+    def film_item(self, film: str, pixels: str, **further: Any) -> Item:
+        """The item of `concat` that makes a film of one clip. What else decode was asked to write is put beside the film."""
+        extras = any(self.generating.get(name) for name in ("save_gif", "save_frames", "visualize"))
+        return self.item("concat", film, clips=[pixels], extras=extras, **further)
+
 
 def options_of(run: Run, name: str) -> tuple[Option, ...]:
-    """The options of a family, or of the run's recipe under "recipe"."""
-    return RECIPES[run.recipe].OPTIONS if name == "recipe" else ALL[name].options
+    """The options of a family, or of the run's recipe for "recipe"."""
+    return RECIPES[run.recipe].OPTIONS.declared if name == "recipe" else ALL_FAMILIES[name].options
 
 
-def settle(run: Run, own: Mapping[str, Any]) -> Values:
-    """The option values of a clip with options of its `own`. Raises UsageError for a value that an option does not take."""
+def all_options_of(run: Run) -> list[Option]:
+    """The options of all families of a run and of its recipe."""
+    return [PROMPT, *(option for name in (*run.models, "media", "recipe") for option in options_of(run, name))]
+
+
+def resolve_options(run: Run, own: Mapping[str, Any]) -> ResolvedOptions:
+    """The option values of a clip with options of its `own`. Raises UsageError for an unknown option or an invalid value."""
     recipe = RECIPES[run.recipe]
-    known = {option.name for name in (*run.models, "media", "recipe") for option in options_of(run, name)} | {PROMPT.name}
-    if strange := [name for name in {**run.options, **own} if name not in known]:
-        raise UsageError(
-            f"run {run.name} sets {strange[0]}", f"recipe {run.recipe} and its models have no such option: leave it out"
-        )
-    generating = [model for family, model in run.models.items() if model and "generate" in ALL[family].workers]
+    known = {name for option in all_options_of(run) for name in (option.name, *option.aliases)}
+    if unknown := [name for name in {**run.options, **own} if name not in known]:
+        hints = [f"{name} ({hint})" if (hint := did_you_mean(name, known)) else name for name in unknown]
+        such = "options" if len(unknown) > 1 else "option"
+        remedy = f"recipe {run.recipe} and its models have no such {such}: leave {'them' if len(unknown) > 1 else 'it'} out"
+        raise UsageError(f"run {run.name} sets {', '.join(hints)}", remedy)
     values = {}
     for name in (*run.models, "media", "recipe"):
-        model = run.models.get(name)
+        model, options = run.models.get(name), options_of(run, name)
+        deciding = model if name in run.models else run.generator  # media and recipe use the options of the generator
         given: dict[str, Any] = {"seed": run.seed, **recipe.DEFAULTS}
-        for deciding in [model] if name in run.models else generating:  # media and recipe follow the model that generates
-            given |= deciding.all_options if deciding else {}
-        given |= {**run.options, **own, **run.overriding}
+        for layer in (deciding.all_options if deciding else {}, run.options, own, run.overriding):
+            given |= rename_aliases(options, layer)
         variant = model.variant if model else ""
-        options = options_of(run, name)
-        given = {option.name: given[option.name] for option in options if option.name in given and not option.by_recipe}
+        given = {option.name: given[option.name] for option in options if option.name in given and not option.set_by_recipe}
         values[name] = resolve(options, given, variant)
         if name != "recipe":
-            ALL[name].check(variant, values[name], model.sizes if model else ())
-            if not own:  # a clip with options of its own fails alone, in encode
-                check_limits(model, ALL[name], values[name])
-    return Values(values)
+            ALL_FAMILIES[name].check(variant, values[name], model.sizes if model else ())
+            if not own:  # otherwise the clip alone fails, in encode
+                check_limits(model, ALL_FAMILIES[name], values[name])
+    return ResolvedOptions(values)
 
 
 def check_limits(model: Model | None, family: Family, values: Mapping[str, Any]) -> None:
-    """Raise UsageError for options that the configs in the model's folder rule out, as far as that is here and readable: the
-    job that looks at its weights says what it is not."""
+    """Raise UsageError for options that the configs in the model's folder rule out.
+
+    A missing or unreadable folder is ignored here: the job that checks the weights reports it.
+    """
+    if model is None:
+        return
     try:
-        fault = family.beyond(folder, values) if model and (folder := model.here()) else None
+        fault = family.model_fault(folder, values) if (folder := model.here()) else None
     except JobError:
         return
     if fault:
         raise UsageError(f"{fault[0]} (model {model.name})", fault[1])
 
 
-def resolve_clip(run: Run, row: Mapping[str, Any], index: int, rank: int, settled: dict[bytes, Values]) -> Clip:
-    """A row with its options settled; `settled` remembers what was settled before. Raises UsageError, naming the clip."""
+def resolve_clip(run: Run, row: Mapping[str, Any], index: int, rank: int, resolved: dict[bytes, ResolvedOptions]) -> Clip:
+    """A row with its options resolved. `resolved` caches the values of equal rows. Raises UsageError, naming the clip."""
     own = {name: value for name, value in row.items() if name not in OWN}
     prompts = prompts_of(run, row)
-    key = canonical(own)
+    key = canonical_json(own)
     try:
-        if key not in settled:
-            settled[key] = settle(run, own)
+        if key not in resolved:
+            resolved[key] = resolve_options(run, own)
     except UsageError as error:
         raise UsageError(f"clip {row['id']} of run {run.name}: {error.reason}", error.remedy) from None
-    return Clip(run, row["id"], index, rank, row.get("video", ""), row.get("image", ""), prompts, settled[key])
+    return Clip(run, row["id"], index, rank, row.get("video", ""), row.get("image", ""), prompts, resolved[key])
 
 
 def prompts_of(run: Run, row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The prompts that are given for a clip: command line > clip > run > model; none where it is to be captioned."""
-    if is_given(prompt := run.overriding.get("prompt")):
-        return (prompt,)
+    """The prompts of a clip, with the precedence command line > clip > run > model. Empty if it has to be captioned."""
+    if is_given(run.overriding.get("prompt")):
+        return (run.overriding["prompt"],)
     if row.get("prompts") or row.get("prompt"):
         return tuple(row.get("prompts") or [row["prompt"]])
     places = [run.options, *(model.options for model in run.models.values() if model)]
@@ -182,5 +226,5 @@ def prompts_of(run: Run, row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def is_given(prompt: Any) -> bool:
-    """Whether a prompt says anything: a blank one is as none."""
+    """Whether a prompt is not blank."""
     return bool(str(prompt or "").strip())

@@ -1,53 +1,70 @@
-"""A run of the config, planned: its clips, its shards, the jobs of their items."""
+"""Plan a run of the config: its clips, its shards, and the jobs of their items."""
 
 from __future__ import annotations
 
 import os
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from stages.plan import schema
 from stages.plan.clips import read_clips
 from stages.plan.current import Again, Lineages, stale_items
-from stages.plan.families import ALL
-from stages.plan.jobs import Job, weights_state
-from stages.plan.names import template_fault
+from stages.plan.families import ROLES
+from stages.plan.jobs import Job, Part, fused_steps, job_name
+from stages.plan.names import is_id, template_fault, template_fields
 from stages.plan.recipes import RECIPES
-from stages.plan.resolve import Clip, Run, Values, options_of, prompts_of, resolve_clip
-from stages.plan.shards import assign
+from stages.plan.resolve import Clip, ResolvedOptions, Run, options_of, prompts_of, resolve_clip
+from stages.plan.shards import ShardSize, assign, reassign
+from stages.plan.trainings import TrainingJob, pending_training
 from stages.runtime.errors import UsageError, shown
+from stages.runtime.files import file_fault
 from stages.runtime.items import Item
 from stages.runtime.model import Model
-from stages.runtime.stages import STAGES
+from stages.runtime.stages import stage_of
 from stages.runtime.text import parse_json, read_text
 
-FIXED = "plan.json"  # what the first plan of a run fixes for all later ones, in the run's folder
+FIXED = "plan.json"  # file in the run's folder with the seed and shards of its first plan, which later plans keep
 
 
 @dataclass
 class RunPlan:
-    """A run, planned: its clips, shards and jobs."""
+    """A planned run: its clips, shards and jobs."""
 
     run: Run
     entry: Mapping[str, Any]
     clips: list[Clip]
     shards: list[list[str]]
+    size: ShardSize
     warnings: list[str]
     names: set[str] = field(default_factory=set)  # of the films
+    steps: list[str] = field(default_factory=list)  # in the order of the work
+    reads: dict[str, dict[str, str]] = field(default_factory=dict)  # run -> files of it that the clips read -> real paths
     jobs: list[Job] = field(default_factory=list)
-    films: dict[str, Job] = field(default_factory=dict)  # those that have to be made
+    films: dict[str, Job] = field(default_factory=dict)  # the job of each stale one, by its path
+
+    @property
+    def parts(self) -> list[Part]:
+        """The stale steps, by shard."""
+        return [part for job in self.jobs for part in job.parts]
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages of the run, in the order of the work."""
+        return list(dict.fromkeys(stage_of(step).name for step in self.steps))
 
 
 @dataclass(frozen=True)
 class Broken:
     """A run or a training that cannot be planned: a job that fails with the reason, so that the others go on."""
 
-    name: str  # by which Snakemake is asked for it
+    name: str  # of its rule
     reason: str
     output: str  # never made
     log: str
@@ -60,10 +77,8 @@ def plan_run(
     folder: str,
     store: str,
     workers: int,
-    again: Again,
-    whole: bool,
 ) -> RunPlan:
-    """A run and what has to be made of it; all of it, whatever is there, where `whole`. Raises UsageError."""
+    """A run with its clips and shards, but without jobs: see `add_jobs`. Raises UsageError."""
     entry = config["runs"][name]
     fixed = read_fixed(Path(folder) / FIXED)
     film = entry.get("name", "{clip}.mp4")
@@ -81,6 +96,7 @@ def plan_run(
         film=film,
         seed=fixed["seed"] if fixed else secrets.randbelow(2**31),
         resources=config.get("resources", {}),
+        fuse=entry.get("fuse", recipe.FUSE) in (True, "true"),
     )
     found, warnings = read_clips(entry["clips"], f"run {name}")
     rows = [{key: value for key, value in row.items() if not schema.is_left_out(key, value)} for row in found]
@@ -89,61 +105,119 @@ def plan_run(
         if missing := [need for need in recipe.NEEDS if need not in row and not (need == "prompt" and prompts_of(run, row))]:
             raise UsageError(f"clip {row['id']} of run {name} has no {missing[0]}", f"recipe {run.recipe} needs one")
     ids = [row["id"] for row in rows]
-    settled: dict[bytes, Values] = {}
-    lanes = recipe.items(resolve_clip(run, rows[0], 0, 0, settled)) if rows else {}
-    shards = assign(ids, fixed["shards"] if fixed else [], workers, max(1, len(lanes) - 1))
+    resolved: dict[bytes, ResolvedOptions] = {}
+    steps = list(recipe.items(resolve_clip(run, rows[0], 0, 0, resolved))) if rows else []
+    size = ShardSize.of(steps, fused_steps(run, steps))
+    shards = assign(ids, fixed["shards"] if fixed else [], workers, size)
     rank = {identity: number for number, shard in enumerate(shards) for identity in shard}
-    clips = [resolve_clip(run, row, index, rank[row["id"]], settled) for index, row in enumerate(rows)]
-    planned = RunPlan(run, entry, clips, shards, warnings)
-    add_jobs(planned, recipe, again, whole)
-    return planned
+    clips = [resolve_clip(run, row, index, rank[row["id"]], resolved) for index, row in enumerate(rows)]
+    return RunPlan(run, entry, clips, shards, size, warnings, steps=steps)
+
+
+def in_order(runs: Mapping[str, RunPlan]) -> list[RunPlan]:
+    """The runs in an order in which each follows the runs whose results it reads. Raises UsageError for a cycle."""
+    real_folder = cache(os.path.realpath)
+    names = {real_folder(planned.run.folder): name for name, planned in runs.items()}
+
+    @cache
+    def owner(folder: str) -> str | None:
+        return next((names[above] for above in (folder, *map(str, Path(folder).parents)) if above in names), None)
+
+    for name, planned in runs.items():
+        for path in {path for clip in planned.clips for path in (clip.video, clip.image) if path}:
+            place = real_place(path, real_folder)
+            other = owner(os.path.dirname(place))
+            if other not in (None, name):
+                planned.reads.setdefault(other, {})[path] = place
+    order = TopologicalSorter({name: planned.reads for name, planned in runs.items()})
+    try:
+        return [runs[name] for name in order.static_order()]
+    except CycleError as error:
+        circle = " and ".join(sorted(set(error.args[1])))
+        raise UsageError(f"the runs {circle} read each other's results", "let one of them read other files") from None
+
+
+def real_place(path: str, real_folder: Callable[[str], str]) -> str:
+    """A file's path with the links in its folder resolved. Folders are cached, because a run may have thousands of clips."""
+    return os.path.join(real_folder(os.path.dirname(path)), os.path.basename(path))
+
+
+def files_before(planned: RunPlan, earlier: Mapping[str, RunPlan]) -> dict[str, Job]:
+    """The files of other runs that the clips read and that are stale, with the jobs that make them."""
+    real_folder = cache(os.path.realpath)
+    found: dict[str, Job] = {}
+    for name, paths in planned.reads.items():
+        other = earlier[name]
+        makers = {}
+        for job in other.jobs:
+            for output in job.outputs:
+                if not output.startswith(f"{other.run.folder}/steps/"):
+                    video = output.removesuffix(".json").removesuffix(".mp4") + ".mp4"
+                    makers[real_place(video, real_folder)] = job
+        found |= {path: makers[place] for path, place in paths.items() if place in makers}
+    return found
 
 
 def pick_models(name: str, entry: Mapping[str, Any], models: Mapping[str, Model]) -> dict[str, Model | None]:
-    """The run's models by family: `model` generates, `captioner` captions and may be left out."""
-    picked: dict[str, Model | None] = dict.fromkeys(families_of(entry, models))
-    for key in ("model", "captioner"):
+    """The run's models by family: one for each role in its recipe, or None if the role is left out. Raises UsageError."""
+    picked: dict[str, Model | None] = {}
+    families = RECIPES[entry["recipe"]].FAMILIES
+    for key, role in ROLES.items():
+        able = families.get(key, ())
         if key not in entry:
+            if able and not role.optional:
+                remedy = f"recipe {entry['recipe']} needs one of family {' or '.join(able)}: add {key}"
+                raise UsageError(f"run {name} has no {key}", remedy)
+            picked |= dict.fromkeys(able[:1])
             continue
         if entry[key] not in models:
             raise UsageError(f"{key} of run {name} is {shown(entry[key])}", f"declared models are {', '.join(models)}")
         model = models[entry[key]]
-        if model.family not in picked or ("caption_vlm" in ALL[model.family].workers) != (key == "captioner"):
-            raise UsageError(
-                f"{key} of run {name} is {model.name}, of family {model.family}", "name a model of another family"
-            )
+        if model.family not in able:
+            remedy = f"name a model of another family: {' or '.join(able)}" if able else "leave it out"
+            raise UsageError(f"{key} of run {name} is {model.name}, of family {model.family}", remedy)
         picked[model.family] = model
-    if missing := [name for name, model in picked.items() if model is None and "caption_vlm" not in ALL[name].workers]:
-        raise UsageError(f"run {name} has no model", f"recipe {entry['recipe']} needs one of family {missing[0]}: add model")
     return picked
 
 
-def families_of(entry: Mapping[str, Any], models: Mapping[str, Model]) -> list[str]:
-    """The families of the run's recipe; of alternatives that of the run's model, else the first."""
-    named = models[entry["model"]].family if entry.get("model") in models else ""
-    needs = [(need,) if isinstance(need, str) else need for need in RECIPES[entry["recipe"]].FAMILIES]
-    return [named if named in need else need[0] for need in needs]
+def add_jobs(
+    planned: RunPlan,
+    again: Again,
+    whole: bool,
+    before: Mapping[str, Job],
+    workers: int,
+    trainings: Sequence[TrainingJob],
+) -> None:
+    """Group the stale items into jobs: one per shard and step.
 
-
-def add_jobs(planned: RunPlan, recipe, again: Again, whole: bool) -> None:
-    """Group the items that have to be made into jobs: a shard's of one stage (of one link) together, a film by itself."""
-    run, outputs = planned.run, {}
-    models = {model.name: (model, weights_state(model)) for model in run.models.values() if model}
-    lineages = Lineages(models)
-    groups: dict[tuple[int, str], list[Item]] = {}
+    With `whole`, all items are stale. `before` holds the stale files of other runs, with their jobs. Results of a model
+    whose training has ended with other options are stale. The shards of a run are dealt anew for more `workers`, unless
+    names contain the numbers of shards. Raises UsageError.
+    """
+    run = planned.run
+    outputs: dict[str, str] = {}
+    recipe = RECIPES[run.recipe]
+    models = {model.name: model for model in run.models.values() if model}
+    pending = {name: training for name, model in models.items() if (training := pending_training(model, trainings))}
+    lineages = Lineages(models, {name for name, training in pending.items() if os.path.exists(training.output)})
+    stale_by_clip: dict[str, dict[str, list[Item]]] = {}
+    orders: set[tuple[str, ...]] = set()
+    missing: list[str] = []
     for clip in planned.clips:
-        lanes = recipe.items(clip)
-        stale, remarks = stale_items(clip, lanes, lineages, again, whole)
+        steps = recipe.items(clip)
+        orders.add(tuple(steps))
+        stale, remarks = stale_items(clip, steps, lineages, again, whole, before)
         planned.warnings += remarks
-        for lane, items in stale.items():
+        if stale:
+            missing += [
+                path for path in (clip.video, clip.image) if path and not os.path.exists(path) and path not in before
+            ]
+            stale_by_clip[clip.id] = stale
+        for step, items in steps.items():
+            check_captioner(run, clip, step, items)
+            planned.names |= {item.output for item in items if step == "concat"}
             for item in items:
-                group = (clip.index, f"concat.{item.output}") if lane == "concat" else (clip.rank, lane)
-                groups.setdefault(group, []).append(item)
-        for lane, items in lanes.items():
-            check_captioner(run, clip, lane, items)
-            planned.names |= {item.output for item in items if lane == "concat"}
-            for item in items:
-                beside = [f"{item.output.removesuffix('.mp4')}.json"] if lane == "concat" else []  # a film's description
+                beside = [f"{item.output.removesuffix('.mp4')}.json"] if step == "concat" else []  # a film's description
                 for output in (item.output, *beside):
                     if output in outputs:
                         raise UsageError(
@@ -152,23 +226,51 @@ def add_jobs(planned: RunPlan, recipe, again: Again, whole: bool) -> None:
                         )
                     outputs[output] = item.id
     check_outputs(planned, outputs)
-    jobs = {}
-    for (rank, lane), items in groups.items():
-        stage = STAGES[lane.partition(".")[0]]
-        if stage.name == "concat":
-            film = items[0].output
-            name = film.removeprefix(f"{run.folder}/").removesuffix(".mp4")
-            job = planned.films[film] = Job(f"films/{name}", stage, run, items, None)
-        else:
-            job = Job(f"{run.name}.{lane}.{rank:03d}", stage, run, items, models.get(items[0].model, (None,))[0])
-            planned.jobs.append(job)
-        jobs |= dict.fromkeys(job.outputs, job)
-    for job in (*planned.jobs, *planned.films.values()):
-        job.needs.update(jobs[path].name for item in job.items for path in item.files if path in jobs)
+    if missing:
+        named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        planned.warnings.append(f"{len(missing)} of {len(planned.clips)} clips of run {run.name} will fail: no file {named}")
+    planned.steps = merge_orders(orders)
+    unfinished = {identity for identity, stale in stale_by_clip.items() if stale.keys() - {"concat"}}
+    if not (whole or again or "rank" in template_fields(run.film)):
+        planned.shards = reassign(planned.shards, unfinished, workers, planned.size)
+    fused = fused_steps(run, planned.steps)
+    values = {clip.id: clip.values for clip in planned.clips}
+    parts: dict[str, list[Part]] = {}  # by the name of their job
+    for (rank, step), items in by_shard_and_step(planned, stale_by_clip).items():
+        part = Part(run, step, items, models.get(items[0].model), values)
+        parts.setdefault(job_name(run, step, fused, rank), []).append(part)
+    for name, together in parts.items():
+        together.sort(key=lambda part: planned.steps.index(part.step))
+        planned.jobs.append(Job(name, run, together, is_fused=together[0].step in fused))
+    planned.films = {film: job for job in planned.jobs if job.makes_films for film in job.outputs}
+    jobs = {output: job for job in planned.jobs for output in job.outputs}
+    for job in planned.jobs:
+        job.needs.update(jobs[path].name for item in job.items for path in item.files if jobs.get(path, job) is not job)
+        job.waits.update((path, before[path]) for item in job.items for path in item.files if path in before)
+
+
+def merge_orders(orders: Iterable[tuple[str, ...]]) -> list[str]:
+    """The steps of all clips, so that the steps of each clip stay in their order."""
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for steps in sorted(orders):
+        sorter.add(steps[0])
+        for before, step in pairwise(steps):
+            sorter.add(step, before)
+    return list(sorter.static_order())
+
+
+def by_shard_and_step(planned: RunPlan, stale: Mapping[str, Mapping[str, list[Item]]]) -> dict[tuple[int, str], list[Item]]:
+    """Group the stale items, which are by clip and step."""
+    rank = {identity: number for number, shard in enumerate(planned.shards) for identity in shard}
+    groups: dict[tuple[int, str], list[Item]] = {}
+    for clip in planned.clips:
+        for step, items in stale.get(clip.id, {}).items():
+            groups.setdefault((rank[clip.id], step), []).extend(items)
+    return groups
 
 
 def check_outputs(planned: RunPlan, outputs: Mapping[str, str]) -> None:
-    """Raise UsageError for an output that is the folder of another one, and for a clip's file that is an output itself."""
+    """Raise UsageError for an output that is a folder of another, and for a clip that reads an output of its own run."""
     folders: dict[str, str] = {}
     for output, item in outputs.items():
         folder = os.path.dirname(output)
@@ -180,11 +282,11 @@ def check_outputs(planned: RunPlan, outputs: Mapping[str, str]) -> None:
             f"{both} of run {planned.run.name} would be a file for {outputs[both]} and a folder for {folders[both]}",
             "give one of the clips another id",
         )
-    real_folder = cache(os.path.realpath)  # a run has few folders, and may have thousands of clips
+    real_folder = cache(os.path.realpath)
     own = real_folder(planned.run.folder)
     for clip in planned.clips:
         for path in filter(None, (clip.video, clip.image)):
-            place = os.path.join(real_folder(os.path.dirname(path)), os.path.basename(path))
+            place = real_place(path, real_folder)
             if place.startswith(f"{own}/") and planned.run.folder + place.removeprefix(own) in outputs:
                 raise UsageError(
                     f"clip {clip.id} of run {planned.run.name} reads {path}, which the run itself would write",
@@ -192,19 +294,26 @@ def check_outputs(planned: RunPlan, outputs: Mapping[str, str]) -> None:
                 )
 
 
-def check_captioner(run: Run, clip: Clip, lane: str, items: Sequence[Item]) -> None:
-    if lane.startswith("caption_vlm") and not all(item.model or item.options["prompt"] for item in items):
-        raise UsageError(f"clip {clip.id} of run {run.name} has no prompt and the run no captioner", "add one of them")
+def check_captioner(run: Run, clip: Clip, step: str, items: Sequence[Item]) -> None:
+    if step.startswith("caption_vlm") and not all(item.model or item.options["prompt"] for item in items):
+        raise UsageError(
+            f"clip {clip.id} of run {run.name} has no prompt and the run no captioner",
+            "give it a prompt or the run a captioner, or leave clips of a folder without one out by missing_prompt: skip",
+        )
 
 
 def read_fixed(path: Path) -> dict[str, Any] | None:
-    """What an earlier plan fixed. Raises UsageError where the file is not one of ours."""
+    """The plan.json of an earlier plan, or None. Raises UsageError for an invalid file."""
     if not os.path.lexists(path):
         return None
+    if os.path.isfile(path) and (fault := file_fault(path)):
+        raise UsageError(f"{path} {fault}", "make it readable, or choose other results")
     try:
         fixed = parse_json(read_text(path), str(path))
         schema.check(fixed, "fixed", str(path))
         clips = Counter(identity for shard in fixed["shards"] for identity in shard)
+        if wrong := [identity for identity in clips if not is_id(identity)]:
+            raise UsageError(f"{path}.shards has {shown(wrong[0])}, which is not an id")
         if twice := [identity for identity, count in clips.items() if count > 1]:
             raise UsageError(f"{path}.shards has clip {twice[0]} twice")
     except UsageError as error:
@@ -214,18 +323,18 @@ def read_fixed(path: Path) -> dict[str, Any] | None:
 
 
 def resolved_row(clip: Clip) -> dict[str, Any]:
-    """The clip with every option written out; planned again from this row, it gives the same items."""
+    """A row with every option of the clip. Planning this row again gives the same items."""
     row: dict[str, Any] = {"id": clip.id}
     row |= {name: path for name, path in (("video", clip.video), ("image", clip.image)) if path}
     if clip.prompts:
         row["prompts"] = list(clip.prompts)
     values: dict[str, list] = {}
-    for family, settled in clip.values.items():
+    for family, resolved in clip.values.items():
         for option in options_of(clip.run, family):
-            if not option.by_recipe:
-                values.setdefault(option.name, []).append(settled[option.name])
+            if not option.set_by_recipe:
+                values.setdefault(option.name, []).append(resolved[option.name])
     for name, found in values.items():
-        same = all(value == found[0] for value in found)  # dtype may differ between models: those carry it
+        same = all(value == found[0] for value in found)  # dtype may differ between models, whose declarations contain it
         if same and found[0] not in (None, []):
             row[name] = found[0]
     return row

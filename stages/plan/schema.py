@@ -1,30 +1,31 @@
-"""What the config may say: JSON schemas made from the declared options, and errors that name the key and the remedy."""
+"""Validate the config and the clips with JSON schemas built from the declared options.
+
+Errors name the key and the remedy.
+"""
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from jsonschema import Draft202012Validator, TypeChecker, ValidationError, validators
-
-from stages.models import FAMILIES
-from stages.models.shared.noise import SEED
-from stages.plan.families import ALL
-from stages.plan.names import ID
-from stages.plan.recipes import RECIPES
+from stages.families import FAMILIES
+from stages.families.shared.common_options import SeedOption
+from stages.plan.families import ALL_FAMILIES, ROLES
+from stages.plan.older import BASE_CONFIG, fate_of
+from stages.plan.recipes import RECIPES, option_names
 from stages.plan.resolve import PROMPT
-from stages.runtime.errors import UsageError, in_quotes, is_scalar, shown
-from stages.runtime.model import HUB_ID
-from stages.runtime.options import DTYPES, Option
+from stages.runtime.errors import UsageError, did_you_mean, in_quotes, is_scalar, shown
+from stages.runtime.model import HUB_ID, PLACES
+from stages.runtime.options import DTYPES, REQUIRED, Option, merged
 from stages.runtime.stages import STAGES
 
 PLAN_VERSION = 1
 TEXT = {"type": "string", "minLength": 1}
-PLACE = {  # of what is made: Snakemake reads braces and <> in paths as its own signs
+MINUTES = {"type": "integer", "minimum": 1, "maximum": 10**6}
+PLACE = {  # path of an output: braces and <> have a meaning to Snakemake
     **TEXT,
     "pattern": r"^[^{}<>\x00-\x1f\x7f-\x9f]*$",
     "patternErrorMessage": "leave out braces, < and >, and control characters",
@@ -38,63 +39,108 @@ RESERVED_RUNS = ("store", "all", "training", "weights")
 
 
 @cache
-def all_options() -> dict[str, Option]:
-    """Every option that a run may set, by name; what two families call by one name has one description, the default of
-    each, and takes what one of them takes."""
-    declared = [(name, option) for name, family in ALL.items() for option in family.options]
-    declared += [("", PROMPT), *((name, option) for name, recipe in RECIPES.items() for option in recipe.OPTIONS)]
-    options: dict[str, Option] = {}
-    defaults: dict[str, dict[str, str]] = {}
-    bounds: dict[str, list[Option]] = {}
-    for owner, option in reversed(declared):
-        if not option.by_recipe:
-            options[option.name] = option
-            defaults.setdefault(option.name, {})[owner] = option.says()
-            bounds.setdefault(option.name, []).append(option)
-    for name, declarations in bounds.items():
-        options[name] = widest(declarations)
-    for name, said in defaults.items():
-        if len(set(said.values())) > 1:
-            words = "; ".join(f"{owner}: {default}" for owner, default in reversed(said.items()))
-            options[name] = replace(options[name], default_text=words)
+def declarations() -> dict[str, dict[str, Option]]:
+    """Every option that a run may set: its declarations by family or recipe, by the option's name."""
+    declared = [(name, option) for name, family in ALL_FAMILIES.items() for option in family.options]
+    declared += [("", PROMPT)]
+    declared += [(name, option) for name, recipe in RECIPES.items() for option in recipe.OPTIONS.declared]
+    options: dict[str, dict[str, Option]] = {}
+    for owner, option in declared:
+        if not option.set_by_recipe:
+            options.setdefault(option.name, {})[owner] = option
+    for owner, option in declared:
+        for alias in set(option.aliases) & options.keys():  # an alias in one family can be a name in another
+            options[alias][owner] = option
     return options
 
 
-def widest(declarations: Sequence[Option]) -> Option:
-    """Options of one name as one that takes what any of them takes; the last one's description."""
-    lows, highs = ([getattr(option, name) for option in declarations] for name in ("minimum", "maximum"))
-    choices = [option.choices for option in declarations]
+@cache
+def all_options() -> dict[str, Option]:
+    """Every option that a run may set, by name.
+
+    An option of several families accepts the values of any of them, and has the help and default of each.
+    """
+    return {name: union(declared) for name, declared in declarations().items()}
+
+
+def union(declared: Mapping[str, Option]) -> Option:
+    """One option that accepts the values of all declarations of a name, which are by family."""
+    options = list(declared.values())
+    lows, highs = ([getattr(option, name) for option in options] for name in ("minimum", "maximum"))
     return replace(
-        declarations[-1],
+        merged(options),
+        help=join_texts({owner: option.help for owner, option in declared.items()}),
+        default_text=join_texts({owner: option.describe_default() for owner, option in declared.items()}),
         minimum=None if None in lows else min(lows),
         maximum=None if None in highs else max(highs),
-        choices=tuple(dict.fromkeys(choice for some in reversed(choices) for choice in some)) if all(choices) else (),
     )
+
+
+def join_texts(texts: Mapping[str, str]) -> str:
+    """Texts with their owners' names, as one text. If all are equal, the text alone."""
+    owners: dict[str, list[str]] = {}
+    for owner, text in texts.items():
+        owners.setdefault(text, []).append(owner)
+    if len(owners) == 1:
+        return next(iter(owners))
+    return "; ".join(f"{', '.join(filter(None, names)) or 'all'}: {text}" for text, names in owners.items())
+
+
+def option_named(name: Any) -> Option | None:
+    """The option with that name or alias, or None."""
+    return all_options().get(name) or _options_by_alias().get(name)
+
+
+@cache
+def _options_by_alias() -> dict[str, Option]:
+    """Asked for every cell of every clip, so it is computed once."""
+    return {alias: option for option in all_options().values() for alias in option.aliases}
+
+
+def option_properties() -> dict[str, Any]:
+    """The schemas of all options, under all their names."""
+    properties = {}
+    for name, option in all_options().items():
+        properties[name] = option.schema()
+        for alias in [alias for alias in option.aliases if alias not in all_options()]:
+            properties[alias] = {**option.schema(), "description": f"Another name of {name}."}
+    return properties
 
 
 @cache
 def clip_schema() -> dict[str, Any]:
-    """A row of clips: what it is made of, and its own options beside that."""
+    """Schema of a clip: its content, and its own options."""
     own = {
         "id": {
             **TEXT,
-            "description": "Name of the clip and of its results. Default: made of the video's name or the prompt.",
+            "description": "Name of the clip and of its results. Default: from the name of its file, or from its prompt.",
         },
         "video": {
             **TEXT,
-            "description": "Path of the video (video_path in a file does as well). Not for text2video and dynamicrafter.",
+            "description": "Path of the video; video_path in a file is an alias. Not for text2video and dynamicrafter.",
         },
-        "image": {**TEXT, "description": "Path of the picture, for dynamicrafter."},
-        "prompt": {**TEXT, "description": "The prompt; without it the video or the picture is captioned."},
+        "image": {**TEXT, "description": "Path of the image, for dynamicrafter."},
+        "prompt": {**TEXT, "description": "The prompt. Without it, the video or the image is captioned."},
         "prompts": {
             "type": "array",
             "items": TEXT,
             "minItems": 1,
-            "description": "A prompt per link of a chain, or per part of a longlive film.",
+            "description": "One prompt per link of a chain, or per part of a longlive film.",
         },
     }
-    options = {name: option.schema() for name, option in all_options().items() if name not in own}
+    options = {name: value for name, value in option_properties().items() if name not in own}
     return {"type": "object", "additionalProperties": False, "required": ["id"], "properties": {**own, **options}}
+
+
+def conversion_properties() -> dict[str, Any]:
+    """The schemas of the options of all conversions, by name."""
+    declared: dict[str, dict[str, Option]] = {}
+    for name, family in FAMILIES.items():
+        for option in family.conversion.options.declared if family.conversion else ():
+            declared.setdefault(option.name, {})[name] = (
+                replace(option, default_text="must be given") if option.default is REQUIRED else option
+            )
+    return {name: union(options).schema() for name, options in declared.items()}
 
 
 @cache
@@ -102,7 +148,7 @@ def config_schema() -> dict[str, Any]:
     options = {
         "type": "object",
         "additionalProperties": False,
-        "properties": {name: option.schema() for name, option in all_options().items()},
+        "properties": option_properties(),
     }
     variants = sorted({variant for family in FAMILIES.values() for variant in family.variants})
     model = {
@@ -110,25 +156,35 @@ def config_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "required": ["family"],
         "properties": {
-            "family": {"enum": sorted(FAMILIES), "description": "Which code runs the model."},
-            "variant": {"enum": variants, "description": "Which of the family's architectures it is."},
-            "path": {**TEXT, "description": "Folder of the weights, in diffusers' or transformers' layout."},
+            "family": {"enum": sorted(FAMILIES), "description": "Model family: the code that runs the model."},
+            "variant": {
+                "enum": variants,
+                "description": "Architecture within the family. Default: detected from the folder.",
+            },
+            "path": {**TEXT, "description": "Folder of the weights, in the layout of diffusers or transformers."},
             "hub": {
                 "type": "string",
                 "pattern": HUB_ID,
                 "patternErrorMessage": "an id on the model hub is OWNER/NAME",
-                "description": "Id on the model hub, instead of path.",
+                "description": "Id on the model hub; instead of path.",
+            },
+            "convert": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": conversion_properties(),
+                "description": "Options of `convert FAMILY` with files at hub://OWNER/NAME[@REVISION][/PATH]; instead of "
+                "path. `fetch` downloads and converts them.",
             },
             "revision": {**TEXT, "description": "Commit, tag or branch on the hub. Default: main."},
-            "dtype": {"enum": list(DTYPES), "description": "Precision. Default: bfloat16."},
+            "dtype": {"enum": list(DTYPES), "description": "Precision of the model. Default: bfloat16."},
             "sizes": {
                 "type": "array",
                 "items": TEXT,
-                "description": "Sizes that the model makes, width*height. Default: those of the variant.",
+                "description": "Video sizes that the model supports, width*height. Default: those of the variant.",
             },
             "options": {**options, "description": "Options for every run with this model."},
         },
-        "oneOf": [{"required": ["path"]}, {"required": ["hub"]}],
+        "oneOf": [{"required": [place]} for place in PLACES],
     }
     folder = {
         "type": "object",
@@ -137,18 +193,18 @@ def config_schema() -> dict[str, Any]:
         "properties": {
             "videos": {
                 **TEXT,
-                "description": "Folder of videos: .mp4 .avi .mov .mkv, in any case; hidden files are left out.",
+                "description": "Folder of videos: .mp4 .avi .mov .mkv in upper or lower case; hidden files are ignored.",
             },
-            "images": {**TEXT, "description": "Or a folder of pictures: .png .jpg .jpeg .bmp .tiff .tif, in the same way."},
+            "images": {**TEXT, "description": "Folder of images, instead of videos: .png .jpg .jpeg .bmp .tiff .tif."},
             "prompts": {
                 **TEXT,
-                "description": "Folder of prompts, a .txt of the same stem per video or picture; or a .txt file with a line "
-                "for each, in the order of their names. Default for pictures: their own folder.",
+                "description": "Folder of prompts, one .txt of the same stem per file; or a .txt file with one line "
+                "per file, in the order of their names. Default for images: their own folder.",
             },
-            "masks": {**TEXT, "description": "Folder of videos of masks, of the same stems, for recipe fresco."},
+            "masks": {**TEXT, "description": "Folder of mask videos with the same stems, for recipe fresco."},
             "missing_prompt": {
                 "enum": ["caption", "skip"],
-                "description": "What becomes of one without a prompt. Default: caption.",
+                "description": "Treatment of files without a prompt: caption them, or skip them. Default: caption.",
             },
         },
     }
@@ -157,19 +213,28 @@ def config_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "required": ["recipe", "clips"],
         "properties": {
-            "recipe": {"enum": sorted(RECIPES), "description": "What is made of each clip."},
+            "recipe": {"enum": sorted(RECIPES), "description": "The pipeline for each clip."},
             "clips": {
                 "anyOf": [{"type": "array", "items": {"type": "object"}, "minItems": 1}, TEXT, folder],
                 "description": "A list of clips, a .jsonl, .csv or .txt file (a prompt per line), or a folder of files.",
             },
-            "model": {**TEXT, "description": "Name of the model that generates, from models."},
-            "captioner": {**TEXT, "description": "Name of the model that captions; not needed where all have prompts."},
+            **{key: {**TEXT, "description": role.help} for key, role in ROLES.items()},
+            BASE_CONFIG: {
+                **TEXT,
+                "description": "Config file of the older program that the recipe replaces; what it sets is taken over.",
+            },
             "name": {
                 "type": "string",
                 "pattern": r"^[^/].*\.mp4$",
                 "patternErrorMessage": "it must end with .mp4, and stay inside the run's folder",
-                "description": "Template of the film's name; fields: clip, idx, seed, model, rank, of longlive "
-                "sample and model_type, of dynamicrafter image and resolution. Default: {clip}.mp4.",
+                "description": "Template of the film's name. Fields: clip, stem (that of the source's file), idx, seed, "
+                "model, rank; for longlive sample and model_type; for dynamicrafter image and resolution. "
+                "Default: {clip}.mp4.",
+            },
+            "fuse": {
+                "enum": [True, False, "true", "false"],  # on Snakemake's command line they are text
+                "description": "One job does all stages of its clips up to decode and keeps their models in memory, instead "
+                "of a job per stage. Default: true for chain, false for the other recipes.",
             },
             "options": {**options, "description": "Options for all clips of the run."},
         },
@@ -179,9 +244,11 @@ def config_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {
             "mem_mb": {"type": "integer", "minimum": 1, "maximum": 10**8, "description": "Main memory in MB."},
-            "runtime": {"type": "integer", "minimum": 1, "maximum": 10**6, "description": "Minutes."},
+            "runtime": MINUTES | {"description": "Run time in minutes."},
+            "cores": {"type": "integer", "minimum": 1, "maximum": 10**4, "description": "Cores of the CPU."},
         },
     }
+    longest = "Longest run time that jobs request, in minutes. Default: 1440, or the stage's own runtime if that is longer."
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Kinemake config",
@@ -190,12 +257,12 @@ def config_schema() -> dict[str, Any]:
         "required": ["models", "runs"],
         "properties": {
             "results": {**PLACE, "description": "Folder of the results. Default: results."},
-            "store": {**PLACE, "description": "Folder of finished items that all runs share. Default: RESULTS/store."},
+            "store": {**PLACE, "description": "Folder that caches finished items of all runs. Default: RESULTS/store."},
             "models": {
                 "type": "object",
                 "propertyNames": NAME,
                 "additionalProperties": model,
-                "description": "Models by name.",
+                "description": "Models by name: the family of each, and its path, hub or convert.",
             },
             "runs": {
                 "type": "object",
@@ -205,108 +272,124 @@ def config_schema() -> dict[str, Any]:
                     "patternErrorMessage": f"{NAME['patternErrorMessage']}; of a run it is not {', '.join(RESERVED_RUNS)}",
                 },
                 "additionalProperties": run,
-                "description": "What to make, by name; the results are in RESULTS/NAME.",
+                "description": "Runs by name. The results of a run are in RESULTS/NAME.",
             },
             "trainings": {
                 "type": "object",
                 "propertyNames": NAME,
                 "additionalProperties": TEXT,
-                "description": "Trainings: name -> file of options. `snakemake training.NAME` fills RESULTS/training/NAME.",
+                "description": "Trainings: name -> file of options. `snakemake training.NAME` writes RESULTS/training/NAME, "
+                "and a run whose model is in RESULTS/training/NAME/model waits for it.",
             },
             "again": {
                 "type": "array",
                 "items": {"type": "string"},
-                "description": "Results to make again even if they are current, without taking them from the store: paths "
+                "description": "Results to make again although they are current, without the store: paths "
                 "of results, names of jobs or runs, or all. On the command line: `--config 'again=[results/RUN/CLIP.mp4]'`.",
             },
             "resources": {
                 "type": "object",
                 "additionalProperties": False,
-                "properties": dict.fromkeys(STAGES, asked),
-                "description": "By stage, what its jobs ask a scheduler for in the place of Kinemake's own estimate; each "
-                "retry asks for that much more.",
+                "properties": {**dict.fromkeys(STAGES, asked), "max_runtime": MINUTES | {"description": longest}},
+                "description": "By stage, what its jobs request from a scheduler instead of Kinemake's estimate: mem_mb, "
+                "runtime, cores. Each retry adds the same memory and time, up to max_runtime minutes (1440).",
             },
             "options": {
                 **options,
-                "description": "Options above all others: for the command line, --config 'options={steps: 20}'.",
+                "description": "Options that override all others, for the command line: --config 'options={seed: 7}'.",
             },
         },
     }
 
 
 def is_left_out(name: str, value: Any) -> bool:
-    """Whether the value of an option is blank text where that can only mean that there is none."""
-    option = all_options().get(name)
+    """Whether a value is blank text for an option that is not text, so that it counts as absent."""
+    option = option_named(name)
     return isinstance(value, str) and not value.strip() and option is not None and option.type is not str
 
 
-FIXED_SCHEMA = {  # of plan.json: what the first plan of a run fixed
+FIXED_SCHEMA = {  # of plan.json
     "type": "object",
     "required": ["version", "seed", "shards"],
     "properties": {
         "version": {"const": PLAN_VERSION},
-        "seed": {"type": "integer", "minimum": 0, "maximum": SEED.maximum},
-        "shards": {"type": "array", "items": {"type": "array", "items": {"type": "string", "pattern": f"^{ID.pattern}$"}}},
+        "seed": {"type": "integer", "minimum": 0, "maximum": SeedOption.declared[0].maximum},
+        "shards": {"type": "array", "items": {"type": "array", "items": {"type": "string"}}},
     },
 }
 
 
-def _is_number(checker: TypeChecker, value: Any) -> bool:
+def _is_number(checker: Any, value: Any) -> bool:
     return (
         isinstance(value, (int, float)) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value))
     )
 
 
-FINITE = Draft202012Validator.TYPE_CHECKER.redefine("number", _is_number)  # YAML knows .nan and .inf
-Validator = validators.extend(Draft202012Validator, type_checker=FINITE)
+@cache
+def validator_class() -> Any:
+    """The class of validators. The library is imported late, because the help of programs needs the options alone."""
+    from jsonschema import Draft202012Validator, validators
+
+    finite = Draft202012Validator.TYPE_CHECKER.redefine("number", _is_number)  # YAML knows .nan and .inf
+    return validators.extend(Draft202012Validator, type_checker=finite)
 
 
 @cache
 def _validator(which: str) -> Any:
-    return Validator({"config": config_schema, "clip": clip_schema, "fixed": lambda: FIXED_SCHEMA}[which]())
+    schemas: dict[str, Callable[[], Mapping[str, Any]]] = {
+        "config": config_schema,
+        "clip": clip_schema,
+        "fixed": lambda: FIXED_SCHEMA,
+    }
+    return validator_class()(schemas[which]())
 
 
 def check(value: Any, which: str, where: str) -> None:
-    """Raise UsageError with one sentence about the first thing that `value` has wrong.
+    """Raise UsageError with one sentence about the first error in `value`, or about all its unknown keys.
 
     `which` is "config", "clip", or "fixed" for the plan.json of a run.
     """
-    for error in _validator(which).iter_errors(value):
-        raise UsageError(*_sentence(error, where))
+    errors = list(_validator(which).iter_errors(value))
+    unknown = [error for error in errors if error.validator == "additionalProperties"]
+    if len(unknown) > 1 and errors[0] in unknown:
+        raise UsageError(
+            "; ".join(_unknown_keys(error, where, value) for error in unknown), "correct them, or leave them out"
+        )
+    if errors:
+        raise UsageError(*_sentence(errors[0], where, value))
 
 
-def _sentence(error: ValidationError, where: str) -> tuple[str, str]:
-    """What is wrong, and the rule that says so."""
+def _sentence(error: Any, where: str, root: Any) -> tuple[str, str]:
+    """(reason, remedy) of a jsonschema ValidationError in `root`; the library's stubs leave its type open."""
     place = ".".join([where, *map(str, error.absolute_path)])
     value, rule = error.instance, error.validator_value
     if error.validator in ("anyOf", "oneOf"):
-        # of the alternatives those that are of the value's type say what is wrong with it
+        # only the alternatives with the value's type give a useful error
         others = {sub.schema_path[0] for sub in error.context if sub.validator == "type" and not sub.relative_path}
-        meant = [sub for sub in error.context if sub.schema_path[0] not in others]
-        if meant and error.validator == "anyOf":
-            return _sentence(meant[0], where)
+        relevant = [sub for sub in error.context if sub.schema_path[0] not in others]
+        if relevant and error.validator == "anyOf":
+            return _sentence(relevant[0], where, root)
         if error.validator == "oneOf":
             names = [one["required"][0] for one in rule]
-            keys = (
-                f"both {' and '.join(names)}" if all(name in value for name in names) else f"neither {' nor '.join(names)}"
-            )
+            given = [name for name in names if name in value]
+            keys = f"both {' and '.join(given)}" if given else f"neither {' nor '.join(names)}"
             return f"{place} has {keys}", f"it must have one of them: {' or '.join(names)}"
         types = [one["type"] for one in rule if one["type"] != "string"] or ["string"]
         return f"{place} is {shown(value)}", f"it must be of type {' or '.join(dict.fromkeys(types))}"
     if error.validator == "additionalProperties":
         known = list(error.schema["properties"])
-        unknown = next(key for key in value if key not in known)
-        near = difflib.get_close_matches(str(unknown), known, 1)
-        listed = f"known: {', '.join(known)}" if len(known) <= 20 else "known are those of docs/options.md"
-        remedy = f"did you mean {near[0]}?" if near else listed
-        return f"{place} has the unknown key {shown(unknown)}", _misplaced(error, unknown) or remedy
+        unknown = [key for key in value if key not in known]
+        if len(unknown) == 1:
+            return f"{place} has the unknown key {shown(unknown[0])}", _hint(error, unknown[0], root) or _listed(known)
+        return _unknown_keys(error, where, root), "correct them, or leave them out"
     if error.validator == "required":
         missing = next(key for key in rule if key not in value)
-        return f"{place} lacks the key {missing}", error.schema.get("properties", {}).get(missing, {}).get("description", "")
+        description = error.schema.get("properties", {}).get(missing, {}).get("description", "")
+        return f"{place} lacks the key {missing}", f"add it: {description[:1].lower()}{description[1:].rstrip('.')}"
     if "propertyNames" in error.absolute_schema_path:
         remedy = in_quotes(value) if is_scalar(value) else error.schema["patternErrorMessage"]
         return f"{place} has the key {shown(value)}", remedy
-    if error.validator == "enum" and is_scalar(value) and str(value) in rule:  # YAML takes 256 for a number
+    if error.validator == "enum" and is_scalar(value) and str(value) in rule:  # YAML reads 256 as a number
         return f"{place} is the number {value}", f'write it in quotes: "{value}"'
     rules = {
         "enum": lambda: f"it must be one of {', '.join(map(str, rule))}",
@@ -322,12 +405,44 @@ def _sentence(error: ValidationError, where: str) -> tuple[str, str]:
     return f"{place} is {shown(value)}", rules[error.validator]()
 
 
-def _misplaced(error: ValidationError, key: Any) -> str:
-    """Where a key belongs that stands at the top of the config, as `--config steps=2` puts it there; empty elsewhere."""
+def _unknown_keys(error: Any, where: str, root: Any) -> str:
+    """What is said of the unknown keys of a table, each with what it may mean."""
+    unknown = [key for key in error.instance if key not in error.schema["properties"]]
+    hints = [f"{shown(key)}{f' ({hint})' if (hint := _hint(error, key, root)) else ''}" for key in unknown]
+    place = ".".join([where, *map(str, error.absolute_path)])
+    return f"{place} has the unknown key{'s' if len(unknown) > 1 else ''} {', '.join(hints)}"
+
+
+def _listed(known: Sequence[str]) -> str:
+    return f"known: {', '.join(known)}" if len(known) <= 20 else "known are those of docs/options.md"
+
+
+def _hint(error: Any, key: Any, root: Any) -> str:
+    """What an unknown key may mean: an older program's name, a key in the wrong place, or one that is spelled alike."""
+    recipe = _recipe_at(error, root)
+    if fate := fate_of(key, recipe):
+        return f"it is now {fate.remark}" if fate.place else fate.remark
+    if misplaced := _misplaced(error, key):
+        return misplaced
+    known = set(error.schema["properties"])
+    of_recipe = known & option_names(recipe) if recipe else known
+    return did_you_mean(key, of_recipe or known)  # a table of a run may hold no options
+
+
+def _recipe_at(error: Any, root: Any) -> str:
+    """The recipe of the run of a config in which an error is; "" elsewhere."""
+    path = list(error.absolute_path)
+    run = root["runs"][path[1]] if path[:1] == ["runs"] and len(path) > 1 else None
+    recipe = run.get("recipe") if isinstance(run, Mapping) else None
+    return recipe if isinstance(recipe, str) and recipe in RECIPES else ""
+
+
+def _misplaced(error: Any, key: Any) -> str:
+    """Where a key belongs that is at the top of the config, as `--config steps=2` puts it there; "" for any other error."""
     if error.absolute_path or "runs" not in error.schema["properties"]:
         return ""
     value = shown(error.instance[key]).strip("'")
-    if key in all_options():
+    if option_named(key):
         return f"it is an option: write --config 'options={{{key}: {value}}}'"
     if key in error.schema["properties"]["runs"]["additionalProperties"]["properties"]:
         runs = error.instance.get("runs")

@@ -1,7 +1,7 @@
-"""The parts of a model's folder, asked what their loaders ask, before anything is loaded.
+"""Validate the components of a model folder before anything is loaded.
 
-Nobody vouches for a model's folder. Its files are read here as data, within limits, and without torch: a plan, `fetch` and
-`doctor` ask as the stages do. Everything raises Broken, with one sentence that names the file.
+The content of a model folder is untrusted. It is read here as data, within limits and without torch, because the plan,
+`fetch` and `doctor` run the same checks as the stages. Every check raises Broken, with one sentence that names the file.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stages.runtime.artifacts import read_header, whole_size
 from stages.runtime.errors import JobError, one_line, shown
 from stages.runtime.files import open_plain, read_plain
 from stages.runtime.places import dangling
+from stages.runtime.safetensors_header import expected_size, read_header
 
-LARGEST = 2**28  # bytes of a JSON file; the tokenizers of large models have a tenth of that
+LARGEST = 2**28  # bytes of a JSON file; the tokenizer of a large model has a tenth of that
 DEEPEST = 32  # levels of a JSON file
-MOST_NORMALIZERS = 24  # of a tokenizer: each may double the text, and the published ones have some three
-LARGEST_NUMBER = 2**24  # of an architecture: the longest contexts are of ten million tokens
-WEIGHTS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # how each library calls a file of weights
+MOST_NORMALIZERS = 24  # of a tokenizer: each may double the text; published tokenizers have about three
+LARGEST_NUMBER = 2**24  # in a config: the longest contexts have ten million tokens
+WEIGHTS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # file name of the weights, by library
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-NO_CONFIGS = ("tokenizer.json", "vocab.json", "merges.json")  # large ones, that no library looks for code in
+NO_CONFIGS = ("tokenizer.json", "vocab.json", "merges.json")  # large files in which no library looks for code
 INDEX = ".safetensors.index."
-NOT_TOLD = object()
+ABSENT = object()
 LFS_POINTER = b"version https://git-lfs"
 OTHER_MODEL = "it is of another model: correct the folder"
 LIBRARIES = ("diffusers", "transformers")
@@ -39,7 +39,7 @@ COUNTED = re.compile(r"^(num|n|d)_|_(layers|size|dim|channels|heads|blocks|len|e
 
 
 class Broken(JobError):
-    """A model's folder that cannot be used. Without a remedy of its own it has to come here again."""
+    """A model folder that cannot be used. The default remedy is to copy or fetch the model again."""
 
     def __init__(self, reason: str, own_remedy: str = ""):
         self.own_remedy = own_remedy
@@ -48,9 +48,11 @@ class Broken(JobError):
 
 @dataclass(frozen=True)
 class Size:
-    """A number that config.json and the weights both tell: `config` is a name there (`a.b` for one within another, `a*b`
-    for a product), `tensor` a pattern of a tensor's name. It is the tensor's size along `axis`; without an axis, how many
-    different numbers the pattern's group takes."""
+    """A number that both config.json and the weights contain.
+
+    `config` is its name in config.json (`a.b` is nested, `a*b` is a product). `tensor` is a pattern for tensor names. The
+    number is the tensor's size along `axis`; without an axis, it is the count of different values of the pattern's group.
+    """
 
     config: str
     tensor: str
@@ -59,15 +61,20 @@ class Size:
 
 @dataclass(frozen=True)
 class Component:
-    """A part of a model: a `folder` below the model's ("" is that itself), and what reads it.
+    """A component of a model.
 
-    `reader`: "diffusers" and "transformers" are networks of these libraries (config.json and safetensors), "tensors" one
-    file of safetensors, "tokenizer", "scheduler" and "processor" the libraries' small classes. `classes` are the class names
-    (of diffusers), or model types (of transformers), that the config may have; none: any. `variants` of the family have the
-    part; none: all. An optional part may be missing as a whole. `fixed` are the values that a config may have under some
-    names, if it has any; `lengths` are the lists in it, with the name of the number that is their length. `tokens`
-    are names of special tokens that a tokenizer must have, beside a chat template. `instead` names the repository to use
-    where one has another class, or code.
+    Attributes:
+        folder: below the model's folder; "" is that folder itself.
+        reader: "diffusers" or "transformers" for a network (config.json and safetensors), "tensors" for a single safetensors
+            file, "tokenizer", "scheduler" or "processor" for the libraries' small classes.
+        classes: allowed class names (diffusers) or model types (transformers) in the config; empty: any.
+        variants: variants of the family that have the component; empty: all.
+        optional: the whole component may be missing.
+        sizes: numbers that must agree between the config and the weights.
+        fixed: required values of config entries. An entry may be absent.
+        lengths: lists in the config, each with the name of the entry that holds its length.
+        tokens: special tokens that a tokenizer must have, beside a chat template.
+        instead: remedy that names the repository to use if the class is wrong or the config asks for code.
     """
 
     folder: str
@@ -87,7 +94,7 @@ class Component:
 
     @property
     def may_name_code(self) -> bool:
-        """Whether its library would look for code in the configs of its folder."""
+        """Whether the library looks for code in the configs of this folder."""
         return self.is_network or self.reader in ("tokenizer", "processor")
 
 
@@ -95,9 +102,9 @@ class Component:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises Broken for any other content and for one that is nested deep.
+    """Parse a JSON file that holds an object. Raises Broken for any other content and for deep nesting.
 
-    Raises FileNotFoundError where there is no file.
+    Raises FileNotFoundError if there is no file.
     """
     try:
         value = json.loads(read_bytes(path).decode("utf-8-sig"), parse_constant=_refuse_constant)
@@ -105,6 +112,8 @@ def read_object(path: Path) -> dict[str, Any]:
         if fault := dangling(path):
             raise Broken(f"{path} {fault}") from None
         raise
+    except PermissionError:
+        raise Broken(f"{path} may not be read by this user", "make it readable") from None
     except (OSError, ValueError) as error:
         raise Broken(f"{path} is not readable as JSON ({one_line(error)})") from None
     except RecursionError:
@@ -116,7 +125,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file that is not large. Raises Broken, and OSError for one that is."""
+    """The content of a file of at most LARGEST bytes. Raises OSError for a larger one, Broken for a Git LFS pointer."""
     content = read_plain(path, LARGEST)
     if content.startswith(LFS_POINTER):
         raise Broken(f"{path} is a pointer of Git LFS and not the file", "run git lfs pull, or fetch the model")
@@ -128,7 +137,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def read_config(path: Path, instead: str = "") -> dict[str, Any]:
-    """A config that names no code and no number beyond reason. Raises Broken, FileNotFoundError."""
+    """Read a config that asks for no code and has no absurd number. Raises Broken, FileNotFoundError."""
     config = read_object(path)
     refuse_code(config, path, instead)
     check_numbers(config, path)
@@ -150,7 +159,7 @@ def refuse_depth(config: Mapping[str, Any], path: Path) -> None:
 
 
 def tables(value: Any) -> Iterator[dict[str, Any]]:
-    """Every table within a value that is not nested deep."""
+    """Every object within a value of limited depth, the value itself included."""
     if isinstance(value, dict):
         yield value
     if isinstance(value, (dict, list)):
@@ -159,7 +168,7 @@ def tables(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def refuse_code(config: Mapping[str, Any], path: Path, instead: str = "") -> None:
-    """Refuse what would make a library look for code in the folder or on the hub."""
+    """Raise Broken for an entry that makes a library run code from the folder or from the hub."""
     for table in tables(config):
         named = [key for key in CODE_KEYS if table.get(key)]
         named += [key for key in ATTENTION_KEYS if "/" in str(table.get(key))]
@@ -173,7 +182,7 @@ def refuse_code(config: Mapping[str, Any], path: Path, instead: str = "") -> Non
 
 
 def refuse_code_of(place: Path) -> None:
-    """Refuse a folder in which any config asks for code, whichever of them a library would look at."""
+    """Raise Broken if any config of a folder asks for code, whichever of them the library reads."""
     for path in sorted(place.glob("*.json")):
         if path.name not in NO_CONFIGS and INDEX not in path.name:
             refuse_code(read_object(path), path)
@@ -184,16 +193,16 @@ def refuse_code_of(place: Path) -> None:
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The safetensors files that a library reads of a folder, and the variant that it is to be asked for ("" is none)."""
+    """The safetensors files that a library loads from a folder, and the `variant` to pass to it ("" for none)."""
 
     paths: tuple[Path, ...]
     variant: str = ""
 
 
 def weight_files(folder: Path, reader: str) -> WeightFiles:
-    """What the library loads in `folder`: one file, or the shards of an index; those of a variant where there are no others.
+    """The files that the library loads in `folder`: a single file, or the shards of an index.
 
-    Raises Broken where that is not all there.
+    Files of a variant are taken only if there are no others. Raises Broken if files are missing.
     """
     stem = WEIGHTS[reader]
     for variant in ("", *sorted(_variants(folder, stem))):
@@ -214,7 +223,7 @@ def _variants(folder: Path, stem: str) -> set[str]:
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    """The files that an index names, each with the tensors that it is said to hold."""
+    """The files that an index names. Raises Broken if a file, or a tensor of it, is missing."""
     places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise Broken(f"{index} has no weight_map from tensors to files")
@@ -224,7 +233,8 @@ def _shards(index: Path) -> tuple[Path, ...]:
             raise Broken(f"{index} names {shown(name)}, which is no safetensors file beside it")
         if not os.path.isfile(path):
             raise Broken(f"{index.parent} lacks {name}, which its index names")
-        if absent := [tensor for tensor, place in places.items() if place == name and tensor not in header(path)]:
+        found = header(path)  # once, because a header of a thousand tensors takes a while to check
+        if absent := [tensor for tensor, place in places.items() if place == name and tensor not in found]:
             raise Broken(f"{path} lacks the tensor {absent[0]}, which the index places there")
     return tuple(index.parent / name for name in sorted(set(places.values())))
 
@@ -243,7 +253,7 @@ def _no_weights(folder: Path, stem: str) -> Broken:
 
 
 def header(path: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file by name, without the file's metadata. Raises Broken for one that is torn."""
+    """The tensors of a safetensors file by name, without the metadata. Raises Broken for a damaged file."""
     try:
         with open_plain(path) as file:
             pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
@@ -254,7 +264,7 @@ def header(path: Path) -> dict[str, Any]:
     try:
         found, start = read_header(path)
         tensors = {name: spec for name, spec in found.items() if name != "__metadata__"}
-        whole = whole_size(found, start)
+        whole = expected_size(found, start)
     except (Exception, RecursionError):  # a torn header fails in any way
         raise Broken(f"{path} is no safetensors file") from None
     if not tensors:
@@ -265,7 +275,7 @@ def header(path: Path) -> dict[str, Any]:
 
 
 def network_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files that are loaded of a network's folder, whichever library reads it; none without a folder."""
+    """The safetensors files of a network, whichever library loads it. Empty if there is no folder."""
     for reader, stem in WEIGHTS.items():
         if any(folder.glob(f"{stem}*")):
             return weight_files(folder, reader).paths
@@ -276,7 +286,7 @@ def network_files(folder: Path) -> tuple[Path, ...]:
 
 
 def check_component(folder: Path, part: Component) -> None:
-    """Raise Broken where the part's reader would not find all that it reads."""
+    """Raise Broken if a component lacks something that its reader needs."""
     place = folder / part.folder
     if part.is_network:
         check_network(place, part)
@@ -295,7 +305,7 @@ def check_component(folder: Path, part: Component) -> None:
 
 
 def one_config(place: Path, *names: str, instead: str = "") -> dict[str, Any]:
-    """The first of some configs that is there."""
+    """Read the first of these configs that exists. Raises Broken if none does."""
     for name in names:
         if os.path.isfile(place / name):
             return read_config(place / name, instead)
@@ -331,7 +341,7 @@ def check_class(config: Mapping[str, Any], path: Path, part: Component) -> None:
 
 
 def check_numbers(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse numbers that no architecture has: below zero where something is counted, or in thousands of millions."""
+    """Raise Broken for numbers that no architecture has: negative counts, or values above LARGEST_NUMBER."""
     for table in tables(config):
         for name, value in table.items():
             beyond = isinstance(value, (int, float)) and not 0 <= value <= LARGEST_NUMBER
@@ -340,28 +350,34 @@ def check_numbers(config: Mapping[str, Any], path: Path) -> None:
 
 
 def check_length(config: Mapping[str, Any], name: str, number: str, path: Path) -> None:
-    """Raise Broken where a list in config.json is not as long as a number there tells. What is not told is not compared."""
+    """Raise Broken if a list in config.json does not have the length that the entry `number` declares.
+
+    Both may be absent.
+    """
     if name in config and number in config:
         values, count = config[name], config[number]
         if not isinstance(values, list) or len(values) != count:
-            raise Broken(f"{path} says that {name} is {shown(values)}, and {number} that they are {shown(count)} numbers")
+            raise Broken(f"{path} says that {name} is {shown(values)}, and {number}, its length, is {shown(count)}")
 
 
 def check_size(config: Mapping[str, Any], found: Mapping[str, Any], size: Size, path: Path) -> None:
-    """Raise Broken where config.json and the weights tell another number. What either does not tell is not compared."""
-    told = {name: _named(config, name) for name in size.config.split("*")}
-    if NOT_TOLD in told.values():
+    """Raise Broken if config.json and the weights contain different numbers.
+
+    A number that is absent on either side passes.
+    """
+    factors = {name: _named(config, name) for name in size.config.split("*")}
+    if ABSENT in factors.values():
         return
-    if wrong := [name for name, value in told.items() if not isinstance(value, int)]:
-        raise Broken(f"{path} says that {wrong[0]} is {shown(told[wrong[0]])}")
+    if wrong := [name for name, value in factors.items() if not isinstance(value, int)]:
+        raise Broken(f"{path} says that {wrong[0]} is {shown(factors[wrong[0]])}")
     matches = [(match, spec["shape"]) for name, spec in found.items() if (match := re.search(size.tensor, name))]
     if size.axis is None:
         seen = len({match[1] for match, _ in matches})
     else:
         seen = next((shape[size.axis] for _, shape in matches if len(shape) > size.axis), 0)
-    if seen and seen != (said := math.prod(told.values())):
+    if seen and seen != (number := math.prod(factors.values())):
         raise Broken(
-            f"{path} says that {size.config} is {said} and the weights beside it have {seen}",
+            f"{path} says that {size.config} is {number} and the weights beside it have {seen}",
             "they are of different models: fetch both again",
         )
 
@@ -369,7 +385,7 @@ def check_size(config: Mapping[str, Any], found: Mapping[str, Any], size: Size, 
 def _named(config: Mapping[str, Any], name: str) -> Any:
     value: Any = config
     for key in name.split("."):
-        value = value.get(key, NOT_TOLD) if isinstance(value, dict) else NOT_TOLD
+        value = value.get(key, ABSENT) if isinstance(value, dict) else ABSENT
     return value
 
 
@@ -396,7 +412,7 @@ def check_tokenizer(place: Path) -> None:
 
 
 def check_chat(place: Path, part: Component) -> None:
-    """Refuse a tokenizer without a chat template, or without one of the tokens that a chat is made with."""
+    """Raise Broken for a tokenizer without a chat template or without one of the special tokens of a chat."""
     config = read_config(place / "tokenizer_config.json")
     if not str(_chat_template(place, config) or "").strip():
         raise Broken(f"{place} has no chat template", f"fetch chat_template.jinja too, or {part.instead}")
@@ -407,17 +423,17 @@ def check_chat(place: Path, part: Component) -> None:
 
 
 def _chat_template(place: Path, config: Mapping[str, Any]) -> Any:
-    """The chat template in a folder: a file, else an entry of the tokenizer's config, perhaps one of several by name."""
+    """The chat template of a folder: a file, else an entry of the tokenizer config, which may hold several by name."""
     path = place / "chat_template.jinja"
     if os.path.isfile(path):
         try:
             return read_bytes(path).decode()
         except (OSError, ValueError) as error:
             raise Broken(f"{path} is not readable as text ({one_line(error)})") from None
-    told = config.get("chat_template")
-    if isinstance(told, list):
-        told = {entry.get("name"): entry.get("template") for entry in told if isinstance(entry, dict)}
-    return told.get("default") if isinstance(told, dict) else told
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def check_processor(place: Path) -> None:
@@ -427,9 +443,9 @@ def check_processor(place: Path) -> None:
 
 
 def check_index(folder: Path, components: tuple[Component, ...]) -> None:
-    """Hold model_index.json, where there is one, to what is loaded: no code, and the classes of the components.
+    """Validate model_index.json, if there is one: it asks for no code and names the expected classes.
 
-    The classes that are loaded are named in the code of a family, never taken from here.
+    The classes to load come from the code of the family, never from this file.
     """
     path = folder / "model_index.json"
     if not os.path.isfile(path):
@@ -453,5 +469,5 @@ def check_index(folder: Path, components: tuple[Component, ...]) -> None:
 
 
 def _is_beside(folder: Path, name: str, library: str) -> bool:
-    """Does a library that model_index.json names lie in the repository?"""
+    """Whether the repository contains a module that model_index.json names as a library."""
     return any(os.path.isfile(place / f"{library}.py") for place in (folder, folder / name))

@@ -1,26 +1,30 @@
-"""Where torch runs."""
+"""Choose the torch device of a process."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from stages.runtime.errors import JobError
-from stages.runtime.lease import lease
+from stages.runtime.lease import lease, share_of_devices
 from stages.runtime.log import log
+
+_leased: list[str] = []  # the GPUs that this process holds
+os.register_at_fork(after_in_child=_leased.clear)
 
 
 def take_device(device: str, threads: int | None, gpus: int = 1) -> str:
-    """Settle the device, "cpu", "cuda" or "cuda:1", and the CPU threads, before torch is imported for the first time.
+    """Choose the device ("cpu", "cuda" or "cuda:1") and the number of CPU threads.
 
-    "auto" leases free GPUs, as many as are wanted, or takes the CPU where there is none; "cuda" is the first of them. Raises
-    JobError where that cannot be had.
+    Call it before torch is imported for the first time. "auto" leases `gpus` free GPUs, of which "cuda" is the first;
+    without any GPU it is the CPU. Every call in a process gives the same GPUs. Raises JobError if the device is not
+    available.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    leased = lease(gpus) if device == "auto" else []
-    if leased:
-        log("lease", devices=leased)
+    leased = lease_once(gpus) if device == "auto" else []
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
@@ -33,6 +37,42 @@ def take_device(device: str, threads: int | None, gpus: int = 1) -> str:
                 "torch sees a GPU that cannot be leased", "put nvidia-smi on the path, or name it: --device cuda:0"
             )
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise JobError(f"device {device} is asked for and torch sees no GPU", "use --device cpu or auto")
+    check_device(device)
     return device
+
+
+def lease_once(count: int) -> list[str]:
+    """The GPUs that this process has leased; the first call leases them. Raises JobError if they are less than `count`."""
+    if not _leased and (devices := lease(count)):
+        _leased.extend(devices)
+        log("lease", devices=devices)
+    if _leased and len(_leased) < count:
+        raise JobError(
+            f"{count} GPUs are wanted and this process has leased {len(_leased)}", "run these items by themselves"
+        )
+    return _leased
+
+
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Let torch use this process's share of the CPU cores in the block, if that is more than the threads of its work.
+
+    A job with a GPU works on one thread or a few, because its CPU cores have little to do. While it loads a model, a job
+    with one of N devices uses the Nth part of the cores that it may run on. A job without a device has its share already.
+    """
+    import torch
+
+    usual = torch.get_num_threads()
+    torch.set_num_threads(max(usual, int(share_of_devices() * len(os.sched_getaffinity(0)))))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
+
+
+def check_device(device: str) -> None:
+    """Raise JobError for a GPU where torch sees none."""
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise JobError(f"device {device} is asked for and torch sees no GPU", "use device cpu or auto")

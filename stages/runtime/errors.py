@@ -1,21 +1,16 @@
-"""Whose fault it is decides what happens next.
+"""Errors, by whose fault they are: the class decides what happens next.
 
-Every message is one sentence that names the thing, its value and the remedy, because it is all that a user sees.
+Each message is one sentence that names the thing, its value and the remedy, because the user sees nothing else.
 """
 
-import errno
-import re
+from collections.abc import Iterable
 from datetime import date
+from difflib import get_close_matches
 from typing import Any
-
-PLACES = {  # errors of a file or folder that stands where something is to be written, or may not be written
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP),
-    *(errno.ENAMETOOLONG, errno.EIO, errno.ESTALE),
-}
 
 
 class KinemakeError(Exception):
-    """Base of every error that a user sees as one sentence instead of a traceback."""
+    """Base class of the errors that a user sees as one sentence instead of a traceback."""
 
     def __init__(self, reason: str, remedy: str = ""):
         self.reason, self.remedy = reason, remedy
@@ -23,51 +18,50 @@ class KinemakeError(Exception):
 
 
 class UsageError(KinemakeError):
-    """The command line, the manifest or the config is wrong: exit code 2, nothing was started."""
+    """The command line, the manifest or the config is wrong. The exit code is 2, and nothing has started."""
 
 
 class ItemError(KinemakeError):
-    """One item cannot be made (corrupt video, wrong shape): it fails, its neighbours in the shard go on."""
+    """One item fails (corrupt video, wrong shape). The other items of the shard go on."""
 
 
 class JobError(KinemakeError):
-    """Nothing can be made here (weights missing, disk full, no GPU): exit code 1, and no item is marked as failed."""
+    """The whole job fails (weights missing, disk full, no GPU). The exit code is 1, and no item is marked as failed."""
 
 
 def one_line(error: Exception) -> str:
-    """The first line of what an error says; its class where it says nothing."""
+    """The first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def shown(value: Any) -> str:
-    """A value for a message: at most some 80 characters of it."""
+    """A value as text for a message, at most about 80 characters."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, a list within itself
+    except (ValueError, RecursionError):  # an integer with thousands of digits, a list that contains itself
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
+def format_bytes(count: float) -> str:
+    """A number of bytes as text: 5.8 MB, 28.6 GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """The question after a name that is spelled almost like a known one; "" for any other name."""
+    near = get_close_matches(str(name), sorted(known), 1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
 def is_scalar(value: Any) -> bool:
-    """Whether YAML may have made the value of a word without quotes: a number, a truth value, a date."""
+    """Whether YAML can produce this value from an unquoted word: a number, a boolean, a date."""
     return isinstance(value, (bool, int, float, date))
 
 
 def in_quotes(value: Any) -> str:
-    """The remedy where a value of `is_scalar` should have been text."""
+    """Remedy for a scalar (see `is_scalar`) where text is required."""
     example = {True: "yes", False: "no"}[value] if isinstance(value, bool) else shown(value)
     if isinstance(value, date):
         example = value.isoformat()
     return f'it must be text: write it in quotes, such as "{example}"'
-
-
-def job_fault(error: Exception) -> str:
-    """What a fault that would hit the next item as well is called; empty for an item's own."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or re.search(r"\(os error (28|122)\)|No space left on device", str(error)):  # safetensors has errors of its own
-        return "the disk is full"
-    if isinstance(error, OSError) and error.errno in PLACES and error.filename:
-        return f"{error.filename2 or error.filename} cannot be used ({error.strerror})"
-    if type(error).__name__ == "AcceleratorError":
-        return f"the GPU failed ({one_line(error)})"
-    return ""

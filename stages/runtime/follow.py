@@ -1,4 +1,4 @@
-"""Show what comes of an input that is still being made: a video that grows, instead of an artifact."""
+"""Process an input that is still being made: decode it to a video that grows."""
 
 from __future__ import annotations
 
@@ -13,34 +13,42 @@ from stages.runtime.device import take_device
 from stages.runtime.errors import ItemError, UsageError
 from stages.runtime.items import Item
 from stages.runtime.log import log
-from stages.runtime.loop import Running
+from stages.runtime.loop import Settings
 from stages.runtime.options import Family
 from stages.runtime.shard import complete
 from stages.runtime.stages import Stage
-from stages.runtime.worker import Setting, find_worker
+from stages.runtime.worker import import_class
 
-POLL = 0.5  # seconds between two looks at what is being made
+POLL = 0.5  # seconds between two checks of an unfinished input
 
 
 def trail(output: Path) -> Path:
-    """The link beside an output that leads to its unfinished state in the store, while there is one."""
+    """Path of the link, beside an output, to its unfinished state in the store.
+
+    The link exists only while the state does.
+    """
     return output.with_name(f"{output.stem}.partial{output.suffix}")
 
 
 def latest(path: Path) -> Artifact | None:
-    """An artifact as far as it is: whole, else in the making, else None.
+    """The artifact if it is complete, else its unfinished state, else None.
 
-    Raises ItemError for one that cannot be read, or where a failure stands in its place.
+    Raises ItemError for an unreadable artifact or a failure.
     """
     there = next((place for place in (path, trail(path)) if place.is_file()), None)
-    artifact = there and artifacts.read(there, KINDS)
-    if artifact and artifact.failure:
+    if there is None:
+        return None
+    artifact = artifacts.read(there, KINDS)
+    if artifact.failure:
         raise ItemError(artifact.failure.reason, artifact.failure.remedy)
     return artifact
 
 
-def follow(stage: Stage, families: Mapping[str, Family], item: Item, config: Path | None, running: Running) -> None:
-    """Do an item while its input grows, to the end of that. Raises UsageError where its family cannot, ItemError."""
+def follow(stage: Stage, families: Mapping[str, Family], item: Item, config: Path | None, settings: Settings) -> None:
+    """Process an item while its input grows, until the input is complete.
+
+    Raises UsageError if the family cannot do that, ItemError for an input that fails.
+    """
     if Path(item.output).suffix != ".mp4":
         raise UsageError(f"output {item.output} does not end with .mp4", "--follow makes a video and nothing else")
     name = stage.inputs[0].name
@@ -49,6 +57,8 @@ def follow(stage: Stage, families: Mapping[str, Family], item: Item, config: Pat
         log("waiting", stage=stage.name, input=str(path))
         time.sleep(10 * POLL)
     model, family, item = complete(stage, families, replace(item, inputs={name: str(artifact.path)}), config)
-    worker = find_worker(family.workers[stage.name])(Setting(model, take_device(running.device, running.threads)))
-    worker.load(item.options, "")
-    worker.follow(path, artifact, item.options, Path(item.output))
+    implementation, device = family.stages[stage.name], take_device(settings.device, settings.threads)
+    worker = import_class(implementation.worker)(model, device)
+    options = implementation.options.of(item.options)
+    worker.load(options)
+    worker.follow(path, artifact, options, Path(item.output))

@@ -1,17 +1,17 @@
-"""An item: one stage's work for one clip, link or interval. The line of a manifest, and what a worker is handed."""
+"""Items: the work of one stage on one clip, link or interval. An item is a line of a manifest and the input of a worker."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stages.runtime.errors import UsageError, shown
-from stages.runtime.stages import Stage
+from stages.runtime.stages import STAGES, Stage, stage_of
 from stages.runtime.text import is_plain, read_jsonl
 
 RESERVED = {"id", "output", "model", "fingerprint", "again"}
@@ -19,10 +19,10 @@ RESERVED = {"id", "output", "model", "fingerprint", "again"}
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """`inputs` maps an input's name to a path, or a list of paths; `options` an option's name to its value.
+    """One item.
 
-    A plan gives its items a `fingerprint`, which goes into the record of what the result was made of. An item that is to be
-    made `again` is not taken from the store.
+    `inputs` maps the name of an input to a path or a list of paths; `options` maps the name of an option to its value. The
+    plan sets `fingerprint`, which is recorded beside the result. An item with `again` is not taken from the store.
     """
 
     id: str
@@ -35,33 +35,66 @@ class Item:
 
     @property
     def files(self) -> list[str]:
-        """All input paths, in the order in which the stage declares them."""
+        """All input paths, in the order in which the stage declares its inputs."""
         return [path for value in self.inputs.values() for path in (value if isinstance(value, list) else [value])]
 
-    def line(self) -> str:
-        """The item as a line of a manifest: flat, with the names of the command line."""
-        row = {"id": self.id, **self.inputs, "output": self.output}
+    def line(self, step: str = "") -> str:
+        """The item as a line of a manifest: a flat object with the names of the command line.
+
+        In the manifest of a fused job it begins with the item's step.
+        """
+        row = {**({"step": step} if step else {}), "id": self.id, **self.inputs, "output": self.output}
         row |= {name: value for name in ("model", "fingerprint", "again") if (value := getattr(self, name))}
         return json.dumps({**row, **self.options}, ensure_ascii=False)
 
 
 def read_manifest(path: Path, stage: Stage) -> list[Item]:
-    """The items of a manifest. Raises UsageError, with the line's number, for what cannot be an item of the stage."""
-    items = []
-    for place, row in read_jsonl(path):
-        if not isinstance(row.get("output"), str) or not row["output"]:
-            raise UsageError(f"{place} has no output", 'add "output": the path of the file to make')
-        items.append(item_of_row(row, stage, place))
-    if not items:
-        raise UsageError(f"{path} has no line", "write one object per line")
-    outputs = Counter(os.path.realpath(item.output) for item in items)
-    if twice := next((output for output, count in outputs.items() if count > 1), ""):
-        raise UsageError(f"{path} makes {os.path.relpath(twice)} twice", "every item needs an output of its own")
+    """The items of a manifest. Raises UsageError, with the line number, for a line that is not an item of the stage."""
+    items = [item_of_line(row, stage, place) for place, row in read_jsonl(path)]
+    check_items(items, path)
     return items
 
 
+def read_steps(path: Path) -> list[tuple[Stage, list[Item]]]:
+    """The stage and the items of each step in the manifest of a fused job, in order.
+
+    Raises UsageError, with the line number, for a line that is not an item of its step.
+    """
+    steps: dict[str, tuple[Stage, list[Item]]] = {}
+    for place, row in read_jsonl(path):
+        step = row.pop("step", None)
+        try:
+            stage = stage_of(str(step))
+        except KeyError:
+            raise UsageError(f"{place} has the step {shown(step)}", f"begin it with a stage: {', '.join(STAGES)}") from None
+        steps.setdefault(step, (stage, []))[1].append(item_of_line(row, stage, place))
+    check_items([item for _, items in steps.values() for item in items], path)
+    return list(steps.values())
+
+
+def item_of_line(row: Mapping[str, Any], stage: Stage, place: str) -> Item:
+    """The item of a line of a manifest. Raises UsageError."""
+    if not isinstance(row.get("output"), str) or not row["output"]:
+        raise UsageError(f"{place} has no output", 'add "output": the path of the file to make')
+    return item_of_row(row, stage, place)
+
+
+def check_items(items: Sequence[Item], path: Path) -> None:
+    """Raise UsageError for a manifest without items, and for two items with one output."""
+    if not items:
+        raise UsageError(f"{path} has no line", "write one object per line")
+    refuse_double_outputs(items, str(path))
+
+
+def refuse_double_outputs(items: Sequence[Item], where: str) -> None:
+    """Raise UsageError if two items have the same output."""
+    outputs = Counter(os.path.realpath(item.output) for item in items)
+    if twice := next((output for output, count in outputs.items() if count > 1), ""):
+        raise UsageError(f"{where} makes {os.path.relpath(twice)} twice", "every item needs an output of its own")
+
+
 def item_of_row(row: Mapping[str, Any], stage: Stage, where: str) -> Item:
-    """An item of named values. A null is as if it were absent, and "~" is the home folder. Raises UsageError."""
+    """An item from named values. A null counts as absent, and "~" is expanded. Raises UsageError."""
     row = {name: value for name, value in row.items() if value is not None}
     names = {spec.name: spec for spec in stage.inputs}
     if missing := [spec.name for spec in stage.inputs if spec.required and not row.get(spec.name)]:
@@ -100,9 +133,9 @@ def _path(value: Any, name: str, where: str) -> str:
 
 
 def check_output(item: Item) -> None:
-    """Raise UsageError where an output would take the place of what the item reads, under whatever name."""
+    """Raise UsageError if the output would overwrite an input, also under another name."""
     output = Path(item.output)
-    claimed = [output, output.with_suffix(".json")] if output.suffix == ".mp4" else [output]  # a film has a file beside it
+    claimed = [output, output.with_suffix(".json")] if output.suffix == ".mp4" else [output]  # the index of a film
     for path in item.files:
         for place in claimed:
             if os.path.realpath(place) == os.path.realpath(path) or _same(place, path):
@@ -110,7 +143,7 @@ def check_output(item: Item) -> None:
 
 
 def _same(one: Path, other: str) -> bool:
-    """Whether two names are of one file, as hard links are."""
+    """Whether two paths are the same file, as hard links are."""
     try:
         return os.path.samefile(one, other)
     except (OSError, ValueError):

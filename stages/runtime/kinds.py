@@ -1,6 +1,6 @@
-"""What the files between stages hold: every kind with its fields, members and tensors, and the check of a file against it.
+"""The kinds of artifacts: fields, members and tensors of each, and the validation of a file against them.
 
-Fields are described as JSON schemas. A file may come from anywhere, so everything in it is checked before it is used.
+Fields are described by JSON schemas. A file may come from anywhere, so everything in it is validated before it is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FAILED = "failed"
 
 
 class Field(NamedTuple):
-    """A field of an artifact: what it says, the JSON schema of its value, and whether every artifact of the kind has it."""
+    """A field of an artifact: its meaning, the JSON schema of its value, and whether it is required."""
 
     help: str
     schema: Mapping[str, Any]
@@ -27,7 +27,7 @@ class Field(NamedTuple):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor of an artifact. A letter in `shape` stands for one size throughout the file, "" for any size above 0."""
+    """A tensor of an artifact. A letter in `shape` is the same size throughout the file; "" is any size above 0."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -38,7 +38,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of artifact: its `fields` by name, and `members`, the files of an index, with what each holds."""
+    """A kind of artifact. `fields` are by name; `members` maps the suffix of each file of an index to its content."""
 
     name: str
     version: int
@@ -66,7 +66,7 @@ def array(items: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def record(required: Mapping[str, Any], optional: Mapping[str, Any] = {}, closed: bool = True) -> dict[str, Any]:
-    """An object with these properties, and no others where it is closed."""
+    """Schema of an object with these properties. A closed one allows no others."""
     properties = {**required, **optional}
     return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": not closed}
 
@@ -89,7 +89,7 @@ MODEL_FIELDS = {
 }
 WIDTH, HEIGHT = Field("pixels", SIDE), Field("pixels", SIDE)
 SIZE_FIELDS = {"width": WIDTH, "height": HEIGHT, "num_frames": Field("number of frames", COUNT)}
-RATE_FIELDS = {"fps": Field('frames per second, as a fraction in text: "24/1"', RATE)}
+RATE_FIELDS = {"fps": Field('frames per second, as text with a fraction: "24/1"', RATE)}
 PROMPT_FIELDS = {"prompt": Field("prompt", TEXT), "raw": Field("raw caption", TEXT)}
 SEED_FIELDS = {"seed": Field("seed of the noise", SEED)}
 SOURCE_FIELD = Field("facts of the video: stream, size, orientation, rate, duration, declared frames, codec, colour", SOURCE)
@@ -102,33 +102,32 @@ KINDS = {
             "frames",
             1,
             ".json",
-            "Frames of a video as PNG files: upright, square pixels, 8-bit RGB, resized to the size that was asked for.",
+            "Frames of a video as PNG files: upright, square pixels, 8-bit RGB, at the requested size.",
             {
                 "width": WIDTH,
                 "height": HEIGHT,
                 "select": Field("which frames: last, tail, segments, first, keyframes or all", TEXT),
                 "frames": Field(
-                    "per frame: index in the video, time in seconds, suffix of its PNG, and canny, of its edges", FRAMES
+                    "per frame: index in the video, time in seconds, suffix of its PNG, and canny, that of its edge image",
+                    FRAMES,
                 ),
                 "source": SOURCE_FIELD,
             },
             members={
                 "/NNNNNN.png": "a frame, by its index in the video",
-                "/NNNNNN.canny.png": "its hard edges, where asked for",
+                "/NNNNNN.canny.png": "the Canny edges of a frame, if requested",
             },
         ),
         Kind(
             "caption",
             1,
             ".json",
-            "A description of a video and the prompt made of it.",
+            "A description of a video, and the prompt derived from it.",
             {
-                "raw": Field("what the model said, untouched; empty when the prompt was given", TEXT),
+                "raw": Field("unedited output of the model; empty if the prompt was given", TEXT),
                 "prompt": Field("the prompt for the generator: prefix and cleaned description, or the given one", TEXT),
                 "frames": Field("indices of the video's frames that the model saw", array(INDEX)),
-                "tokens": Field(
-                    "number of tokens that went into the model and came out of it", record({"in": COUNT, "out": COUNT})
-                ),
+                "tokens": Field("number of input and output tokens of the model", record({"in": COUNT, "out": COUNT})),
                 **MODEL_FIELDS,
             },
         ),
@@ -136,45 +135,58 @@ KINDS = {
             "encoded",
             1,
             ".safetensors",
-            "All that the denoiser needs: prompt embeddings, condition latents, mask.",
+            "The inputs of the denoiser: prompt embeddings, condition latents, mask.",
             {
                 **MODEL_FIELDS,
                 **SIZE_FIELDS,
                 **PROMPT_FIELDS,
                 "negative_prompt": Field("negative prompt", TEXT),
-                "prompts": Field("of longlive: the prompt of the source, and those of what follows", array(TEXT), False),
-                "switches": Field("of longlive: latent frame from which each further prompt counts", array(INDEX), False),
-                "latent_frames": Field("of longlive: latent frames in all", {**COUNT, "minimum": 1}, False),
-                "block": Field("of longlive: latent frames that are denoised together", {**COUNT, "minimum": 1}, False),
+                "prompts": Field(
+                    "of longlive: the prompt of the source and the later prompts, in order", array(TEXT), False
+                ),
+                "switches": Field("of longlive: first latent frame of each further prompt", array(INDEX), False),
+                "latent_frames": Field("of longlive: total number of latent frames", {**COUNT, "minimum": 1}, False),
+                "block": Field("of longlive: number of latent frames in a block", {**COUNT, "minimum": 1}, False),
                 "source_frames": Field("of longlive: frames of the source at the beginning", COUNT, False),
                 "loop": Field("of dynamicrafter: whether the clip ends where it began", FLAG, False),
                 "frames": Field("of fresco: the keyframes, as extract_frames lists them", FRAMES, False),
                 "batches": Field(
-                    "of fresco: keyframes that are translated together, by position",
+                    "of fresco: positions of the keyframes of each batch",
                     array({**array(INDEX), "minItems": 1}),
                     False,
                 ),
                 "pairs": Field("of fresco: pairs of keyframes that have a flow", array(PAIR), False),
-                "control": Field("of fresco: what the ControlNet is shown: hed, canny or depth", TEXT, False),
+                "control": Field("of fresco: type of the ControlNet's control maps: hed, canny or depth", TEXT, False),
             },
             tensors=(
                 TensorSpec(
-                    "prompt_embeds", ("P", "L", "D"), HALF_OR_FULL, "text embeddings, a row per prompt; padding is zero"
+                    "prompt_embeds", ("P", "L", "D"), HALF_OR_FULL, "text embeddings, one row per prompt, zero-padded"
                 ),
-                TensorSpec("negative_prompt_embeds", (1, "L", "D"), HALF_OR_FULL, "the same of the negative prompt", False),
-                TensorSpec("image_embeds", (1, "N", "D"), HALF_OR_FULL, "tokens of the picture", False),
-                TensorSpec("negative_image_embeds", (1, "N", "D"), HALF_OR_FULL, "the same of plain grey", False),
-                TensorSpec("image_latents", (1, "C", "", "h", "w"), ("F32",), "normalised latents of the condition", False),
                 TensorSpec(
-                    "mask", (1, "", "T", "h", "w"), ("U8",), "1 where the condition is known, 0 where it is made", False
+                    "negative_prompt_embeds", (1, "L", "D"), HALF_OR_FULL, "text embeddings of the negative prompt", False
                 ),
+                TensorSpec("image_embeds", (1, "N", "D"), HALF_OR_FULL, "image tokens of the first frame", False),
+                TensorSpec("negative_image_embeds", (1, "N", "D"), HALF_OR_FULL, "image tokens of a grey image", False),
+                TensorSpec("image_latents", (1, "C", "", "h", "w"), ("F32",), "normalised condition latents", False),
+                TensorSpec(
+                    "mask", (1, "", "T", "h", "w"), ("U8",), "1 where the condition is given, 0 where it is generated", False
+                ),
+                TensorSpec("condition", (1, "E"), ("F32",), "of text2video: further condition, a vector", False),
                 TensorSpec("pixels", ("K", 3, "H", "W"), ("U8",), "keyframes of the source", False),
-                TensorSpec("control", ("K", "H", "W"), ("U8",), "what a ControlNet is shown of them", False),
-                TensorSpec("masks", ("K", "H", "W"), ("U8",), "255 where something is in front in them", False),
-                TensorSpec("flow_forward", ("M", 2, "H", "W"), ("F16",), "flow of pairs of keyframes, in pixels", False),
-                TensorSpec("flow_backward", ("M", 2, "H", "W"), ("F16",), "the same from the second to the first", False),
-                TensorSpec("occluded_forward", ("M", "H", "W"), ("U8",), "1 where that flow cannot be trusted", False),
-                TensorSpec("occluded_backward", ("M", "H", "W"), ("U8",), "the same from the second to the first", False),
+                TensorSpec("control", ("K", "H", "W"), ("U8",), "control map of each keyframe", False),
+                TensorSpec("masks", ("K", "H", "W"), ("U8",), "foreground mask of each keyframe: 255 is foreground", False),
+                TensorSpec(
+                    "flow_forward",
+                    ("M", 2, "H", "W"),
+                    ("F16",),
+                    "flow from the first to the second keyframe of a pair, in pixels",
+                    False,
+                ),
+                TensorSpec(
+                    "flow_backward", ("M", 2, "H", "W"), ("F16",), "flow from the second to the first, in pixels", False
+                ),
+                TensorSpec("occluded_forward", ("M", "H", "W"), ("U8",), "1 where flow_forward is unreliable", False),
+                TensorSpec("occluded_backward", ("M", "H", "W"), ("U8",), "1 where flow_backward is unreliable", False),
             ),
         ),
         Kind(
@@ -188,7 +200,7 @@ KINDS = {
                 **PROMPT_FIELDS,
                 **SEED_FIELDS,
                 "source_frames": Field("of longlive: frames of the source at the beginning", COUNT, False),
-                "digest": Field("of longlive: of an unfinished film, what binds it to its item", TEXT, False),
+                "digest": Field("of longlive: digest that binds an unfinished film to its item", TEXT, False),
                 "loop": Field("of dynamicrafter: whether the clip ends where it began", FLAG, False),
                 "frames": Field("of fresco: the keyframes, as extract_frames lists them", FRAMES, False),
             },
@@ -206,30 +218,30 @@ KINDS = {
                 **PROMPT_FIELDS,
                 **SEED_FIELDS,
                 "statistics": Field(
-                    "colour, saturation and sharpness of the first frame, the last one and all: tells drift",
+                    "colour, saturation and sharpness of the first frame, the last frame and all frames: shows drift",
                     {"type": "object"},
                 ),
                 "frames": Field("of fresco: the keyframes, as extract_frames lists them", FRAMES, False),
             },
             members={
                 ".mp4": "the clip, H.264",
-                ".last.png": "the last frame, lossless: what the next link starts from",
-                ".mkv": "the clip, lossless (FFV1), where concat has to encode it again",
-                ".gif": "the clip as a GIF, where asked for",
-                "/NNNNNN.png": "its frames, where asked for",
-                ".sheet.png": "a contact sheet, where asked for",
+                ".last.png": "the last frame, lossless: the next link starts from it",
+                ".mkv": "the clip, lossless (FFV1), if concat has to encode it again",
+                ".gif": "the clip as a GIF, if requested",
+                "/NNNNNN.png": "a frame of the clip, if requested",
+                ".sheet.png": "a contact sheet, if requested",
             },
         ),
         Kind(
             "propagated",
             1,
             ".json",
-            "Translated frames, keys and those between them, of a clip or a part of it, as PNG files of 8-bit RGB.",
+            "Translated frames (keyframes and the frames between them) of a clip or a part of it, as 8-bit RGB PNG files.",
             {
                 "width": WIDTH,
                 "height": HEIGHT,
                 "frames": Field("per frame: index in the video, time in seconds, suffix of its PNG", FRAMES),
-                "keys": Field("indices of the clip's keys", array(INDEX)),
+                "keys": Field("indices of the clip's keyframes", array(INDEX)),
                 "source": SOURCE_FIELD,
             },
             members={"/NNNNNN.png": "a frame, by its index in the video"},
@@ -242,19 +254,26 @@ KINDS = {
             {
                 **SIZE_FIELDS,
                 **RATE_FIELDS,
-                "parts": Field("per part: file name, frames in the film", array(record({"name": TEXT, "frames": COUNT}))),
+                "parts": Field(
+                    "per part: file name and number of frames in the film", array(record({"name": TEXT, "frames": COUNT}))
+                ),
             },
-            members={".mp4": "the film, H.264", "/prompts_log.txt": "seed, source, caption and prompt of each link"},
+            members={
+                ".mp4": "the film, H.264",
+                ".gif": "the clip as a GIF, if requested",
+                ".sheet.png": "a contact sheet of the clip, if requested",
+                "/NNNNNN.png": "a frame of the clip, if requested",
+                "/prompts_log.txt": "seed, source, caption and prompt of each link",
+            },
         ),
     )
 }
 
 
 def disagreement(fields: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
-    """The first thing in which fields, each as its schema asks, do not go with one another or with the `sizes` of the
-    tensors, by the letters that stand for them; empty where all goes together."""
+    """The first contradiction within valid fields, or between them and tensor sizes (by letter); "" if there is none."""
     if "fps" in fields and not 1 / FASTEST <= Fraction(fields["fps"]) <= FASTEST:
-        return f"fps is {fields['fps']}, and what is between 1/{FASTEST} and {FASTEST} can be shown"
+        return f"fps is {fields['fps']}and must be between 1/{FASTEST} and {FASTEST}"
     width, height, frames = (fields.get(name, 0) for name in ("width", "height", "num_frames"))
     for letter, name in (("W", "width"), ("H", "height"), ("K", "num_frames")):
         if sizes.get(letter, fields.get(name)) != fields.get(name):
@@ -268,23 +287,23 @@ def disagreement(fields: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
     if "num_frames" in fields and len(fields.get("frames", range(frames))) != frames:
         return f"num_frames is {frames} and it lists {len(fields['frames'])} frames"
     if any(max(positions) >= frames for name in ("batches", "pairs") for positions in fields.get(name, ())):
-        return f"it speaks of keyframes that are not among its {frames}"
+        return f"its batches or pairs name keyframes beyond its {frames}"
     if "pairs" in fields and sizes.get("M", len(fields["pairs"])) != len(fields["pairs"]):
         return f"it has {len(fields['pairs'])} pairs and the flow of {sizes['M']}"
     if "prompts" in fields and not sizes.get("P") == len(fields["prompts"]) == len(fields.get("switches", ())) + 1:
-        return "its prompts, their embeddings and its switches are not of one number"
+        return "its numbers of prompts, prompt embeddings and switches do not match"
     return ""
 
 
 BYTES = {"type": "integer", "minimum": 0, "maximum": 2**63}
-ITEM_BYTES = {  # of the dtypes of safetensors
+ITEM_BYTES = {  # by safetensors dtype
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
 HEAD = record({"kinemake.kind": TEXT, "kinemake.version": {"type": "integer"}, "fields": {"type": "object"}}, closed=False)
-# The header of a safetensors file; the library's own rules.
+# The header of a safetensors file, by the rules of the library.
 HEADER = {
     "type": "object",
     "properties": {"__metadata__": {"type": "object", "additionalProperties": TEXT}},
@@ -300,8 +319,10 @@ HEADER = {
 
 @cache
 def validator(name: str) -> Validator:
-    """The check of a record: what an artifact of the kind `name` says of itself, the "head" that all kinds share, or the
-    "header" of a safetensors file."""
+    """JSON schema validator for a part of a file.
+
+    `name` is a kind (its description), "head" (the part that all kinds share) or "header" (that of a safetensors file).
+    """
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
@@ -310,7 +331,7 @@ def validator(name: str) -> Validator:
 
 
 def _description(name: str) -> dict[str, Any]:
-    """What an artifact of a kind says of itself."""
+    """JSON schema for the description of an artifact of a kind."""
     if name == FAILED:
         fields = record({"stage": TEXT, "item": TEXT, "reason": TEXT}, {"remedy": TEXT})
     else:
@@ -321,4 +342,12 @@ def _description(name: str) -> dict[str, Any]:
     member = record({"sha256": {"type": "string", "pattern": r"^[0-9a-f]{64}\Z"}, "bytes": BYTES})
     members = {"type": "object", "propertyNames": SUFFIX, "additionalProperties": member}
     provenance = {"type": "array", "items": record({"key": TEXT}, closed=False)}
-    return record({"fields": fields}, {"members": members, "provenance": provenance}, closed=False)
+    programs = {"type": "object", "additionalProperties": {"type": "object"}}
+    parts = {"members": members, "provenance": provenance, "programs": programs}
+    return record({"fields": fields}, parts, closed=False)
+
+
+def violation(name: str, value: Any) -> str:
+    """The first violation that the validator `name` finds in `value`, as an error text; "" if there is none."""
+    error = next(validator(name).iter_errors(value), None)
+    return "" if error is None else f"{'.'.join(map(str, error.absolute_path)) or 'it'}: {error.message[:200]}"

@@ -1,8 +1,8 @@
-"""A GPU for this process alone: one flock per device, held until the process dies.
+"""Lease GPUs: one flock per device, held until the process ends.
 
-Snakemake's `gpu=1` only counts; which device a stage uses is settled here, before torch is imported. The kernel frees the
-lock when the last holder of the descriptor is gone (exit, crash, kill -9), so nothing has to be cleaned up. Where the
-scheduler has handed over exactly the devices that are needed, the lease steps aside.
+Snakemake's `gpu=1` only counts; this module chooses the device, before torch is imported. The kernel frees the lock when the
+last holder of the descriptor is gone (exit, crash, kill -9), so nothing has to be cleaned up. If a Slurm job has exactly as
+many devices as needed, no lock is taken.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from stages.runtime.errors import JobError
 from stages.runtime.locks import holder, keep, open_lock, try_lock
 from stages.runtime.log import log
 
-NO_DEVICES = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that stand for none
+NO_DEVICES = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that mean no device
 CUDA_DEVICE = r"\d+|(GPU|MIG)-[\w/-]+"
-PRETENDED_DEVICE = r"[A-Za-z][\w-]*|\d{1,4}"
-FIRST_WORD, NEXT_WORD = 5.0, 60.0  # seconds of waiting after which the log says what is waited for
+SIMULATED_DEVICE = r"[A-Za-z][\w-]*|\d{1,4}"
+FIRST_MESSAGE, MESSAGE_INTERVAL = 5.0, 60.0  # seconds of waiting until the first log line, and between log lines
+_share = 0.0
 
 
 def visible_devices() -> list[str]:
-    """The devices this process may use: `CUDA_VISIBLE_DEVICES`, else `KINEMAKE_GPUS` (a number or a list: a pretended
-    pool), else all that the driver reports.
+    """The devices that this process may use.
 
-    By UUID wherever the driver tells it: two processes may know one card by different numbers, and two cards by one.
-    Raises JobError for a variable that names no devices, or one twice.
+    They come from `CUDA_VISIBLE_DEVICES`, else from `KINEMAKE_GPUS` (a simulated pool: a number or a list), else from the
+    driver. Devices are named by UUID if the driver knows it, because two processes may number the same card differently.
+    Raises JobError for a variable that names no device, or the same one twice.
     """
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return named_devices(visible)
-    if pretended := os.environ.get("KINEMAKE_GPUS"):
-        return pretended_devices(pretended)
+    if simulated := os.environ.get("KINEMAKE_GPUS"):
+        return simulated_devices(simulated)
     return [uuid for uuids in driver_devices().values() for uuid in uuids]
 
 
 def named_devices(visible: str) -> list[str]:
-    """The devices that a value of CUDA_VISIBLE_DEVICES names."""
+    """The devices that a value of CUDA_VISIBLE_DEVICES names. Raises JobError."""
     if visible.strip() in NO_DEVICES:
         return []
     names, known, found = [name.strip() for name in visible.split(",")], driver_devices(), []
@@ -50,19 +51,19 @@ def named_devices(visible: str) -> list[str]:
             raise JobError(f"CUDA_VISIBLE_DEVICES is {visible!r}", "give numbers or UUIDs of GPUs, with commas between")
         if name.isdigit() and known and name not in known:
             raise JobError(f"CUDA_VISIBLE_DEVICES names GPU {name}", f"the driver has {', '.join(known)}")
-        begun = [uuid for uuid in uuids if uuid.startswith(name)]  # CUDA takes the beginning of a UUID for it
-        found += known.get(name, begun if len(begun) == 1 else [name])
+        matching = [uuid for uuid in uuids if uuid.startswith(name)]  # CUDA accepts a prefix of a UUID
+        found += known.get(name, matching if len(matching) == 1 else [name])
     return _each_once(found, "CUDA_VISIBLE_DEVICES", visible)
 
 
-def pretended_devices(pretended: str) -> list[str]:
-    """The devices that a value of KINEMAKE_GPUS stands for."""
-    if re.fullmatch(r"\d{1,4}", pretended, re.ASCII):
-        return [str(number) for number in range(int(pretended))]
-    names = [name.strip() for name in pretended.split(",")]
-    if not all(re.fullmatch(PRETENDED_DEVICE, name, re.ASCII) for name in names):
-        raise JobError(f"KINEMAKE_GPUS is {pretended!r}", "give a number of devices, at most 9999, or their names")
-    return _each_once(names, "KINEMAKE_GPUS", pretended)
+def simulated_devices(value: str) -> list[str]:
+    """The devices that a value of KINEMAKE_GPUS stands for. Raises JobError."""
+    if re.fullmatch(r"\d{1,4}", value, re.ASCII):
+        return [str(number) for number in range(int(value))]
+    names = [name.strip() for name in value.split(",")]
+    if not all(re.fullmatch(SIMULATED_DEVICE, name, re.ASCII) for name in names):
+        raise JobError(f"KINEMAKE_GPUS is {value!r}", "give a number of devices, at most 9999, or their names")
+    return _each_once(names, "KINEMAKE_GPUS", value)
 
 
 def _each_once(devices: list[str], variable: str, value: str) -> list[str]:
@@ -72,9 +73,9 @@ def _each_once(devices: list[str], variable: str, value: str) -> list[str]:
 
 
 def driver_devices() -> dict[str, list[str]]:
-    """UUIDs by the driver's index, in the order of the bus, which CUDA is told to follow; empty without a driver.
+    """UUIDs by the driver's index, in PCI bus order; empty without a driver. It also sets CUDA to that order.
 
-    A card that is cut into MIG slices cannot be used whole: it stands for its slices.
+    A card that is split into MIG slices is listed as its slices, because it cannot be used as a whole.
     """
     cards: dict[str, list[str]] = {}
     for line in nvidia_smi("-L"):
@@ -90,12 +91,15 @@ def driver_devices() -> dict[str, list[str]]:
 
 
 def ask_driver(*facts: str) -> list[list[str]]:
-    """A row per GPU, of the facts that are asked for, by nvidia-smi's names (memory in MiB); none without a driver."""
+    """One row per GPU with the values of `facts`, which are field names of nvidia-smi.
+
+    Memory is in MiB. Empty without a driver.
+    """
     return [line.split(", ") for line in nvidia_smi(f"--query-gpu={','.join(facts)}", "--format=csv,noheader,nounits")]
 
 
 def nvidia_smi(*question: str) -> list[str]:
-    """The lines of the driver's answer; none without a driver."""
+    """The output lines of nvidia-smi; empty without a driver."""
     try:
         done = subprocess.run(["nvidia-smi", *question], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -104,7 +108,7 @@ def nvidia_smi(*question: str) -> list[str]:
 
 
 def lock_folder() -> Path:
-    """Local to the node, the same inside and outside a container, and shared by its users. Raises JobError."""
+    """Folder of the GPU locks: local to the node, shared by its users, the same in a container. Raises JobError."""
     shared_memory, chosen = Path("/dev/shm"), os.environ.get("KINEMAKE_GPU_LOCKS")
     base = shared_memory if os.access(shared_memory, os.W_OK) else Path(tempfile.gettempdir())
     folder = Path(chosen or base / "kinemake-gpu-locks")
@@ -118,30 +122,32 @@ def lock_folder() -> Path:
             os.umask(mask)
     except OSError as error:
         raise JobError(f"the folder of GPU locks {folder} cannot be used ({error.strerror})", remedy) from None
-    if folder.is_symlink() and not chosen:  # anyone may plant one there
+    if folder.is_symlink() and not chosen:  # the default folder is in a place where anyone may create a link
         raise JobError(f"the folder of GPU locks {folder} is a link, which is not followed", remedy)
     return folder
 
 
 def lease(count: int = 1, timeout: float | None = None) -> list[str]:
-    """Hold `count` devices until this process dies and make them the only visible ones.
+    """Hold `count` devices until this process ends, and make only them visible.
 
-    Returns their ids; an empty list where the machine has none. Waits while all are busy, at most `timeout` seconds, and
-    says so in the log. Raises JobError when there are fewer devices than wanted, the time is over, or a lock cannot be used.
+    Returns their ids, or an empty list if the machine has no GPU. While all devices are busy it waits and logs that, for at
+    most `timeout` seconds. Raises JobError if there are fewer than `count` devices, on timeout, or for an unusable lock.
     """
+    global _share
     pool = visible_devices()
+    _share = count / max(count, len(pool)) if pool else 0.0
     if not pool or (len(pool) == count and "SLURM_JOB_ID" in os.environ):
         return pool
     if count > len(pool):
         raise JobError(f"{count} GPUs are wanted and {len(pool)} are visible", "ask for fewer")
-    folder, start, next_word = lock_folder(), time.monotonic(), FIRST_WORD
+    folder, start, next_message = lock_folder(), time.monotonic(), FIRST_MESSAGE
     while not (taken := _try_take(count, pool, folder)):
         waited = time.monotonic() - start
         if timeout is not None and waited > timeout:
             raise JobError(f"no GPU came free within {timeout:g} s", "wait for the running jobs, or use --device cpu")
-        if waited > next_word:
+        if waited > next_message:
             log("waiting", wanted=count, seconds=round(waited), devices=holders(pool, folder))
-            next_word = waited + NEXT_WORD
+            next_message = waited + MESSAGE_INTERVAL
         time.sleep(random.uniform(0.02, 0.1))
     for descriptor in taken.values():
         keep(descriptor)
@@ -149,18 +155,23 @@ def lease(count: int = 1, timeout: float | None = None) -> list[str]:
     return list(taken)
 
 
+def share_of_devices() -> float:
+    """The share that this process has leased of the devices that it could choose from; 0 without a lease."""
+    return _share
+
+
 def holders(pool: list[str], folder: Path) -> dict[str, str]:
-    """Who holds each device, in words."""
-    said = {}
+    """Description of the process that holds each device."""
+    found = {}
     for device in pool:
         descriptor = open_lock(_lock_of(device, folder))
-        said[device] = "nobody" if try_lock(descriptor) else holder(descriptor)
+        found[device] = "nobody" if try_lock(descriptor) else holder(descriptor)
         os.close(descriptor)
-    return said
+    return found
 
 
 def _try_take(count: int, pool: list[str], folder: Path) -> dict[str, int]:
-    """All wanted devices or none: two processes that want two never wait for each other with one each."""
+    """Lock all wanted devices or none, so that two processes never wait for each other with one device each."""
     taken: dict[str, int] = {}
     for device in random.sample(pool, len(pool)):
         descriptor = open_lock(_lock_of(device, folder))

@@ -1,7 +1,7 @@
-"""Lock files that several users share: flock on a file that is nobody's data.
+"""Lock files that several users share: flock on files without content.
 
-The kernel frees a lock when the last descriptor of it is closed (exit, crash, kill -9), so nothing has to be cleaned up.
-Whoever may write into the folder may plant a link under a lock's name, so no link is followed, and nothing is written before
+The kernel frees a lock when its last descriptor is closed (exit, crash, kill -9), so nothing has to be cleaned up. Anyone
+who may write to the folder may create a link under the name of a lock. So no link is followed, and nothing is written before
 the file is known to be a lock.
 """
 
@@ -16,16 +16,17 @@ from pathlib import Path
 
 from stages.runtime.errors import JobError
 
+LOCK = ".lock"  # in a results folder, held by the run that works there
 BUSY = {errno.EAGAIN, errno.EACCES}
 REMEDY = "remove it, or choose another folder"
 _held: list[int] = []  # descriptors of this process's locks, open until it ends
 
 
 def open_lock(path: Path, *, writable: bool = False) -> int:
-    """A descriptor of the lock file at `path`, which is made where there is none.
+    """A descriptor of the lock file at `path`, which is created if missing.
 
-    A lock needs no right to write, except on network file systems. Raises JobError for a link, for what is no plain file,
-    and for a file or folder that this user may not use.
+    Locking needs no write permission, except on network file systems. Raises JobError for a link, for anything but a regular
+    file, and for a file or folder that this user may not use.
     """
     flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -55,7 +56,7 @@ def _create(path: Path, flags: int, mode: int) -> int:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file for this process alone; False where another one has it. Raises OSError where there are no locks."""
+    """Lock an open file exclusively. False if another process holds it. Raises OSError if the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -65,8 +66,28 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock at `path`. False without such a file, or on a file system without locks."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in BUSY
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def wait_for_lock(descriptor: int) -> None:
+    """Lock an open file exclusively, as soon as no other process holds it."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
 def keep(descriptor: int) -> None:
-    """Keep a lock until this process ends. A forked child has no part in it: it may live longer."""
+    """Keep a lock until this process ends. A forked child closes it, because the child may live longer."""
     _held.append(descriptor)
 
 
@@ -80,7 +101,7 @@ os.register_at_fork(after_in_child=release)
 
 
 def holder(descriptor: int) -> str:
-    """Who has locked an open file, as far as this machine can tell: process, command and user."""
+    """The process that holds the lock of an open file, with command and user, as far as this machine knows it."""
     state = os.fstat(descriptor)
     place = f"{os.major(state.st_dev):02x}:{os.minor(state.st_dev):02x}:{state.st_ino}"
     try:
@@ -99,7 +120,7 @@ def holder(descriptor: int) -> str:
 
 
 def user_name(uid: int) -> str:
-    """The name of a user, or the number where it has none."""
+    """The name of a user, or the number if there is no name."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

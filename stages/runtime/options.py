@@ -1,69 +1,76 @@
-"""A declared option, and a family's declaration of its options.
+"""Declarations: options, and the stages of a family.
 
-Click parameters, the JSON schema, the store key and the tables in `docs/` are all made from these declarations, so an
-option is written down once. Nothing here may import torch: `--help` and the plan read these.
+A class of options has one field per option. Click parameters, the JSON schema, the store key and the tables in `docs/` are
+built from these classes, so each option is declared once. This module must not import torch, because `--help` and the plan
+use it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, ClassVar, Self, dataclass_transform, get_args, get_origin, get_type_hints
 
 from stages.runtime.components import Component
 from stages.runtime.errors import UsageError, in_quotes, is_scalar, shown
 from stages.runtime.text import is_plain
 
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
-DTYPES = ("bfloat16", "float16", "float32")  # the precisions that models can be run in
+DTYPES = ("bfloat16", "float16", "float32")  # precisions of a model
 JSON_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
+NEVER = object()  # equal to no value
+REQUIRED = object()  # default of an option that must be given
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a family or a stage.
-
-    `default` is a value, or a function `(variant, values) -> value` of the model's variant and the options already
-    resolved (an option may look only at those declared before it); `default_text` says such a default in words.
-    """
+    """An option, as a field of a class of options declares it; see `option` for the attributes."""
 
     name: str
-    type: type
+    type: Any  # int, float, str or bool
+    optional: bool  # None is allowed
+    many: bool  # a list of values
     default: Any
     help: str
-    stages: tuple[str, ...]
     unit: str = ""
     choices: tuple = ()
     minimum: float | None = None
     maximum: float | None = None
-    many: bool = False
+    aliases: tuple[str, ...] = ()
+    neutral: Any = NEVER
     changes_result: bool = True
-    reloads: bool = False  # another value needs the model loaded anew
-    offloads: tuple = ()  # the values with which weights stay in main memory
-    is_file: bool = False  # the value is a path, and the file's content is what changes the result
-    is_path: bool = False  # the value is a path, in which "~" is the home folder, as in that of a file
-    form: Callable[[Any], Any] | None = None  # value -> the one spelling of it; raises UsageError
-    check: Callable[[Any], str | None] | None = None  # -> what is wrong with the value, or None
+    reloads: bool = False
+    offloads: tuple = ()
+    stores: tuple = ()
+    is_file: bool = False
+    is_path: bool = False
+    exists: str = ""
+    form: Callable[[Any], Any] | None = None
+    check: Callable[[Any], str | None] | None = None
     default_text: str = ""
-    by_recipe: bool = False  # set by the recipe: a person sets it by hand only, not in a config
+    set_by_recipe: bool = False
 
     @property
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
 
     def parse(self, value: Any) -> Any:
-        """The value in its one form, converted from text where it came from a CSV cell or a command line.
+        """The normalised value, converted from text if it comes from a CSV cell or a command line.
 
-        Raises UsageError when the value has the wrong type or lies outside what is allowed.
+        Raises UsageError for a value of the wrong type or outside the allowed range.
         """
         if self.many:
             values = value if isinstance(value, (list, tuple)) else [value]
             return [self._parse_one(v) for v in values]
-        optional = self.default is None or callable(self.default)  # a function may give None for a variant
-        return None if value is None and optional else self._parse_one(value)
+        return None if value is None and self.optional else self._parse_one(value)
 
     def _parse_one(self, value: Any) -> Any:
         value = self._convert(value)
@@ -82,11 +89,11 @@ class Option:
         return value
 
     def _convert(self, value: Any) -> Any:
-        """The value as the option's type, a number finite. Raises UsageError."""
+        """The value as the option's type. Raises UsageError for another type, an infinite number or unprintable text."""
         if self.type is bool and isinstance(value, str) and value.strip().lower() in TRUE | FALSE:
             return value.strip().lower() in TRUE
-        converted = value
-        if self.type in (int, float) and isinstance(value, str) or self.type is float and type(value) is int:
+        converted: Any = value
+        if (self.type in (int, float) and isinstance(value, str)) or (self.type is float and type(value) is int):
             try:
                 converted = self.type(value)
             except (ValueError, OverflowError):
@@ -106,9 +113,9 @@ class Option:
         return UsageError(f"option {self.name} is {shown(value)}", remedy)
 
     def schema(self) -> dict[str, Any]:
-        """The option as a JSON schema property: what `parse` takes.
+        """JSON schema of the values that `parse` accepts.
 
-        Text is allowed for numbers and truth values, because CSV cells and command lines are text; one value for a list too.
+        Numbers and booleans may be text, because CSV cells and command lines are text. A list may be a single value.
         """
         one: dict[str, Any] = {"type": JSON_TYPES[self.type]}
         if self.choices:
@@ -120,11 +127,11 @@ class Option:
         forms = [one] if self.type is str else [one, {"type": "string"}]
         if self.many:
             forms = [{"type": "array", "items": {"anyOf": forms} if len(forms) > 1 else one}, *forms]
-        description = f"{self.help}{f' [{self.unit}]' if self.unit else ''}. Default: {self.says()}."
+        description = f"{self.help}{f' [{self.unit}]' if self.unit else ''}. Default: {self.describe_default()}."
         return {**(one if forms == [one] else {"anyOf": forms}), "description": description}
 
-    def says(self) -> str:
-        """The default, in words."""
+    def describe_default(self) -> str:
+        """The default as text."""
         if self.default_text:
             return self.default_text
         if self.default is None:
@@ -132,80 +139,310 @@ class Option:
         return "empty" if self.default in ("", [], ()) else str(self.default)
 
 
-GPUS = Option(
-    "gpus",
-    int,
-    1,
-    "GPUs of a job; the model's layers are spread over them",
-    ("generate",),
-    minimum=1,
-    maximum=64,
-    changes_result=False,
-    reloads=True,
-)
+def option(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    choices: tuple = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    aliases: tuple[str, ...] = (),
+    neutral: Any = NEVER,
+    changes_result: bool = True,
+    reloads: bool = False,
+    offloads: tuple = (),
+    stores: tuple = (),
+    is_file: bool = False,
+    is_path: bool = False,
+    exists: str = "",
+    form: Callable[[Any], Any] | None = None,
+    check: Callable[[Any], str | None] | None = None,
+    default_text: str = "",
+    set_by_recipe: bool = False,
+) -> Any:
+    """A field of a class of options; its annotation is the type of the option.
+
+    Args:
+        default: a value, or a function `(variant, values) -> value`. `variant` is the model's; `values` are the options
+            declared before this one.
+        help: what the option does, in a sentence that can be read alone.
+        unit: unit of the value, such as "frames".
+        choices: allowed values; empty: any.
+        minimum, maximum: bounds of a number, inclusive.
+        aliases: names of older programs that a config and a command line may use too.
+        neutral: the value that gives the same result as before the option existed. It keeps the keys of finished
+            work, so an option that is added to a stage later needs one.
+        changes_result: False if no value changes the result.
+        reloads: a different value requires reloading the model.
+        offloads: the values that keep weights in main memory.
+        stores: the values that are a precision in which weights are kept in memory, instead of that of option dtype.
+        is_file: the value is a path, and the content of the file changes the result.
+        is_path: the value is a path. "~" is expanded, as it is for a file.
+        exists: "file" or "folder" for a conversion's source, which must exist or lie on the model hub (hub://OWNER/NAME).
+        form: function value -> normalised value; raises UsageError.
+        check: function value -> error text, or None.
+        default_text: the default as text, if it is a function or long.
+        set_by_recipe: set by the recipe or on a stage's command line, never in a config.
+    """
+    return field(metadata={"default": default, **{name: value for name, value in locals().items() if name != "default"}})
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
+class Options:
+    """Base of the classes of options: those of a stage of a family, of a recipe, or of a training, with their values.
+
+    A subclass inherits the options of its bases and may redeclare them.
+    """
+
+    declared: ClassVar[tuple[Option, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
+        hints = get_type_hints(cls)
+        cls.declared = tuple(_declared(one, hints[one.name]) for one in _fields(cls).values())
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """An instance with these values. They must be complete; other names in `values` are ignored."""
+        return cls(**{one.name: values[one.name] for one in cls.declared})
+
+    @classmethod
+    def resolved(cls, given: Mapping[str, Any], variant: str = "") -> Self:
+        """An instance with the given values, and defaults for the rest. Raises UsageError."""
+        return cls.of(resolve(cls.declared, rename_aliases(cls.declared, given), variant))
+
+    def values(self) -> dict[str, Any]:
+        """The values, by name."""
+        return dict(vars(self))
+
+    def reloading(self) -> tuple[str, ...]:
+        """The values on which the loaded model depends, as text."""
+        return tuple(repr(getattr(self, one.name)) for one in self.declared if one.reloads)
+
+    @classmethod
+    def redeclared(cls, name: str, **changes: Any) -> Any:
+        """A field that redeclares an option of this class with `changes`."""
+        return field(metadata={**_fields(cls)[name].metadata, **changes})
+
+
+def _fields(cls: Any) -> dict[str, dataclasses.Field]:
+    """The dataclass fields of a class of options, by name."""
+    return {one.name: one for one in dataclasses.fields(cls)}
+
+
+def _declared(one: dataclasses.Field, hint: Any) -> Option:
+    """The option of a field whose type hint is X, X | None or list[X]."""
+    many, kinds = get_origin(hint) is list, get_args(hint) or (hint,)
+    (kind,) = [kind for kind in kinds if kind is not NoneType]
+    return Option(one.name, kind, NoneType in kinds, many, **one.metadata)
+
+
+GPUS = "gpus"
+
+
+class GpusOption(Options):
+    gpus: int = option(
+        1,
+        "Number of GPUs per job; the layers of the model are distributed over them",
+        minimum=1,
+        maximum=64,
+        changes_result=False,
+        reloads=True,
+    )
 
 
 def resolve(
     options: Iterable[Option], given: Mapping[str, Any], variant: str = "", known: Mapping[str, Any] = {}
 ) -> dict[str, Any]:
-    """Every option's value: the given one, parsed, else the default. Other names in `given` are ignored.
+    """The value of every option: the given one, parsed, else the default. Other names in `given` are ignored.
 
-    `known` are facts that a default may look at beside the options: the fields of the artifact that is read.
+    `known` holds further values that defaults may use: the fields of the input artifact. Raises UsageError.
     """
     values: dict[str, Any] = {}
-    for option in options:
-        if option.name in given:
-            values[option.name] = option.parse(given[option.name])
+    for one in options:
+        if one.name in given:
+            values[one.name] = one.parse(given[one.name])
         else:
-            default = option.default
-            values[option.name] = default(variant, {**known, **values}) if callable(default) else default
+            values[one.name] = one.default(variant, {**known, **values}) if callable(one.default) else one.default
     return values
+
+
+def merged(options: Sequence[Option]) -> Option:
+    """One option that accepts the values of all these options of one name."""
+    types = {option.type for option in options}
+    choices = dict.fromkeys(choice for option in options for choice in option.choices)
+    return dataclasses.replace(
+        options[0],
+        type=types.pop() if len(types) == 1 else str,
+        choices=tuple(choices) if all(option.choices for option in options) else (),
+        aliases=tuple(dict.fromkeys(alias for option in options for alias in option.aliases if alias != options[0].name)),
+    )
+
+
+def rename_aliases(options: Iterable[Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Option values under the options' own names instead of aliases.
+
+    The same value may be given under several names, as where one config lies over another. Raises UsageError for different
+    values of one option.
+    """
+    names = {alias: one.name for one in options for alias in one.aliases}
+    renamed: dict[str, Any] = {}
+    used: dict[str, str] = {}
+    for name, value in given.items():
+        own = names.get(name, name)
+        if own in renamed and renamed[own] != value:
+            raise UsageError(
+                f"{name} is {shown(value)} and {used[own]} is {shown(renamed[own])}, two names of one option",
+                "leave one of them out",
+            )
+        renamed[own], used[own] = value, name
+    return renamed
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion of published checkpoints into a repository that the stages load.
+
+    Attributes:
+        convert: the function `(options, output)` as "module:function"; imported when called.
+        options: the class of its options.
+        help: help text of the command.
+        reads: function option values -> glob patterns of the files that are read of a folder, by the option that names it.
+        links: options whose files are hard-linked; the others are written anew.
+        settings: function option values -> the settings of the model that it writes, but for the family. A plan knows
+            them before the conversion is done.
+        version: increased when it writes something else.
+    """
+
+    convert: str
+    options: type[Options]
+    help: str
+    reads: Callable[[Mapping[str, Any]], Mapping[str, tuple[str, ...]]] = lambda values: {}
+    links: tuple[str, ...] = ()
+    settings: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {}
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is published at a place: a folder, or a repository of the model hub.
+
+    Attributes:
+        place: path of the folder, or hub://OWNER/NAME.
+        names: of its files, down to two levels.
+        variant: the variant that the declaration of the model names, or "".
+    """
+
+    place: str
+    names: Sequence[str]
+    variant: str = ""
+
+    def find(self, *patterns: str) -> str:
+        """The path or address of the first file that matches the first of the patterns that has one; "" for none."""
+        found = (name for pattern in patterns for name in self.names if fnmatch(name, pattern))
+        return next((f"{self.place}/{name}" for name in found), "")
+
+    def converted_by(self, name: str, **values: str) -> str:
+        """The command line of `convert NAME` with these option values."""
+        words = [word for option, value in values.items() if value for word in (f"--{option.replace('_', '-')}", value)]
+        output = f"models/{os.path.basename(self.place)}" if self.place.startswith("hub://") else f"{self.place}-converted"
+        return f"run {shlex.join(['convert', name, *words, '--output', output])}, and use that output as the model"
 
 
 @dataclass(frozen=True)
 class Training:
-    """A training of a family's models: `task` names its class as "module:Class", imported only when it begins."""
+    """A training of a family's models. `task` is a class, as "module:Class"; imported when the training starts."""
 
     task: str
-    options: tuple[Option, ...]
+    options: type[Options]
     help: str
 
 
-Resident = tuple[tuple[tuple[str, str], ...], ...]  # groups of (component, precision), see Family
+Together = Mapping[str, str]  # components in memory at the same time: folder below the model's -> precision
+DTYPE = ""  # stands for the precision in which the options keep weights, see `Implementation.precision`
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A family's implementation of a stage.
+
+    Attributes:
+        worker: the worker class as "module:Class"; imported when the work starts.
+        options: the class of the stage's options.
+        weights: glob patterns, below the model's folder, of the files that the result depends on.
+        in_memory: groups of components. Those of a group are in memory together, one group after the other: a group in
+            each phase, if the worker has as many phases. "." is the model's folder itself.
+        on_out_of_memory: options for a second attempt after memory ran out.
+        needs_model: function options -> whether an item needs the model.
+        minutes: function (variant, option values of the family) -> upper estimate of the minutes that an item takes, for a
+            scheduler. None: that of the stage.
+    """
+
+    worker: str
+    options: type[Options]
+    weights: tuple[str, ...] = ()
+    in_memory: tuple[Together, ...] = ()
+    on_out_of_memory: Mapping[str, Any] = field(default_factory=dict)
+    needs_model: Callable[[Mapping[str, Any]], bool] = lambda values: True
+    minutes: Callable[[str, Mapping[str, Any]], float] | None = None
+
+    def files_in(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """The paths of the files that option values name, by option."""
+        return {one.name: path for one in self.options.declared if one.is_file and (path := values.get(one.name))}
+
+    def precision(self, values: Mapping[str, Any]) -> str:
+        """The precision in which the networks of DTYPE are in memory: that of an option that stores them so, else dtype."""
+        stored = [values[one.name] for one in self.options.declared if values.get(one.name) in one.stores]
+        return stored[0] if stored else values.get("dtype", "")
 
 
 @dataclass(frozen=True)
 class Family:
-    """The torch-free face of one kind of model: its options, and where the code of each of its stages is.
+    """The declaration of a model family; it does not import torch.
 
-    `version` is raised when results change. `workers` names a class per stage as "module:Class", imported only when a
-    model is needed. `weights` names, per stage, the files (glob patterns below the model's folder) that the stage's
-    result depends on. `detect` tells the variant of a model folder, or None when the folder is not of this family.
-    `components` are the parts of a model's folder, for what is asked of them before they are loaded.
-    `check` looks at resolved options together: (variant, values, the model's own sizes); it raises UsageError.
-    `beyond` looks at them beside the configs in a model's folder: what the model cannot do of it, and the remedy; else None.
-    `resident` names, per stage, the groups of components that are in memory together, one group after the other: pairs of a
-    folder below the model's ("." is that itself) and a precision (empty: the option dtype).
-    `memory_saving` names, per stage, the options that an item is tried again with after memory ran out.
-    `disk` tells by the options of encode about how many bytes the files of a clip take, from that to its film.
-    `trainings` are the commands of `train`, by name.
+    Attributes:
+        name: name of the family in a config.
+        version: increased when results change.
+        stages: the family's implementation of each stage, by the stage's name.
+        variants: names of the architectures, if there are several.
+        components: components of a model's folder, for validation before loading.
+        detect: function folder -> variant of the model in it ("" if the family has none), or None for another family.
+        check: function (variant, option values, sizes of the model) that validates options together; raises UsageError.
+        model_fault: function (model folder, option values) -> (reason, remedy) if the model cannot do what the options
+            ask for, else None.
+        disk: function options of encode -> approximate bytes of a clip's files, from encode to the film.
+        fit_first_frame: function (variant, option values) -> options of extract_frames for a frame that encode accepts. None
+            if the family does not continue clips from a frame.
+        from_text: variants that generate a clip from a prompt alone.
+        trainings: commands of `train`, by name.
+        conversion: the command `convert FAMILY`, if there is one.
+        recognise: function published files -> remedy if they are a model of the family in a layout that the stages cannot
+            load, such as its authors' own; None for all else.
+        files: glob patterns of the files of a model that no stage reads, but a training does.
     """
 
     name: str
     version: int
-    options: tuple[Option, ...]
-    workers: Mapping[str, str]
-    weights: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    stages: Mapping[str, Implementation]
     variants: tuple[str, ...] = ()
     components: tuple[Component, ...] = ()
     detect: Callable[[Path], str | None] = lambda folder: None
     check: Callable[[str, Mapping[str, Any], tuple[str, ...]], None] = lambda variant, values, sizes: None
-    beyond: Callable[[Path, Mapping[str, Any]], tuple[str, str] | None] = lambda folder, values: None
-    needs_model: Callable[[str, Mapping[str, Any]], bool] = lambda stage, values: True
-    resident: Mapping[str, Resident] = field(default_factory=dict)
-    memory_saving: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    model_fault: Callable[[Path, Mapping[str, Any]], tuple[str, str] | None] = lambda folder, values: None
     disk: Callable[[Mapping[str, Any]], float] = lambda values: 0
+    fit_first_frame: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
+    from_text: tuple[str, ...] = ()
     trainings: Mapping[str, Training] = field(default_factory=dict)
+    conversion: Conversion | None = None
+    recognise: Callable[[Published], str | None] = lambda published: None
+    files: tuple[str, ...] = ()
 
-    def of_stage(self, stage: str) -> tuple[Option, ...]:
-        return tuple(option for option in self.options if stage in option.stages)
+    @cached_property
+    def options(self) -> tuple[Option, ...]:
+        """The options of all stages, each once."""
+        declared = (one for stage in self.stages.values() for one in stage.options.declared)
+        return tuple({one.name: one for one in declared}.values())
+
+    def options_of(self, stage: str) -> tuple[Option, ...]:
+        return self.stages[stage].options.declared

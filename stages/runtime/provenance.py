@@ -1,4 +1,4 @@
-"""What made an item: enough to make it again."""
+"""The provenance of an item: everything that is needed to reproduce it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from stages.runtime.model import Model, cached_file_digest
+from stages.runtime.model import cached_file_digest
 
 LIBRARIES = (
     "torch",
@@ -22,25 +22,24 @@ LIBRARIES = (
     "accelerate",
     "safetensors",
     "av",
-    "imageio-ffmpeg",  # its version tells that of the ffmpeg program in it
+    "imageio-ffmpeg",  # its version implies that of the bundled ffmpeg
     "numpy",
     "pillow",
     "opencv-python-headless",
 )
 
 
-def record(*, model: Model | None, **facts: Any) -> dict[str, Any]:
-    """The provenance record of one item: `facts` of the item, and those of the program and the machine."""
+def record(**facts: Any) -> dict[str, Any]:
+    """The provenance record of an item: its `facts`, peak memory, and the program's versions."""
     return {
         **facts,
-        "model": model and {"name": model.name, "source": model.path or model.hub, "revision": model.revision},
         "peak_memory_bytes": peak_memory(),
         "program": dict(program()),
     }
 
 
 def peak_memory() -> dict[str, int]:
-    """Highest memory so far, in bytes: of this process, of the largest of its children, on the GPU where there is one."""
+    """Peak memory so far, in bytes: of this process, of its largest child, and of the GPU if there is one."""
     peak = {
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "child": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
@@ -53,12 +52,13 @@ def peak_memory() -> dict[str, int]:
 
 @cache
 def program() -> dict[str, Any]:
+    """Versions of Kinemake, Python and the libraries, with commit and container image. The first call is cached."""
     versions = {}
     for name in LIBRARIES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # each stage's image holds only what the stage needs
+            continue  # the image of a stage holds only what the stage needs
     return {
         "kinemake": metadata.version("kinemake"),
         "commit": commit(),
@@ -69,7 +69,7 @@ def program() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of a source checkout, with "+" when files were changed since; empty elsewhere."""
+    """Commit of a source checkout, with "+" if files have changed since; "" without a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""
@@ -81,6 +81,6 @@ def commit() -> str:
 
 
 def container() -> dict[str, str]:
-    """Name and SHA-256 of the image that this runs in, as far as it can be seen from inside."""
+    """Name and SHA-256 of the image that this process runs in, as far as they are visible inside it."""
     image = os.environ.get("APPTAINER_CONTAINER", "")
     return {"image": Path(image).name, "sha256": cached_file_digest(Path(image)) if Path(image).is_file() else ""}

@@ -1,10 +1,10 @@
-"""From the items of a manifest, or one typed by hand, to the item loop: find the models, settle the options, run."""
+"""Run a list of items: find their models, resolve their options, and pass them to the item loop."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +14,10 @@ from stages.runtime import artifacts, weights
 from stages.runtime.artifacts import Failure
 from stages.runtime.errors import ItemError, JobError, UsageError
 from stages.runtime.items import Item
-from stages.runtime.loop import Loop, Plant, Running, mark
+from stages.runtime.loop import Loop, Settings, mark
 from stages.runtime.model import Model, find_model
-from stages.runtime.options import Family, resolve
-from stages.runtime.places import output_fault, writing_fault
+from stages.runtime.options import GPUS, Family, rename_aliases, resolve
+from stages.runtime.places import output_fault, writing_remedy
 from stages.runtime.stages import Stage
 from stages.runtime.store import Store
 
@@ -32,16 +32,20 @@ class Batch:
 
 
 def run_items(
-    stage: Stage, families: Mapping[str, Family], items: Sequence[Item], config: Path | None, running: Running
+    stage: Stage, families: Mapping[str, Family], items: Sequence[Item], config: Path | None, settings: Settings
 ) -> None:
-    """Run the items, a loop per model. Raises JobError when some failed and failures are not, or cannot be, marked."""
+    """Run the items, one loop per model.
+
+    Raises JobError if items failed and their failures are not, or cannot be, written in place of the outputs.
+    """
     batches, failures = batch_by_model(stage, families, items, config)
-    marked = running.mark_failed
+    marked = settings.mark_failed
     found = [failure for output, failure in failures.items() if not (marked and mark(output, failure))]
+    settings = replace(settings, gpus_to_lease=max([settings.gpus_to_lease, *(most_gpus(batch.items) for batch in batches)]))
     for batch in batches:
         check_model(stage, batch)
-        with store_of(batch, running.store) as store:
-            report = Loop(plant_of(stage, batch), store, running).run(batch.items)
+        with store_of(batch, settings.store) as store:
+            report = Loop(stage, batch.family, batch.model, store, settings).run(batch.items)
         found += report.unmarked if marked else report.failures
     if found:
         if len(items) == 1:
@@ -52,7 +56,7 @@ def run_items(
 def batch_by_model(
     stage: Stage, families: Mapping[str, Family], items: Sequence[Item], config: Path | None
 ) -> tuple[list[Batch], dict[str, Failure]]:
-    """The items with their options settled, by model; and by output, the failures of those whose model cannot be told."""
+    """Group items by model, with options resolved. Also the failures of items whose model is unknown, by output path."""
     suffix = artifacts.KINDS[stage.writes].suffix
     batches: dict[tuple[str, str], Batch] = {}
     failures = {}
@@ -70,20 +74,28 @@ def batch_by_model(
     return list(batches.values()), failures
 
 
+def most_gpus(items: Iterable[Item]) -> int:
+    """The largest number of GPUs that one of the items asks for; 1 for items without the option."""
+    return max((item.options.get(GPUS, 1) for item in items), default=1)
+
+
 def check_model(stage: Stage, batch: Batch) -> None:
-    """Ask what the model's loaders will, before any item is begun. Raises JobError."""
-    if batch.model and any(batch.family.needs_model(stage.name, item.options) for item in batch.items):
+    """Run the checks of the model's loaders before any item starts. Raises JobError."""
+    if batch.model and any(map(batch.family.stages[stage.name].needs_model, (item.options for item in batch.items))):
         weights.check(batch.model, batch.family, stage.name)
 
 
 @contextmanager
 def store_of(batch: Batch, folder: Path | None) -> Iterator[Store]:
-    """The store that was named, or one for this run alone, beside the first output that can be written: files of both can be
-    linked."""
+    """The store in `folder`, or a temporary one.
+
+    A temporary store lies beside the first writable output, because hard links need the same file system. Raises JobError.
+    """
     if folder is not None:
-        if fault := writing_fault(folder):
-            raise JobError(f"the store {folder} cannot be written ({fault})", "mend that, or choose another --store")
         store = Store(folder)
+        if fault := store.fault():
+            remedy = f"{writing_remedy(fault)}, or choose another --store"
+            raise JobError(f"the store {folder} cannot be written ({fault})", remedy)
         store.sweep()
         yield store
         return
@@ -98,25 +110,10 @@ def store_of(batch: Batch, folder: Path | None) -> Iterator[Store]:
         yield Store(Path(name))
 
 
-def plant_of(stage: Stage, batch: Batch) -> Plant:
-    family = batch.family
-    return Plant(
-        stage,
-        family.workers[stage.name],
-        family.of_stage(stage.name),
-        batch.model,
-        version=(family.name, family.version),
-        weights=family.weights.get(stage.name, ()),
-        resident=family.resident.get(stage.name, ()),
-        needs_model=family.needs_model,
-        memory_saving=family.memory_saving.get(stage.name, {}),
-    )
-
-
 def complete(
     stage: Stage, families: Mapping[str, Family], item: Item, config: Path | None
 ) -> tuple[Model | None, Family, Item]:
-    """The item with its model found and every option of the family resolved. Raises UsageError for an unknown option."""
+    """The item with its model found and every option resolved. Raises UsageError for an unknown option."""
     facts = _facts(stage, item)
     name = item.model or facts.get("model", "")
     model = find_model(name, config, families) if stage.model and name else None
@@ -130,24 +127,25 @@ def complete(
         (family,) = families.values()
     else:
         raise UsageError("no model is given", "add --model NAME, FOLDER or HUB_ID")
-    options = family.of_stage(stage.name)
+    options = family.options_of(stage.name)
     known = {option.name for option in options}
-    if unknown := [key for key in item.options if key not in known]:
+    given = rename_aliases(options, item.options)
+    if unknown := [key for key in given if key not in known]:
         raise UsageError(
             f"option {unknown[0]} is not one of {stage.name} for family {family.name}",
             f"known are {', '.join(sorted(known))}",
         )
-    declared = {key: value for key, value in (model.all_options if model else {}).items() if key in known}
-    values = resolve(options, {**declared, **item.options}, model.variant if model else "", known=facts)
-    if model is None and stage.model and family.needs_model(stage.name, values):
+    declared = rename_aliases(options, model.all_options) if model else {}
+    values = resolve(options, {**declared, **given}, model.variant if model else "", known=facts)
+    if model is None and stage.model and family.stages[stage.name].needs_model(values):
         raise UsageError("no model is given", "add --model NAME, FOLDER or HUB_ID")
     return model, family, replace(item, options=values, model=model.name if model else "")
 
 
 def _facts(stage: Stage, item: Item) -> dict[str, Any]:
-    """Fields of the artifact that the item reads first, for defaults that depend on it, the model above all.
+    """Fields of the item's first input artifact. Defaults may depend on them, above all the model.
 
-    Raises ItemError for one that cannot be read, where it would have to tell the model. Else the loop will say it.
+    Raises ItemError for an unreadable artifact if it has to name the model. Otherwise the loop reports the error.
     """
     spec = stage.inputs[0]
     if "file" in spec.kinds or spec.many:

@@ -1,11 +1,14 @@
-"""The stages: what each reads and writes. One table for the plan, the command lines, the item loop and the docs."""
+"""The table of stages: inputs and output of each. The plan, the command lines, the item loop and the docs all use it."""
 
 from dataclasses import dataclass
+
+PROMPT = "prompt"
+NESTED_EXTRAS = ("frames", "caption", "diffusion")  # optional dependencies, each with those before it
 
 
 @dataclass(frozen=True)
 class Input:
-    """A file that a stage reads: `kinds` are the artifacts it may be, "file" stands for a user's own media file."""
+    """An input of a stage. `kinds` are the allowed artifact kinds; "file" stands for a user's own media file."""
 
     name: str
     kinds: tuple[str, ...]
@@ -16,7 +19,10 @@ class Input:
 
 @dataclass(frozen=True)
 class Stage:
-    """`version` is raised when the stage's results change. `extra` names the dependencies in pyproject.toml."""
+    """A stage.
+
+    `version` is increased when the results change. `extra` names the optional dependencies in pyproject.toml.
+    """
 
     name: str
     version: int
@@ -25,9 +31,9 @@ class Stage:
     help: str
     extra: str
     model: bool = True
-    minutes: int = 2  # that a scheduler gives an item, generously
-    follows: bool = False  # may begin before its input is whole, to show what comes of it
-    asks: str = ""  # the option that a person may give many times, an item each, and is asked for at a terminal
+    minutes: int = 2  # upper estimate per item, for a scheduler
+    follows: bool = False  # can start before its input is complete
+    repeatable: str = ""  # the prompt, for which a terminal asks, or the first input: may be repeated, one item per value
 
 
 STAGES = {
@@ -36,19 +42,21 @@ STAGES = {
         Stage(
             "extract_frames",
             1,
-            (Input("video", ("file", "clip"), "the video to take frames from"),),
+            (Input("video", ("file", "clip"), "the video from which frames are extracted"),),
             "frames",
-            "Take frames from a video, upright, in square pixels, at the size wanted.",
+            "Extract frames from a video: upright, with square pixels, at the requested size.",
             "frames",
             model=False,
+            repeatable="video",
         ),
         Stage(
             "caption_vlm",
             2,
-            (Input("video", ("file", "clip"), "the video, or the picture, to describe"),),
+            (Input("video", ("file", "clip"), "the video or image to describe"),),
             "caption",
-            "Describe a video or a picture with a vision-language model, or take the prompt that is given.",
+            "Describe a video or an image with a vision-language model, or use a given prompt.",
             "caption",
+            repeatable="video",
         ),
         Stage(
             "encode",
@@ -57,34 +65,35 @@ STAGES = {
                 Input(
                     "image",
                     ("frames", "clip", "file"),
-                    "the first frame: frames, a clip (its last frame), a picture; none for text to video",
+                    "the first frame: frames, a clip (its last frame) or an image; none for text to video",
                     required=False,
                 ),
-                Input("caption", ("caption",), "the prompt, as caption_vlm wrote it", required=False),
+                Input("caption", ("caption",), "the prompt, from caption_vlm", required=False),
             ),
             "encoded",
-            "Turn a prompt, and a first frame if there is one, into all that the denoiser needs.",
+            "Encode a prompt, and a first frame if there is one, into the inputs of the denoiser.",
             "diffusion",
-            asks="prompt",
+            repeatable=PROMPT,
         ),
         Stage(
             "generate",
             1,
-            (Input("encoded", ("encoded",), "what encode wrote"),),
+            (Input("encoded", ("encoded",), "the output of encode"),),
             "latents",
-            "Denoise: from an encoded condition to the latents of a new clip.",
+            "Denoise an encoded condition to the latents of a new clip.",
             "diffusion",
             minutes=90,
+            repeatable="encoded",
         ),
         Stage(
             "propagate",
             1,
             (
-                Input("frames", ("frames",), "every frame of the clip, as extract_frames --select all wrote them"),
-                Input("keys", ("frames", "clip"), "translated frames of the same clip, each by its index there"),
+                Input("frames", ("frames",), "all frames of the clip, from extract_frames --select all"),
+                Input("keys", ("frames", "clip"), "translated keyframes of the same clip, with their indices"),
             ),
             "propagated",
-            "Carry translated keyframes to the frames between them.",
+            "Propagate translated keyframes to the frames between them.",
             "propagate",
             model=False,
             minutes=30,
@@ -92,12 +101,13 @@ STAGES = {
         Stage(
             "decode",
             1,
-            (Input("latents", ("latents",), "what generate wrote"),),
+            (Input("latents", ("latents",), "the output of generate"),),
             "clip",
-            "Turn latents into pixels: a video and its lossless last frame.",
+            "Decode latents to pixels: a video and its lossless last frame.",
             "diffusion",
             minutes=10,
             follows=True,
+            repeatable="latents",
         ),
         Stage(
             "concat",
@@ -107,15 +117,20 @@ STAGES = {
                 Input(
                     "source",
                     ("file",),
-                    "the video that goes in front; of propagated frames that whose sound they are shown with",
+                    "the video that comes first; for propagated frames, the video that supplies the sound",
                     required=False,
                 ),
             ),
             "film",
-            "Join clips into one film without the doubled seam frames, encoded once.",
+            "Join clips into one film, encoded once and without duplicate frames at the seams.",
             "frames",
             model=False,
             minutes=10,
         ),
     )
 }
+
+
+def stage_of(step: str) -> Stage:
+    """The stage that does the work of a step, which is the stage's name or STAGE.LABEL. Raises KeyError for another text."""
+    return STAGES[step.partition(".")[0]]

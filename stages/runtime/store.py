@@ -1,12 +1,11 @@
-"""The store: finished items under the hash of all that their result depends on.
+"""The store: finished items, under the hash of everything that their result depends on.
 
-An entry is a folder `<2 hex>/<key>/` that holds `artifact.<ending>`, its members, and `seal.json`, the key and the digest of
-each file. It comes into being by one rename of a folder that was written and synced before, so that an entry is whole or
-absent whatever kills the process; it is checked against its seal before it is used. The store can be deleted at any time; it
-only saves work.
+An entry is a folder `<2 hex>/<key>/` that holds `artifact.<ending>`, its members, and `seal.json` with the key and the
+digest of each file. It is written elsewhere, synced, and then renamed, so that an entry is complete or absent whatever kills
+the process. It is checked against its seal before use. The store only saves work and may be deleted at any time.
 
-Files are copied out of the store, so that an edit of a result changes that result alone. Lossless videos, by far the largest
-files and no stage's declared output, are read-only hard links instead.
+Files are copied out of the store, so that editing a result does not change the entry. Lossless videos are read-only hard
+links instead: they are by far the largest files and no stage's declared output.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,27 +26,29 @@ from stages.runtime.errors import ItemError
 from stages.runtime.files import read_plain, remove, replacing
 from stages.runtime.locks import holder, try_lock
 from stages.runtime.log import log
-from stages.runtime.places import folder_fault
+from stages.runtime.places import folder_fault, output_fault, writing_fault
 
 STEM = "artifact"
 SEAL = "seal.json"
 LONGEST_SEAL = 256 * 2**20  # bytes; a million files are less
+SYNCED_AT_ONCE = 16
 LINKED = (".mkv",)  # Snakemake refuses declared outputs that are read-only
-FIRST_WORD, LONGEST_LOCK = 2.0, 20.0  # seconds of waiting, to the word that says so and in all
-LEFT_BEHIND = 14 * 24 * 3600  # seconds; no item takes that long
-IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM}  # also what another user has there
+FIRST_MESSAGE, LONGEST_LOCK = 2.0, 20.0  # seconds of waiting, until the log line and at most
+ABANDONED_AFTER = 14 * 24 * 3600  # seconds; no item takes that long
+# The last two: an entry of another user.
+IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM}
 CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}
 
 
 class StoreRemoved(ItemError):
-    """The store, or an entry of it, was removed while an item needed it."""
+    """The store, or an entry of it, was removed during the work on an item."""
 
     def __init__(self, place: Path):
         super().__init__(f"{place} was removed while it was in use", "leave the store where it is until the run has ended")
 
 
 class Store:
-    """A store below `root`, made on first use."""
+    """A store in the folder `root`, which is created on first use."""
 
     def __init__(self, root: Path):
         self.root = Path(root)
@@ -55,10 +57,10 @@ class Store:
         return self.root / key[:2] / key
 
     def find(self, key: str) -> Path | None:
-        """The entry of `key`, checked against the digests that were taken when it was put; None where there is none.
+        """The validated entry of `key`, or None.
 
-        An entry that is not what was put is named in the log and removed, so that the item is done again. One that this
-        user may not read counts as absent.
+        A damaged entry is logged and removed, so that the item is made again. An entry that this user may not read counts as
+        absent.
         """
         entry = self.entry(key)
         if not os.path.lexists(entry):
@@ -68,20 +70,28 @@ class Store:
         except PermissionError:
             return None
         if problem:
-            log("warning", reason=f"{entry} is damaged ({problem})", remedy="the item is done again", damaged=key)
+            log("warning", reason=f"{entry} is damaged ({problem})", remedy="the item is made again", damaged=key)
             self._discard(entry)
             return None
         return entry
 
+    def fault(self) -> str | None:
+        """Reason why nothing can be added to the store, or None. The folder is created if missing."""
+        inside = (output_fault(self.root / name / "any") for name in ("staging", "partial"))
+        return writing_fault(self.root) or next(filter(None, inside), None)
+
     def partial(self, key: str) -> Path:
-        """Where an unfinished long item keeps its state. Forgotten when the item is put into the store."""
-        path = self.root / "partial" / f"{key}.safetensors"
+        """Place for the state of this user's unfinished item, a file or a folder of files. `put` removes it.
+
+        Two users who make the same item at the same time have separate states.
+        """
+        path = self.root / "partial" / f"{key}.{os.getuid()}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """An empty folder on the store's file system, gone afterwards unless `put` took it."""
+        """An empty folder on the file system of the store. It is removed afterwards unless `put` has moved it."""
         folder = self._unused_name()
         folder.mkdir()
         try:
@@ -90,34 +100,33 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove what processes that were killed weeks ago left: items in staging, states of long items."""
+        """Remove leftovers of processes that were killed weeks ago: staged items and states of long items."""
         for left in (*self.root.glob("staging/*"), *self.root.glob("partial/*")):
             with suppress(OSError):  # another process may be sweeping too
-                if time.time() - left.lstat().st_mtime > LEFT_BEHIND:
+                if time.time() - left.lstat().st_mtime > ABANDONED_AFTER:
                     remove(left)
 
     def put(self, key: str, folder: Path, anew: bool = False) -> Path:
-        """Make `folder` the entry of `key`, in the place of one that is there where `anew`; return where the item is now.
+        """Make `folder` the entry of `key`, and return the item's path. With `anew`, replace an existing entry.
 
-        That is the entry, also where another process was faster. It is `folder` itself, and the log says so, where something
-        else stands in the entry's place and cannot be removed. Raises StoreRemoved.
+        The path is that of the entry, also if another process was faster. If something irremovable occupies the entry's
+        path, that is logged and the path is `folder`. Raises StoreRemoved.
         """
         with in_store(folder):
             write_seal(folder, key)
             sync(folder)
             if anew:
                 self._discard(self.entry(key))
-            # What is in the way may be damaged: then `find` removes it.
+            # A damaged entry may be in the way; `find` removes it.
             place = self._move(folder, key) or self.find(key) or self._move(folder, key) or folder
         if place == folder:
             reason = f"{self.entry(key)} cannot be written"
-            log("warning", reason=reason, remedy="the item is done, but not kept: mend the permissions of the store")
-        with suppress(OSError):  # the state of another user
-            self.partial(key).unlink(missing_ok=True)
+            log("warning", reason=reason, remedy="the item is made, but not kept: mend the permissions of the store")
+        remove(self.partial(key))
         return place
 
     def _move(self, folder: Path, key: str) -> Path | None:
-        """Move a folder to the place of an entry; None where something is there, or another user allows no entry there."""
+        """Rename a folder to an entry. None if the entry exists, or belongs to another user who allows no write."""
         entry = self.entry(key)
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
@@ -126,13 +135,13 @@ class Store:
             if error.errno not in IN_THE_WAY:
                 raise
             return None
-        sync_folder(entry.parent)
+        sync_path(entry.parent)
         return entry
 
     def _discard(self, entry: Path) -> None:
-        """Take an entry out of the store, in one step for those who look for it."""
+        """Remove an entry, in one step for other processes."""
         removed = self._unused_name()
-        with suppress(OSError):  # of another user: it stays, and is not used
+        with suppress(OSError):  # the entry of another user stays, unused
             entry.rename(removed)
         remove(removed)
 
@@ -143,7 +152,7 @@ class Store:
 
 
 def write_seal(folder: Path, key: str) -> None:
-    """Leave the key and the digest of each file in a folder that is to become an entry, and make its files read-only."""
+    """Write the seal (key, digest of each file) of a future entry, and make its files read-only."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
     seal = {"key": key, "files": {name: file_digest(path) for name, path in sorted(files.items())}}
     (folder / SEAL).write_text(json.dumps(seal))
@@ -158,8 +167,16 @@ def read_seal(entry: Path) -> tuple[str, dict[str, str]]:
 
 
 def damage(entry: Path, key: str) -> str:
-    """What is wrong with an entry: files that are missing, changed, or another item's; empty where it is as it was put."""
-    there = {path.relative_to(entry).as_posix(): path for path in entry.rglob("*") if path.is_symlink() or not path.is_dir()}
+    """Description of the damage of an entry (missing, changed or foreign files); "" if it is intact.
+
+    Raises PermissionError if this user may not read all of it.
+    """
+    found = [entry, *entry.rglob("*")]
+    folders = [path for path in found if path.is_dir() and not path.is_symlink()]
+    for folder in folders:
+        if not os.access(folder, os.R_OK | os.X_OK):  # its files would count as missing
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    there = {path.relative_to(entry).as_posix(): path for path in found if path not in folders}
     if strange := [name for name, path in there.items() if path.is_symlink() or not path.is_file()]:
         return f"{min(strange)} is no plain file"
     try:
@@ -170,8 +187,8 @@ def damage(entry: Path, key: str) -> str:
         return f"its {SEAL} cannot be read"
     if sealed_key != key:
         return "it is the entry of another item"
-    if strange := there.keys() ^ {*digests, SEAL}:
-        return f"{min(strange)} is {'missing' if min(strange) in digests else 'not part of it'}"
+    if unlisted := there.keys() ^ {*digests, SEAL}:
+        return f"{min(unlisted)} is {'missing' if min(unlisted) in digests else 'not part of it'}"
     try:
         changed = next((name for name, digest in digests.items() if file_digest(entry / name) != digest), "")
     except PermissionError:
@@ -181,14 +198,16 @@ def damage(entry: Path, key: str) -> str:
     return f"{changed} has changed" if changed else ""
 
 
-def publish(entry: Path, output: Path) -> dict[str, str]:
-    """Put an entry's files to their places: members first, the declared one last.
+def publish(entry: Path, output: Path, rename: Callable[[Path], bool] | None = None) -> dict[str, str]:
+    """Copy or link the files of an entry to the output: members first, the declared file last.
 
-    Returns the SHA-256 of each by its name from the output's folder on. Raises ItemError where something stands in a place
-    that no file can take, StoreRemoved.
+    `rename` may change the copy of the description, and returns whether it did.
 
-    Whatever becomes of the published files, the entry stays as it is. They keep the time at which the item was finished, so
-    times stay in the order of the work. Of several processes that publish at one output the last one's files stand.
+    Returns the SHA-256 of each file, by path relative to the output's folder. Raises ItemError if a path is occupied by
+    something that a file cannot replace, and StoreRemoved.
+
+    The entry stays unchanged whatever happens to the published files. They keep the time at which the item was finished, so
+    that times follow the order of the work. If several processes publish to one output, the last one wins.
     """
     declared = f"{STEM}{output.suffix}"
     index = index_path(Path(declared)).name
@@ -204,14 +223,17 @@ def publish(entry: Path, output: Path) -> dict[str, str]:
     with in_store(entry), locked(output.parent):
         _, digests = read_seal(entry)
         for path, target in targets.items():
-            place(path, target, linked=path.suffix in LINKED)
-            name = path.relative_to(entry).as_posix()
-            published[target.relative_to(output.parent).as_posix()] = digests[name]
+            digest = digests[path.relative_to(entry).as_posix()]
+            if rename and path.name == index:
+                digest = place_renamed(path, target, rename) or digest
+            else:
+                place(path, target, linked=path.suffix in LINKED)
+            published[target.relative_to(output.parent).as_posix()] = digest
     return published
 
 
 def _in_the_way(target: Path) -> str:
-    """What stands where a file, or a folder above it, is to be; empty where nothing does."""
+    """Description of a folder at a file's path, or of a file at a folder's path above it; "" if there is neither."""
     if target.is_dir() and not target.is_symlink():
         return f"{target} is a folder"
     return folder_fault(target.parent) or ""
@@ -219,7 +241,7 @@ def _in_the_way(target: Path) -> str:
 
 @contextmanager
 def in_store(folder: Path) -> Iterator[None]:
-    """Raises StoreRemoved in the place of what goes wrong because a folder of the store is no longer there."""
+    """Turn an error that comes from a removed folder of the store into StoreRemoved."""
     try:
         yield
     except FileNotFoundError as error:
@@ -230,19 +252,20 @@ def in_store(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from publishing into a folder, for as long as any of them needs for it.
+    """Lock a folder against publishing by other processes.
 
-    Where its file system has no locks, or somebody keeps it, nobody is kept out. The log says who is waited for.
+    The wait is bounded: on a file system without locks, or if a process holds the lock for too long, it goes on without the
+    lock. The log names the process that holds it.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with suppress(OSError):
-            start, next_word = time.monotonic(), FIRST_WORD
+            start, next_message = time.monotonic(), FIRST_MESSAGE
             while not try_lock(descriptor) and (waited := time.monotonic() - start) < LONGEST_LOCK:
-                if waited > next_word:
+                if waited > next_message:
                     reason = f"{folder}, into which results are to be put, is locked by {holder(descriptor)}"
                     log("warning", reason=reason, remedy=f"it is waited for, {LONGEST_LOCK:g} s in all")
-                    next_word = LONGEST_LOCK
+                    next_message = LONGEST_LOCK
                 time.sleep(0.02)
         yield
     finally:
@@ -250,14 +273,23 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def place(source: Path, target: Path, linked: bool) -> None:
-    """Put a file at `target` too, in one step: as a hard link where that is wanted and can be, else as a copy."""
+    """Put a file at `target` atomically: as a hard link if `linked` and possible, else as a copy."""
     with replacing(target) as temporary:
         if not linked or not link(source, temporary):
             copy_file(source, temporary)
 
 
+def place_renamed(source: Path, target: Path, rename: Callable[[Path], bool]) -> str:
+    """Put a copy at `target`, changed by `rename`. Returns its SHA-256, or "" if it equals `source`."""
+    with replacing(target) as temporary:
+        copy_file(source, temporary)
+        changed = rename(temporary)
+        keep_time(source, temporary)
+        return file_digest(temporary) if changed else ""
+
+
 def link(source: Path, target: Path) -> bool:
-    """Make a hard link; False where the file system has none, or the two are on different ones."""
+    """Create a hard link. False if the file system has none, or if the paths are on different ones."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -268,32 +300,35 @@ def link(source: Path, target: Path) -> bool:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file with its time, as one that may be written; it shares the disk's blocks where the file system can."""
+    """Copy a file with its time, as writable. The copy shares disk blocks if the file system can do that."""
     with open(source, "rb") as reader, open(target, "xb") as writer:
-        with suppress(OSError):  # file systems that cannot, or only within themselves; a full disk is met again below
+        with suppress(OSError):  # not supported here, or not across file systems; a full disk raises again below
             while os.copy_file_range(reader.fileno(), writer.fileno(), 2**30):
                 pass
         if os.fstat(writer.fileno()).st_size != os.fstat(reader.fileno()).st_size:
             reader.seek(0)
             writer.seek(0)
             shutil.copyfileobj(reader, writer, 2**20)
+    keep_time(source, target)
+
+
+def keep_time(source: Path, target: Path) -> None:
     state = source.stat()
     os.utime(target, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
 def sync(folder: Path) -> None:
-    """Bring a folder's files and names to the disk."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        else:
-            sync_folder(path)
-    sync_folder(folder)
+    """Flush the files and names of a folder to the disk: side by side, because the disk writes what waits at once.
+
+    `syncfs` would be one call, and would wait for everything that others write to the file system.
+    """
+    with ThreadPoolExecutor(SYNCED_AT_ONCE) as threads:
+        list(threads.map(sync_path, (folder, *folder.rglob("*"))))
 
 
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def sync_path(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

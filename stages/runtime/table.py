@@ -1,10 +1,10 @@
-"""Tables for people."""
+"""Plain-text tables."""
 
 from collections.abc import Sequence
 
 
 def table(rows: Sequence[Sequence[str]], figures: bool = False) -> str:
-    """Lines of rows, each column as wide as its longest cell, all but the first to the right if they are figures."""
+    """Rows as aligned lines. With `figures`, all columns but the first are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:

@@ -1,7 +1,7 @@
-"""Text from people and other programs, brought to one form: UTF-8 that ends its lines with "\\n", and plain values.
+"""Read text and data from people and other programs, and normalise it to UTF-8 with "\\n" line ends and plain values.
 
-Lists of clips, prompts, captions, configs and manifests are all read here. Every function raises UsageError, naming the
-file and the line, row or key, for what cannot be read; no error of a library leaves this module.
+Lists of clips, prompts, captions, configs and manifests are all read here. Every function raises UsageError for unreadable
+input and names the file and the line, row or key; no error of a library leaves this module.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ import yaml
 from stages.runtime.errors import UsageError
 from stages.runtime.places import dangling
 
-ENCODINGS = {  # by byte order mark; that of UTF-16 begins as that of UTF-32 does
+ENCODINGS = {  # by byte order mark; UTF-32 first, because its mark starts with that of UTF-16
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-DELIMITERS = ",;\t"  # of CSV files, the usual one first; spreadsheets write ";" where "," is the decimal point
-SEPARATOR = re.compile(r'"?sep=(\t|[^\w\s"])"?\n', re.IGNORECASE)  # the line before the header that Excel takes it from
-MARKS = re.compile("^\ufeff+", re.MULTILINE)  # of files that were joined, each with its byte order mark
-UNFIT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of characters: neither can be in a file of text
-MAX_DEPTH = 50  # of tables and lists within each other
-MAX_VALUES = 1_000_000  # a file of some lines can stand for billions, by anchors
+DELIMITERS = ",;\t"  # of CSV files, the usual one first; spreadsheets write ";" in locales with a decimal comma
+SEPARATOR = re.compile(r'"?sep=(\t|[^\w\s"])"?\n', re.IGNORECASE)  # before the header: the delimiter, for Excel
+MARKS = re.compile("^\ufeff+", re.MULTILINE)  # several in files that were concatenated
+UNFIT = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates: neither can be in a text file
+MAX_DEPTH = 50  # of nested tables and lists
+MAX_VALUES = 1_000_000  # with anchors, a few lines of YAML can stand for billions
 
 
 def read_text(path: Path | str) -> str:
-    """A file's text without byte order marks before its lines, which end with "\\n"; U+2028 and U+0085 are text."""
+    """A file's text without byte order marks, with "\\n" line ends. U+2028 and U+0085 do not end lines."""
     if not os.path.isfile(path):
         fault = "is no file" if os.path.exists(path) else dangling(path) or "does not exist"
         raise UsageError(f"{path} {fault}", "mend the path")
@@ -59,12 +59,12 @@ def read_text(path: Path | str) -> str:
 
 
 def read_lines(path: Path | str) -> list[str]:
-    """A file's lines, without the space around them."""
+    """A file's lines, stripped."""
     return [line.strip() for line in read_text(path).removesuffix("\n").split("\n")]
 
 
 class _Refused(Exception):
-    """JSON that the library would read, but that means nothing certain. Says what is wrong."""
+    """JSON that the library accepts, but whose meaning is ambiguous. The message is a predicate."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _no_number(text: str) -> NoReturn:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text. `where` names it in errors: "line 3 of clips.jsonl"."""
+    """Parse JSON text. `where` names it in errors: "line 3 of clips.jsonl"."""
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_number)
     except json.JSONDecodeError as error:
@@ -102,7 +102,7 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def read_jsonl(path: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file with one per line, each with its place: "line 3 of clips.jsonl". Blank lines are left out."""
+    """The objects of a JSONL file, each with its place: "line 3 of clips.jsonl". Blank lines are skipped."""
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -114,13 +114,13 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_csv(path: Path | str) -> Iterator[tuple[str, dict[str, str]]]:
-    """The rows of a CSV file below its header, each with its place: "row 3 of clips.csv", as a spreadsheet counts them.
+    """The rows of a CSV file below its header, each with its place as in a spreadsheet: "row 3 of clips.csv".
 
-    Blank cells are left out, and so are rows and columns of blank cells alone.
+    Blank cells are left out, and so are rows and columns that have only blank cells.
     """
     text = read_text(path)
-    if told := SEPARATOR.match(text):
-        text, delimiter = text[told.end() :], told[1]
+    if declared := SEPARATOR.match(text):
+        text, delimiter = text[declared.end() :], declared[1]
     else:
         header = text.partition("\n")[0]
         delimiter = next((letter for letter in DELIMITERS if letter in header), ",")
@@ -157,18 +157,21 @@ def read_csv(path: Path | str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _csv_fault(error: csv.Error) -> str:
-    said = str(error)
-    if "unexpected end" in said:
+    message = str(error)
+    if "unexpected end" in message:
         return "opens a quote that is never closed"
-    if "field larger" in said:
+    if "field larger" in message:
         return f"has a cell of more than {csv.field_size_limit()} characters, perhaps by a quote that is never closed"
-    if "expected after" in said:
+    if "expected after" in message:
         return 'has text behind the closing quote of a cell (a quote within one is written "")'
-    return f"is not CSV ({said})"
+    return f"is not CSV ({message})"
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """PyYAML's, but a key that stands twice in a table is an error, and merged tables cannot grow without end."""
+Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(Loader):
+    """PyYAML's loader, except that a duplicate key is an error and merged tables have a limited size."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
         if isinstance(node, yaml.MappingNode):
@@ -185,7 +188,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
 
 
 def _decimal(loader: _Loader, node: yaml.ScalarNode) -> int | float:
-    """A number as it looks: YAML 1.1 takes 010 for eight, and 1:30 for ninety."""
+    """A number as it looks. YAML 1.1 reads 010 as eight and 1:30 as ninety, so both are refused."""
     text = node.value.replace("_", "").lstrip("+-")
     if ":" in text or re.fullmatch(r"0[0-9]+", text):
         raise yaml.constructor.ConstructorError(
@@ -200,42 +203,47 @@ for kind in ("int", "float"):
 
 
 def read_yaml(path: Path | str) -> Any:
-    """The value of a YAML file, or of a JSON file. An empty file is None."""
+    """The value of a YAML or JSON file. An empty file gives None."""
     text = read_text(path)
     if text.lstrip().startswith("{"):
         try:
             json.loads(text)
         except (ValueError, RecursionError):
-            pass  # YAML in its own notation of tables
+            pass  # a YAML flow mapping
         else:
             return parse_json(text, str(path))
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=_Loader):  # first, because libyaml crashes on what is nested too deep
+        for event in yaml.parse(text, Loader=_Loader):  # before loading, because libyaml crashes on deep nesting
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise UsageError(f"{path} is nested too deep", f"at most {MAX_DEPTH} levels are read")
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        said = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         place = f"line {mark.line + 1} of {path}" if mark else str(path)
-        remedy = "indent with spaces, not tabs, and quote text that begins with % or @" if "any token" in said else "mend it"
-        raise UsageError(f"{place} is not YAML ({' '.join(said.split())})", remedy) from None
-    except (ValueError, OverflowError) as error:  # a date or a number that there is not
+        remedy = (
+            "indent with spaces, not tabs, and quote text that begins with % or @" if "any token" in problem else "mend it"
+        )
+        raise UsageError(f"{place} is not YAML ({' '.join(problem.split())})", remedy) from None
+    except (ValueError, OverflowError) as error:  # an impossible date or number
         raise UsageError(f"{path} has a value that cannot be read ({error})", "write it in quotes") from None
     check_values(value, str(path))
     return value
 
 
 def is_plain(text: str) -> bool:
-    """Whether text can be written as UTF-8 and passed on: names of files may hold other bytes, and JSON half characters."""
+    """Whether text is valid UTF-8 without NUL. File names may hold other bytes, and JSON lone surrogates."""
     return not UNFIT.search(text)
 
 
 def check_values(value: Any, where: str) -> None:
-    """Raise UsageError for tables and lists that contain themselves, are nested too deep or stand for too many values, and
-    for text with half a character or NUL."""
+    """Raise UsageError for unusable values.
+
+    These are tables and lists that contain themselves, are nested too deep or hold too many values, and text with a lone
+    surrogate or NUL.
+    """
     sizes: dict[int, int] = {}
     outer: set[int] = set()
 

@@ -1,4 +1,4 @@
-"""Files that an item depends on: its key is true only if they are the same before the work and after it."""
+"""Detect changes of the files that an item reads: its key is valid only if they stay the same during the work."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ States = dict[Path, tuple[int, ...]]
 
 
 def file_states(paths: Iterable[Path]) -> States:
-    """The state of each file, as far as it is there: another one after any write or replacement, back and forth too."""
-    states = {}
+    """The state of each existing file. Any write or replacement changes it, even if the content is restored."""
+    states: States = {}
     for path in paths:
         try:
             state = os.stat(path)
         except OSError:
             continue
-        # A file that the store links changes its ctime with each further link.
+        # Each further hard link changes the ctime of a file in the store.
         changed = 0 if path.suffix in LINKED else state.st_ctime_ns
         states[path] = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, changed)
     return states
@@ -33,6 +33,6 @@ def artifact_files(artifact: Artifact) -> list[Path]:
 
 
 def changed_file(states: Mapping[Path, tuple[int, ...]]) -> Path | None:
-    """The first file that is no longer in the state that it was in, if there is one."""
+    """The first file whose state has changed, or None."""
     now = file_states(states)
     return next((path for path, state in states.items() if now.get(path) != state), None)

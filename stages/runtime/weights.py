@@ -1,14 +1,15 @@
-"""The files of a model that a family reads: are they all there and whole; and fetching them once from the model hub."""
+"""The model files that a family reads: validation, size in memory, and download from the model hub."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
-import shutil
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stages.runtime.components import (
     Broken,
@@ -17,32 +18,32 @@ from stages.runtime.components import (
     check_index,
     header,
     network_files,
+    read_object,
     refuse_code_of,
 )
+from stages.runtime.conversion import convert, replacing_folder
 from stages.runtime.errors import JobError, one_line
+from stages.runtime.hub import SCHEME, Wanted, ask, download
 from stages.runtime.log import log
-from stages.runtime.model import SETTINGS, Model, cached_file_digest, completed, settings_in
-from stages.runtime.options import Family, Resident
+from stages.runtime.model import OTHER_LAYOUT, SETTINGS, Model, complete_model, settings_in, weights_digests
+from stages.runtime.options import DTYPE, Family, Implementation, Published
 from stages.runtime.places import dangling
 
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
-
-BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-SPARE = 2**30  # bytes that stay free on the disk that weights are fetched to
+CONVERSION = "conversion.json"  # file in the folder of a converted model: what it was converted from
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
 
 def patterns(family: Family, stage: str = "") -> list[str]:
-    """What a stage of the family reads, or all of them, as patterns below the model's folder."""
-    stages = [family.weights.get(stage, ())] if stage else family.weights.values()
-    return sorted({pattern for stage_patterns in stages for pattern in stage_patterns})
+    """Glob patterns, below the model's folder, of the files that a stage of the family reads; of all the family for ""."""
+    stages = [family.stages[stage]] if stage else family.stages.values()
+    others = () if stage else family.files
+    return sorted({*others, *(pattern for implementation in stages for pattern in implementation.weights)})
 
 
 def check(model: Model, family: Family, stage: str = "") -> list[Path]:
-    """The files of a model that is on this machine, of one stage or of all.
+    """The files that a stage, or all stages for "", reads of a model on this machine.
 
-    Raises JobError for what its loaders would not find or could not read: before a stage begins, also of the parts that only
-    later ones load, as far as they are there.
+    Raises JobError for missing or unreadable files. Components that only later stages load are checked too if they exist.
     """
     try:
         return checked(model, family, patterns(family, stage))
@@ -51,7 +52,7 @@ def check(model: Model, family: Family, stage: str = "") -> list[Path]:
 
 
 def checked(model: Model, family: Family, wanted: list[str]) -> list[Path]:
-    """The files that the patterns are about. Raises Broken, JobError."""
+    """The files that match the patterns. Raises Broken, JobError."""
     folder, files = model.folder(), model.files(wanted)
     check_links(folder, family, wanted)
     check_index(folder, family.components)
@@ -72,7 +73,7 @@ def checked(model: Model, family: Family, wanted: list[str]) -> list[Path]:
 
 
 def check_links(folder: Path, family: Family, wanted: list[str]) -> None:
-    """Raise Broken for a file, or a part, that is a link to nothing: it would count as one that the model does not have."""
+    """Raise Broken for a file or component that is a dangling link, because it would count as absent."""
     places = [folder / part.folder for part in family.components]
     places += sorted(path for pattern in wanted for path in folder.glob(pattern))
     if place := next(filter(dangling, places), None):
@@ -80,12 +81,12 @@ def check_links(folder: Path, family: Family, wanted: list[str]) -> None:
 
 
 def not_loadable(model: Model, error: Broken) -> JobError:
-    """What is wrong with a model's folder, with the model's name and how it comes here again."""
+    """The error for a broken model folder, with the model's name and a remedy."""
     return JobError(f"model {model.name} cannot be loaded: {error.reason}", error.own_remedy or remedy(model))
 
 
 def check_kind(model: Model, family: Family) -> None:
-    """Raise JobError where the folder holds another family, or variant, than is declared."""
+    """Raise JobError if the folder holds another family or variant than declared."""
     if family.components and (found := family.detect(model.folder())) != model.variant:
         declared = f"variant {model.variant} of family {family.name}" if model.variant else f"family {family.name}"
         raise JobError(
@@ -95,23 +96,23 @@ def check_kind(model: Model, family: Family) -> None:
 
 
 def parts(model: Model, family: Family, wanted: list[str], others: bool = False) -> list[Component]:
-    """The components of the model that the patterns are about, and the `others` that are there."""
+    """The components that the patterns need. With `others`, all other existing components too."""
     found = []
     for part in family.components:
         is_wanted = not part.folder or any(fnmatch(f"{part.folder}/x", pattern) for pattern in wanted)
         is_there = os.path.isdir(model.folder() / part.folder)
         of_variant = not part.variants or model.variant in part.variants
-        if of_variant and (is_there and (is_wanted or others) or is_wanted and not part.optional):
+        if of_variant and ((is_there and (is_wanted or others)) or (is_wanted and not part.optional)):
             found.append(part)
     return found
 
 
 def remedy(model: Model) -> str:
-    return f"fetch it again: {model.fetching}" if model.hub else "copy it again, with all its files"
+    return f"fetch it again: {model.fetching}" if model.is_published else "copy it again, with all its files"
 
 
-def not_whole(model: Model, error: Exception) -> JobError:
-    """What to raise for weights that cannot be read."""
+def weights_error(model: Model, error: Exception) -> JobError:
+    """The error for weights that a library cannot read."""
     return JobError(
         f"the weights of model {model.name} in {model.folder()} are not whole ({one_line(error)})", remedy(model)
     )
@@ -120,108 +121,93 @@ def not_whole(model: Model, error: Exception) -> JobError:
 # --------------------------------------------------------------------------------------------------------------- memory
 
 
-def resident_bytes(model: Model, groups: Resident, dtype: str) -> int:
-    """Bytes of the weights that a stage has in memory at once: those of the largest of its groups of components.
+def bytes_in_memory(model: Model, implementation: Implementation, values: Mapping[str, Any]) -> int:
+    """Bytes of the weights that a stage holds in memory at once with these option values.
 
-    Raises JobError where the weights are not here or not whole.
+    They are those of its largest group of components. Raises JobError if the weights are missing or incomplete.
     """
-    folder = model.folder()
-    return max((sum(numbers(folder / part) * BYTES[kind or dtype] for part, kind in group) for group in groups), default=0)
+    return max((sum(sizes.values()) for sizes in sizes_in_memory(model, implementation, values)), default=0)
+
+
+def sizes_in_memory(model: Model, implementation: Implementation, values: Mapping[str, Any]) -> list[dict[str, int]]:
+    """Bytes of the weights of each component, for each group of components that a stage holds in memory at once.
+
+    Raises JobError if the weights are missing or incomplete.
+    """
+    folder, chosen = model.folder(), implementation.precision(values)
+    return [
+        {part: count_parameters(folder / part) * BYTES[chosen if kind == DTYPE else kind] for part, kind in group.items()}
+        for group in implementation.in_memory
+    ]
 
 
 @cache
-def numbers(folder: Path) -> int:
-    """How many numbers the weights of a component are."""
+def count_parameters(folder: Path) -> int:
+    """Number of parameters of a component."""
     return sum(math.prod(spec["shape"]) for path in network_files(folder) for spec in header(path).values())
 
 
 # ---------------------------------------------------------------------------------------------------------------- fetch
 
 
-def fetch(model: Model, family: Family) -> dict[str, Any]:
-    """See that a model is on this machine, whole, and return what it is made of. Raises JobError.
+def fetch(model: Model, family: Family, verify: bool = False) -> dict[str, Any]:
+    """Check that a model is on this machine and complete, and return the record of its files. Raises JobError.
 
-    Of a repository of the hub the files that the family reads are downloaded, once; a download that was interrupted is
-    taken up. Nothing is asked of the network when all is here.
+    The files of a Hub model are downloaded if they are missing or damaged; an interrupted download is resumed. A model that
+    is declared by a conversion is converted if it is missing or damaged. The network is used only then. With `verify` every
+    file is read, and compared with the digest by which the hub names it.
     """
     families = {family.name: family}
     try:
-        files = check(completed(model, families), family)
+        files = check(model := complete_model(model, families), family)
     except JobError:
-        if not model.hub:
+        if not model.is_published:
             raise
-        download(model, family)
-        files = check(completed(model, families), family)
-        if settings_in(model.folder()):
-            reason = f"{model.hub} has settings of its own in {SETTINGS}: what was planned before it came does not know them"
-            log("warning", model=model.name, reason=reason)
+        if model.convert:
+            obtain_converted(model, family)
+        else:
+            obtain(model, family)
+        files = check(model := complete_model(model, families), family)
     folder = model.folder()
     log("digests", model=model.name, files=len(files), bytes=sum(path.stat().st_size for path in files))
-    digests = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": cached_file_digest(path)}
-        for path in files
+    record = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(files, weights_digests(files, verify))
     }
-    # the folders of the hub's cache are called as the commits
-    origin = {"hub": model.hub, "revision": folder.name} if model.hub else {"path": model.path}
-    return {"model": model.name, "family": model.family, "variant": model.variant, **origin, "files": digests}
+    return {"model": model.name, "family": model.family, "variant": model.variant, **origin(model), "files": record}
 
 
-def download(model: Model, family: Family) -> None:
-    """Fetch a repository's files into the hub's cache; first say what comes."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    info = repository(model)
-    wanted = [*patterns(family), SETTINGS]
-    sizes = {s.rfilename: s.size or 0 for s in info.siblings or [] if any(fnmatch(s.rfilename, p) for p in wanted)}
-    free = shutil.disk_usage(existing(Path(HF_HUB_CACHE))).free
-    licence = (info.card_data or {}).get("license") or "not stated"
-    total, here = sum(sizes.values()), sum(size for name, size in sizes.items() if is_cached(model, info.sha, name))
-    sums = {"files": len(sizes), "bytes": total, "bytes_here": here, "bytes_free": free}
-    log("fetch", model=model.name, hub=model.hub, revision=info.sha, licence=licence, **sums)
-    if total - here + SPARE > free:
-        raise JobError(
-            f"{model.hub} needs {in_words(total - here)} more and {HF_HUB_CACHE} has {in_words(free)} free",
-            "make room, or set HF_HOME to a larger disk",
-        )
-    try:
-        snapshot_download(model.hub, revision=model.revision, allow_patterns=wanted)
-    except Exception as error:  # of the network, of the hub, of the disk: the library's classes are many
-        raise JobError(
-            f"{model.hub} could not be fetched ({one_line(error)})", "run again: it goes on where it was"
-        ) from error
+def origin(model: Model) -> dict[str, Any]:
+    """Where the weights of a model on this machine come from."""
+    if model.convert:
+        return {"conversion": read_object(model.folder() / CONVERSION)}
+    # a folder of the hub's cache is named after its commit
+    return {"hub": model.hub, "revision": model.folder().name} if model.hub else {"path": model.path}
 
 
-def repository(model: Model) -> ModelInfo:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        return HfApi().model_info(model.hub, revision=model.revision, files_metadata=True)
-    except GatedRepoError as error:
-        raise JobError(f"{model.hub} asks for consent first", "give it on its page, then: hf auth login") from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise JobError(
-            f"the hub has no {model.hub} at revision {model.revision}",
-            "mend the model in the config, or hf auth login",
-        ) from error
-    except Exception as error:
-        raise JobError(
-            f"the hub cannot be asked for {model.hub} ({one_line(error)})", "fetch it where there is a network"
-        ) from error
+def obtain(model: Model, family: Family) -> None:
+    """Download the files of a Hub model that the family reads. Raises JobError."""
+    wanted = [Wanted(model.hub, model.revision, (*patterns(family), SETTINGS))]
+    listings = ask(wanted)
+    names = [one.rfilename for info in listings.values() for one in info.siblings or []]
+    if advice := family.recognise(Published(f"{SCHEME}{model.hub}", names, model.variant)):
+        raise JobError(f"{model.hub} {OTHER_LAYOUT}", advice)
+    download(model.name, wanted, listings)
+    if settings_in(model.folder()):
+        reason = f"{model.hub} has settings of its own in {SETTINGS}: what was planned before it came does not know them"
+        log("warning", model=model.name, reason=reason)
 
 
-def is_cached(model: Model, revision: str | None, name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
+def obtain_converted(model: Model, family: Family) -> None:
+    """Convert a model to its folder, unless another process did meanwhile. The folder appears when it is complete.
 
-    return isinstance(try_to_load_from_cache(model.hub, name, revision=revision), str)
-
-
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
-    return folder if os.path.exists(folder) else existing(folder.parent)
-
-
-def in_words(count: int) -> str:
-    """A number of bytes: 5.8 MB, 28.6 GB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    Raises JobError, and UsageError for sources that do not fit.
+    """
+    with replacing_folder(Path(model.converted)) as folder:
+        try:
+            check(model, family)
+        except JobError:
+            assert family.conversion is not None  # complete_model refuses convert without it
+            commits = convert(family.conversion, model.convert, folder, model.name, Path(model.converted))
+            record = {"version": family.conversion.version, "options": model.convert, "revisions": commits}
+            (folder / CONVERSION).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

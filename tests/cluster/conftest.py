@@ -1,4 +1,4 @@
-"""What a cluster is to these tests: a Slurm that they start themselves."""
+"""The Slurm cluster and the images of these tests, which they set up themselves."""
 
 import tempfile
 from pathlib import Path
@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cluster import images as built
+from tests.cluster import images as stage_images
 from tests.cluster import slurm as toy
 from tests.workflow.conftest import ROOT, models  # noqa: F401
 
 
 @pytest.fixture(scope="session")
 def slurm():
-    """A running Slurm; the tests that ask for it are skipped where none can be started."""
+    """A running Slurm. Skips the tests that use it if none can be started."""
     if reason := toy.obstacle():
         pytest.skip(reason)
-    # munge trusts no folder below one that others may write to, as those for temporary files are
+    # munge refuses folders below one that others may write to, such as /tmp
     with tempfile.TemporaryDirectory(prefix="kinemake-slurm-", dir="/var/lib", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)
         with toy.running(Path(folder) / "toy"):
@@ -25,15 +25,15 @@ def slurm():
 
 @pytest.fixture(scope="session")
 def images():
-    """The images are there; the tests that ask for them are skipped where none can be built."""
-    if reason := built.obstacle():
+    """Builds the images. Skips the tests that use them if none can be built."""
+    if reason := stage_images.obstacle():
         pytest.skip(reason)
-    built.build()
+    stage_images.build()
 
 
 @pytest.fixture(scope="session")
 def profile(tmp_path_factory, slurm):
-    """The shipped profile as a site would edit it, and asked more often how jobs fare than a real Slurm would like."""
+    """The shipped profile as a site would edit it, with a higher polling rate than suits a real Slurm."""
     settings = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
     resources = settings["default-resources"]
     assert {"slurm_partition", "slurm_account", "gpu_model"} == resources.keys()

@@ -1,4 +1,4 @@
-"""Images of all stages, built here of Debian's packages."""
+"""Images of all stages, built from Debian's packages."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ IMAGES = ROOT / "containers"
 
 
 def obstacle() -> str:
-    """Why no images can be built here; empty where they can."""
+    """The reason why no images can be built here, or ''."""
     for program in ("apptainer", "mmdebstrap"):
         if not shutil.which(program):
             return f"{program} is not installed"
@@ -19,8 +19,8 @@ def obstacle() -> str:
 
 
 def build(*stages: str) -> str:
-    """Build what is not there yet, and return what is said of it."""
+    """Build the missing images and return the output of the build."""
     command = [sys.executable, "-m", "containers.build", "--base", "debian", *stages]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout

@@ -1,19 +1,19 @@
-"""A film or two of every recipe, by the shipped models."""
+"""Runs of every recipe with the shipped models, for one or two films each."""
 
 from tests.workflow.conftest import ROOT
 
-CLIP, PICTURE = str(ROOT / "examples/shapes/videos/0000.mp4"), str(ROOT / "examples/shapes/pictures/0000.png")
+CLIP, IMAGE = str(ROOT / "examples/shapes/videos/0000.mp4"), str(ROOT / "examples/shapes/pictures/0000.png")
 TURN = {"video": CLIP, "prompt2": "an orange ring moving left quickly on a gray background"}
 SHORT = {"frame_num": 9, "steps": 3, "seed": 1}
-TOLD = {"captioner": "shapes-internvl"}
+CAPTIONER = {"captioner": "shapes-internvl"}
 RUNS = {
-    "v2v": {"recipe": "v2v", "clips": [{"video": CLIP}], "model": "shapes-wan-5b", **TOLD, "options": SHORT},
+    "v2v": {"recipe": "v2v", "clips": [{"video": CLIP}], "model": "shapes-wan-5b", **CAPTIONER, "options": SHORT},
     "chain": {
-        **{"recipe": "chain", "clips": [{"video": CLIP}], "model": "shapes-wan-14b", **TOLD},
+        **{"recipe": "chain", "clips": [{"video": CLIP}], "model": "shapes-wan-14b", **CAPTIONER},
         "options": {**SHORT, "links": 2},
     },
     "turning": {
-        **{"recipe": "longlive", "clips": [{**TURN, "num_samples": 2}], "model": "shapes-longlive", **TOLD},
+        **{"recipe": "longlive", "clips": [{**TURN, "num_samples": 2}], "model": "shapes-longlive", **CAPTIONER},
         "options": {"num_output_frames": 6, "seed": 1},
     },
     "words": {
@@ -24,7 +24,7 @@ RUNS = {
     },
     "picture": {
         "recipe": "dynamicrafter",
-        "clips": [{"image": PICTURE, "prompt": "an orange ring"}],
+        "clips": [{"image": IMAGE, "prompt": "an orange ring"}],
         "model": "shapes-dynamicrafter",
         "options": {"num_inference_steps": 2},
     },
@@ -35,7 +35,7 @@ RUNS = {
         "options": {"num_inference_steps": 3, "num_warmup_steps": 1, "seed": 1, "parts": 2},
     },
 }
-FILMS = {  # frames and size
+FILMS = {  # number of frames and size
     "v2v/0000": (9, (64, 64)),
     "chain/0000": (17, (64, 64)),
     "turning/0000_0": (21, (64, 64)),

@@ -1,4 +1,4 @@
-"""A real Slurm of one node with pretended GPUs, made of Debian's packages, that lives in one folder while tests want it."""
+"""A real Slurm of one node with simulated GPUs, from Debian's packages, with all its files in one folder."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ DEFAULT_CONFIG = Path("/etc/slurm/slurm.conf")  # jobs find their Slurm here: it
 
 
 def obstacle() -> str:
-    """Why no Slurm can be started here; empty where one can."""
+    """The reason why no Slurm can be started here, or ''."""
     if missing := [name for name in PROGRAMS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]:
         return f"{missing[0]} is not installed (apt-get install --no-install-recommends slurm-wlm munge)"
     if not find_spec("snakemake_executor_plugin_slurm"):
@@ -30,7 +30,7 @@ def obstacle() -> str:
 
 @contextmanager
 def running(folder: Path):
-    """A Slurm whose files are all in `folder`, new and readable by all."""
+    """Run a Slurm whose files are all in `folder`, which is new and readable by all."""
     for name in ("etc", "run", "log", "state", "spool", "dev"):
         (folder / name).mkdir(parents=True)
     host = socket.gethostname().partition(".")[0]
@@ -51,15 +51,15 @@ def running(folder: Path):
 
 
 def ask(*command: str) -> str:
-    """What a client of Slurm says. One that cannot reach the daemons must not wait for ever."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    return done.stdout.strip()
+    """Standard output of a Slurm client. The timeout applies if it cannot reach the daemons."""
+    process = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    return process.stdout.strip()
 
 
 def write_config(folder: Path, host: str) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 - 512
     controller, node = free_ports(2)
-    for number in range(GPUS):  # Slurm takes character devices alone: these are /dev/null's
+    for number in range(GPUS):  # Slurm accepts character devices only: these are copies of /dev/null
         os.mknod(folder / f"dev/gpu{number}", 0o020666, os.makedev(1, 3))
     (folder / "etc/slurm.conf").write_text(
         f"""ClusterName=toy
@@ -116,11 +116,11 @@ def start_munge(folder: Path) -> None:
 
 def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    for port_socket in sockets:
+        port_socket.bind(("127.0.0.1", 0))
+    ports = [port_socket.getsockname()[1] for port_socket in sockets]
+    for port_socket in sockets:
+        port_socket.close()
     return ports
 
 

@@ -1,4 +1,4 @@
-"""The environments of --sdm conda, as far as it can be told without conda's channels: what pip is to do in them."""
+"""The environments of --sdm conda, tested without conda's channels: the packages that pip installs in them."""
 
 import json
 import os
@@ -16,24 +16,24 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 ENVIRONMENTS = sorted(path.stem for path in (ROOT / "envs").glob("*.yaml"))
 
 
-def test_there_is_one_for_each_kind_of_stage():
+def test_each_extra_of_a_stage_has_a_conda_environment():
     assert {stage.extra for stage in STAGES.values()} | {"train", "weights"} == set(ENVIRONMENTS) <= set(EXTRAS)
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_pip_finds_the_checkout_and_its_versions(name, tmp_path):
-    """Conda hands pip these lines in a file; the plan sets the variable."""
+def test_pip_in_a_conda_environment_installs_the_checkout(name, tmp_path):
+    """Conda passes these lines to pip in a file. The plan sets the variable KINEMAKE."""
     dependencies = yaml.safe_load((ROOT / f"envs/{name}.yaml").read_text())["dependencies"]
     (tmp_path / "requirements.txt").write_text("\n".join(dependencies[-1]["pip"]))
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "--report", "-", "-r", "requirements.txt"],
         cwd=tmp_path,
         env={**os.environ, "KINEMAKE": str(ROOT)},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    (found,) = json.loads(done.stdout)["install"]
-    assert found["metadata"]["name"] == "kinemake" and found["requested_extras"] == [name]
-    assert found["download_info"]["url"] == ROOT.as_uri() and found["download_info"]["dir_info"]["editable"]
+    assert process.returncode == 0, process.stderr
+    (package,) = json.loads(process.stdout)["install"]
+    assert package["metadata"]["name"] == "kinemake" and package["requested_extras"] == [name]
+    assert package["download_info"]["url"] == ROOT.as_uri() and package["download_info"]["dir_info"]["editable"]

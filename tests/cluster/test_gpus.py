@@ -1,4 +1,4 @@
-"""Eight pretended GPUs, 64 clips, and stages that die at random: in the end every film is right."""
+"""Eight simulated GPUs, 64 clips, and stages that are killed at random: in the end every film is correct."""
 
 import os
 import random
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import toy
+from examples import toy_family
 from tests import zoo
 from tests.workflow.conftest import Project
 
@@ -17,7 +17,7 @@ KILLS = 12
 
 
 def stages_of(folder):
-    """Processes of stages that work in a folder."""
+    """Process ids of stages that work in a folder."""
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and (entry / "cwd").resolve() == folder:
@@ -32,26 +32,26 @@ def stages_of(folder):
 def project(tmp_path, monkeypatch):
     monkeypatch.setenv("KINEMAKE_GPUS", "8")
     monkeypatch.setenv("KINEMAKE_GPU_LOCKS", str(tmp_path / "locks"))
-    root = toy.checkout(tmp_path / "checkout")
+    root = toy_family.checkout(tmp_path / "checkout")
     project = Project(tmp_path / "project", {"grey": {"family": "toy", "path": "grey"}}, root=root)
-    toy.weights(project.path("grey"))
+    toy_family.weights(project.path("grey"))
     zoo.plain(project.folder, "a.mp4", frames=4, size=(32, 32))
     rows = [{"id": clip, "video": "a.mp4", "brighter": number} for number, clip in enumerate(CLIPS)]
     project.configure(many={"recipe": "toy", "clips": rows, "model": "grey", "options": {"seconds": 0.1}})
     return project
 
 
-def test_films_are_right_though_stages_are_killed(project):
+def test_films_are_correct_although_stages_are_killed(project):
     running = project.start("--cores", 8, "--resources", "gpu=8", "--retries", 8)
-    chance, killed = random.Random(0), 0
+    rng, killed = random.Random(0), 0
     while running.poll() is None and killed < KILLS:
         time.sleep(0.5)
-        if there := list(stages_of(project.folder)):
-            os.kill(chance.choice(there), signal.SIGKILL)
+        if running_stages := list(stages_of(project.folder)):
+            os.kill(rng.choice(running_stages), signal.SIGKILL)
             killed += 1
-    _, said = running.communicate()
-    assert (running.returncode, killed) == (0, KILLS), said
+    _, stderr = running.communicate()
+    assert (running.returncode, killed) == (0, KILLS), stderr
     for number, clip in enumerate(CLIPS):
         rgb = zoo.rgb_by_ffmpeg(project.path(f"results/many/{clip}.mp4"), (32, 32))
         assert len(rgb) == 3 and rgb.mean() == pytest.approx(100 + number, abs=2)  # 8 bits of luma
-    assert "0 failed" in said
+    assert "0 failed" in stderr

@@ -1,6 +1,6 @@
-"""The pipeline through a real Slurm, by the profile that is shipped, and films made there and in containers.
+"""The pipeline on a real Slurm with the shipped profile, and films made there and in containers.
 
-All in one file, since a machine has one Slurm at a time.
+All tests are in one file, because a machine has one Slurm at a time.
 """
 
 import json
@@ -10,25 +10,27 @@ from itertools import islice
 import cv2
 import pytest
 
-from benchmarks.shapes import declared_models
+from examples.shipped import declared_models
+from stages.families.fresco.options import CONTROLS
 from stages.media.read import frames
 from stages.media.write import VideoWriter
-from stages.models.fresco.options import CONTROLS
 from stages.runtime.stages import STAGES
 from tests import zoo
 from tests.cluster import images, recipes
 from tests.cluster import slurm as toy
 from tests.commands import wait_for
 from tests.workflow.conftest import ONE_WORKER, TINY, Project, frame_count
-from tests.workflow.test_profiles import EXPECTED, settings
+from tests.workflow.test_profiles import EXPECTED, parsed_settings
 
-KNOWN = {"slurm": toy.obstacle(), "images": images.obstacle()}
-THERE = " and ".join(name for name, obstacle in KNOWN.items() if not obstacle)
-SMALL = dict.fromkeys(STAGES, {"mem_mb": 2000, "runtime": 20})  # what tiny models need, so that four jobs fit this machine
+OBSTACLES = {"slurm": toy.obstacle(), "images": images.obstacle()}
+AVAILABLE = " and ".join(name for name, obstacle in OBSTACLES.items() if not obstacle)
+SMALL = dict.fromkeys(
+    STAGES, {"mem_mb": 2000, "runtime": 20, "cores": 1}
+)  # enough for tiny models, so that four jobs fit on this machine
 
 
 class SlurmProject(Project):
-    """Films of one clip under several names, each a shard of its own."""
+    """A project with films of one clip under several names, each a shard of its own."""
 
     def use(self, profile, clips, resources, **options):
         self.clips = clips
@@ -46,8 +48,8 @@ class SlurmProject(Project):
         return log.is_file() and '"event": "lease"' in log.read_text()
 
 
-def test_what_a_run_is_set_to(slurm):
-    assert settings("--profile", "profiles/slurm") == EXPECTED
+def test_the_default_profile_applies_beside_the_slurm_profile(slurm):
+    assert parsed_settings("--profile", "profiles/slurm") == EXPECTED
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def project(models, tmp_path):
     return SlurmProject(tmp_path / "project", models)
 
 
-def test_each_clip_is_made_on_a_device_of_its_own(slurm, profile, project):
+def test_slurm_runs_each_clip_on_a_device_of_its_own(slurm, profile, project):
     project.use(profile, "abcd", SMALL, steps=40)
     project.run(*project.arguments)
     assert project.lengths() == [5] * 4
@@ -66,16 +68,31 @@ def test_each_clip_is_made_on_a_device_of_its_own(slurm, profile, project):
     assert slurm.ask("squeue", "-h") == ""
 
 
-def test_a_job_that_is_killed_for_memory_is_tried_again_with_more(slurm, profile, project):
+def test_a_chain_is_one_slurm_job_and_its_film_another(slurm, profile, project):
+    zoo.plain(project.folder, "a.mp4", frames=5, size=(64, 48))
+    clips = [{"id": "a", "video": "a.mp4", "prompt": "a kite"}]
+    options = {**TINY, "fit": "crop", "links": 3}
+    project.configure(resources=SMALL, links={"recipe": "chain", "clips": clips, "model": "one-expert", "options": options})
+    project.run("--profile", profile, "--resources", "gpu=1")
+    assert frame_count(project.path("results/links/a.mp4")) == 5 + 2 * 4
+    rules = slurm.ask("squeue", "-h", "--states=all", "-o", "%k").splitlines()
+    assert sorted(rule.partition("_wildcards")[0] for rule in rules if "links." in rule) == [
+        "rule_links.concat.000",
+        "rule_links.fused.000",
+    ]
+
+
+def test_a_slurm_job_killed_for_memory_is_retried_with_more(slurm, profile, project):
     project.use(profile, "a", {**SMALL, "generate": {"mem_mb": 320, "runtime": 20}})
     project.run(*project.arguments)
     assert project.lengths() == [5]
-    asked = [line.split("|") for line in slurm.ask("squeue", "-h", "--states=all", "-o", "%k|%m|%T").splitlines()]
-    tries = [(memory, state) for comment, memory, state in asked if "film.generate.000" in comment]
-    assert tries and ("320M", "COMPLETED") not in tries and {"COMPLETED"} < {state for _, state in tries}
+    entries = [line.split("|") for line in slurm.ask("squeue", "-h", "--states=all", "-o", "%k|%m|%T|%C").splitlines()]
+    attempts = [(memory, state) for comment, memory, state, _ in entries if "film.generate.000" in comment]
+    assert {cores for comment, *_, cores in entries if "film.generate.000" in comment} == {"4"}
+    assert attempts and ("320M", "COMPLETED") not in attempts and {"COMPLETED"} < {state for _, state in attempts}
 
 
-def test_a_run_that_is_cancelled_leaves_no_job_and_goes_on_later(slurm, profile, project):
+def test_a_cancelled_slurm_run_leaves_no_job_and_can_be_resumed(slurm, profile, project):
     project.use(profile, "a", SMALL, steps=1000)
     running = project.start(*project.arguments)
     wait_for(project.generates, "no clip is being generated", 600)
@@ -93,57 +110,57 @@ def test_a_run_that_is_cancelled_leaves_no_job_and_goes_on_later(slurm, profile,
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def reference(tmp_path_factory):
     project = Project(tmp_path_factory.mktemp("plain"), declared_models())
     project.configure(**recipes.RUNS)
     project.run(*ONE_WORKER)
     return project
 
 
-def test_every_recipe_makes_its_film(plain):
-    made = {film: frame_count(plain.path(f"results/{film}.mp4"), size) for film, (_, size) in recipes.FILMS.items()}
-    assert made == {film: count for film, (count, _) in recipes.FILMS.items()}
+def test_every_recipe_makes_its_film(reference):
+    counts = {film: frame_count(reference.path(f"results/{film}.mp4"), size) for film, (_, size) in recipes.FILMS.items()}
+    assert counts == {film: count for film, (count, _) in recipes.FILMS.items()}
 
 
 @pytest.fixture(params=["slurm and images", "slurm", "images"])
-def where(request):
-    """Through Slurm and in images, as far as these can be had here: the other places are skipped."""
-    if request.param != THERE:
-        pytest.skip(f"{request.param}: what can be had here is {THERE or 'neither slurm nor images'}")
+def place(request):
+    """Slurm, images or both, as available on this machine. The other combinations are skipped."""
+    if request.param != AVAILABLE:
+        pytest.skip(f"{request.param}: what can be had here is {AVAILABLE or 'neither slurm nor images'}")
     return request.param
 
 
 @pytest.fixture
-def elsewhere(where, tmp_path, request):
-    """Makes runs there."""
+def make_there(place, tmp_path, request):
+    """A function that makes runs in that place."""
     arguments = [*ONE_WORKER]
-    if "slurm" in where:
+    if "slurm" in place:
         request.getfixturevalue("slurm")
         arguments = ["--profile", request.getfixturevalue("profile"), "--resources", "gpu=4"]
-    if "images" in where:
+    if "images" in place:
         request.getfixturevalue("images")
         arguments += ["--sdm", "apptainer"]
 
     def make(models, runs):
         project = Project(tmp_path / "project", models)
-        project.configure(resources=dict.fromkeys(STAGES, {"mem_mb": 3000, "runtime": 20}), **runs)
+        project.configure(resources=dict.fromkeys(STAGES, {"mem_mb": 3000, "runtime": 20, "cores": 1}), **runs)
         project.run(*arguments)
         return project
 
     return make
 
 
-def test_elsewhere_the_films_are_the_same_to_the_bit(where, plain, elsewhere):
-    project = elsewhere(declared_models(), recipes.RUNS)
+def test_films_made_by_slurm_and_in_images_are_identical(place, reference, make_there):
+    project = make_there(declared_models(), recipes.RUNS)
     for film in recipes.FILMS:
-        assert project.path(f"results/{film}.mp4").read_bytes() == plain.path(f"results/{film}.mp4").read_bytes(), film
-    if "images" in where:
+        assert project.path(f"results/{film}.mp4").read_bytes() == reference.path(f"results/{film}.mp4").read_bytes(), film
+    if "images" in place:
         steps = json.dumps([project.read("v2v/0000.json"), project.read("look/0000.json")])
         assert [stage for stage in STAGES if f'"image": "{stage}.sif"' not in steps] == []
 
 
-@pytest.mark.parametrize("where", ["slurm and images"], indirect=True)
-def test_elsewhere_a_real_clip_is_translated_by_every_control(elsewhere, tiny_sd, tmp_path):
+@pytest.mark.parametrize("place", ["slurm and images"], indirect=True)
+def test_fresco_translates_a_real_clip_by_slurm_and_in_images(make_there, tiny_sd, tmp_path):
     with VideoWriter(tmp_path / "turn.mp4", 256, 256, 25) as video:
         for frame in islice(frames(zoo.real_clip("car-turn.mp4")), 32):
             video.write(cv2.resize(frame.rgb, (256, 256), interpolation=cv2.INTER_AREA))
@@ -151,6 +168,6 @@ def test_elsewhere_a_real_clip_is_translated_by_every_control(elsewhere, tiny_sd
     clips = [{**clip, "id": control, "controlnet_type": control} for control in CONTROLS]
     few = {"seed": 1, "size": "256*256", "num_inference_steps": 3, "num_warmup_steps": 1}
     sd = {"family": "fresco", "path": str(tiny_sd), "dtype": "float32"}
-    project = elsewhere({"sd": sd}, {"turn": {"recipe": "fresco", "clips": clips, "model": "sd", "options": few}})
-    made = {control: frame_count(project.path(f"results/turn/{control}.mp4"), (256, 256)) for control in CONTROLS}
-    assert made == dict.fromkeys(CONTROLS, 32)
+    project = make_there({"sd": sd}, {"turn": {"recipe": "fresco", "clips": clips, "model": "sd", "options": few}})
+    counts = {control: frame_count(project.path(f"results/turn/{control}.mp4"), (256, 256)) for control in CONTROLS}
+    assert counts == dict.fromkeys(CONTROLS, 32)

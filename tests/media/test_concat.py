@@ -1,4 +1,4 @@
-"""`concat` as a user runs it: seams, the source in front, one encoding, the log of prompts."""
+"""`concat` as a user runs it: seams, the source in front, a single encoding, the prompts log."""
 
 import json
 
@@ -15,8 +15,8 @@ from tests.commands import stage
 from tests.records import fields
 
 
-def clip(folder, name, colors, lossless=True):
-    """A clip of 64x48 frames of one grey each."""
+def write_clip(folder, name, colors, lossless=True):
+    """Write a clip of 64x48 frames, each of one grey."""
     folder.mkdir(exist_ok=True)
     for suffix, codec in {".mp4": "h264", **({".mkv": "lossless"} if lossless else {})}.items():
         with VideoWriter(folder / f"{name}{suffix}", 64, 48, 16, codec=codec) as video:
@@ -29,32 +29,36 @@ def clip(folder, name, colors, lossless=True):
     return folder / f"{name}.json"
 
 
-def greys(path):
+def frame_greys(path):
     return [round(float(frame.rgb.mean())) for frame in frames(path)]
 
 
-def test_links_are_joined_without_their_doubled_seams(tmp_path):
-    parts = [clip(tmp_path, "a", [10, 60, 110]), clip(tmp_path, "b", [110, 160, 210]), clip(tmp_path, "c", [210, 240])]
+def test_concat_joins_links_without_repeated_frames(tmp_path):
+    parts = [
+        write_clip(tmp_path, "a", [10, 60, 110]),
+        write_clip(tmp_path, "b", [110, 160, 210]),
+        write_clip(tmp_path, "c", [210, 240]),
+    ]
     stage("concat", *parts, "--output", tmp_path / "film.mp4")
-    assert greys(tmp_path / "film.mp4") == pytest.approx([10, 60, 110, 160, 210, 240], abs=2)
+    assert frame_greys(tmp_path / "film.mp4") == pytest.approx([10, 60, 110, 160, 210, 240], abs=2)
     film = artifacts.read(tmp_path / "film.mp4", ("film",))
     assert (film.fields["num_frames"], film.fields["fps"]) == (6, "16/1")
     assert [part["frames"] for part in film.fields["parts"]] == [3, 2, 1]
 
 
-def test_a_clip_alone_is_not_encoded_again(tmp_path):
-    part = clip(tmp_path, "a", [10, 60], lossless=False)
+def test_concat_of_one_clip_does_not_encode_it_again(tmp_path):
+    part = write_clip(tmp_path, "a", [10, 60], lossless=False)
     stage("concat", part, "--output", tmp_path / "film.mp4")
     assert (tmp_path / "film.mp4").read_bytes() == (tmp_path / "a.mp4").read_bytes()
 
 
-def test_a_clip_alone_may_be_a_single_frame(tmp_path):
-    stage("concat", clip(tmp_path, "a", [10], lossless=False), "--output", tmp_path / "film.mp4")
+def test_concat_takes_one_clip_of_a_single_frame(tmp_path):
+    stage("concat", write_clip(tmp_path, "a", [10], lossless=False), "--output", tmp_path / "film.mp4")
     assert artifacts.read(tmp_path / "film.mp4", ("film",)).fields["num_frames"] == 1
 
 
 @pytest.mark.parametrize(
-    ("changed", "others", "complaint"),
+    ("changed", "others", "message"),
     [
         ({"width": 32}, 0, "a.mp4 is 64x48, and {} says 32x48"),
         ({"width": 32}, 1, "a.mkv is 64x48, and {} says 32x48"),
@@ -63,21 +67,21 @@ def test_a_clip_alone_may_be_a_single_frame(tmp_path):
         ("no video", 0, "a.mp4 is not a readable video"),
     ],
 )
-def test_a_clip_that_is_not_as_its_index_tells_makes_no_film(tmp_path, changed, others, complaint):
-    parts = [clip(tmp_path, name, [10, 60]) for name in ("a", "b")[: 1 + others]]
-    fields, members = told(parts[0])
+def test_concat_refuses_a_clip_that_differs_from_its_index(tmp_path, changed, others, message):
+    parts = [write_clip(tmp_path, name, [10, 60]) for name in ("a", "b")[: 1 + others]]
+    fields, members = read_index(parts[0])
     if isinstance(changed, str):
         (tmp_path / "a.mp4").write_text(changed)
     else:
         fields |= changed
     artifacts.write_index(parts[0], "clip", fields, members)
-    said = stage("concat", *parts, "--output", tmp_path / "film.mp4", fails=1)
-    assert complaint.format(parts[0]) in said and not (tmp_path / "film.mp4").exists()
+    stderr = stage("concat", *parts, "--output", tmp_path / "film.mp4", fails=1)
+    assert message.format(parts[0]) in stderr and not (tmp_path / "film.mp4").exists()
 
 
-def test_the_source_comes_in_front_at_the_film_s_rate_with_its_sound(tmp_path):
+def test_concat_puts_the_source_in_front_at_the_film_rate_with_sound(tmp_path):
     source = zoo.plain(tmp_path, frames=24, fps=8, sound=3)
-    stage("concat", clip(tmp_path, "a", [10, 60, 110]), "--source", source, "--output", tmp_path / "film.mp4")
+    stage("concat", write_clip(tmp_path, "a", [10, 60, 110]), "--source", source, "--output", tmp_path / "film.mp4")
     film = artifacts.read(tmp_path / "film.mp4", ("film",))
     assert [part["frames"] for part in film.fields["parts"]] == [48, 2]
     assert probe(tmp_path / "film.mp4").has_audio
@@ -85,17 +89,17 @@ def test_the_source_comes_in_front_at_the_film_s_rate_with_its_sound(tmp_path):
     assert not probe(tmp_path / "silent.mp4").has_audio
 
 
-def test_a_truncated_source_is_refused_unless_allowed(tmp_path):
-    source, part = zoo.truncated(tmp_path), clip(tmp_path, "a", [10, 60])
-    said = stage("concat", part, "--source", source, "--output", tmp_path / "film.mp4", fails=1)
-    assert "is truncated or damaged" in said
+def test_concat_refuses_a_truncated_source_unless_allowed(tmp_path):
+    source, part = zoo.truncated(tmp_path), write_clip(tmp_path, "a", [10, 60])
+    stderr = stage("concat", part, "--source", source, "--output", tmp_path / "film.mp4", fails=1)
+    assert "is truncated or damaged" in stderr
     stage("concat", part, "--source", source, "--allow-truncated", "--output", tmp_path / "film.mp4")
     read = len(select.last(source, 99, allow_truncated=True))
     assert [part["frames"] for part in artifacts.read(tmp_path / "film.mp4", ("film",)).fields["parts"]] == [read, 1]
 
 
-def test_the_log_of_prompts_is_in_order(tmp_path):
-    parts = [clip(tmp_path, "a", [10, 60]), clip(tmp_path, "bb", [60, 110])]
+def test_concat_writes_the_prompts_log_in_order(tmp_path):
+    parts = [write_clip(tmp_path, "a", [10, 60]), write_clip(tmp_path, "bb", [60, 110])]
     source = zoo.plain(tmp_path)
     stage("concat", *parts, "--source", source, "--prompts-log", "--output", tmp_path / "film.mp4")
     assert (tmp_path / "film" / "prompts_log.txt").read_text() == (
@@ -104,22 +108,22 @@ def test_the_log_of_prompts_is_in_order(tmp_path):
     )
 
 
-def test_what_was_decoded_without_its_lossless_video_cannot_be_joined(tmp_path):
-    parts = [clip(tmp_path, "a", [10], lossless=False), clip(tmp_path, "b", [10, 20])]
-    said = stage("concat", *parts, "--output", tmp_path / "film.mp4", fails=1)
-    assert "a.json has no lossless video to encode again: decode it with --lossless" in said
+def test_concat_refuses_clips_without_lossless_video(tmp_path):
+    parts = [write_clip(tmp_path, "a", [10], lossless=False), write_clip(tmp_path, "b", [10, 20])]
+    stderr = stage("concat", *parts, "--output", tmp_path / "film.mp4", fails=1)
+    assert "a.json has no lossless video to encode again: decode it with --lossless" in stderr
 
 
 @pytest.mark.parametrize("fps", ["1000000/1", "999999999999999999", "1/999999999999999999"])
-def test_a_clip_of_a_rate_that_cannot_be_is_refused(tmp_path, fps):
-    part = clip(tmp_path, "a", [10, 60])
+def test_concat_refuses_a_clip_with_an_impossible_rate(tmp_path, fps):
+    part = write_clip(tmp_path, "a", [10, 60])
     part.write_text(part.read_text().replace('"16/1"', f'"{fps}"'))
-    said = stage("concat", part, "--source", zoo.plain(tmp_path), "--output", tmp_path / "film.mp4", fails=1)
-    assert f"a.json is not a whole Kinemake file (fps is {fps}" in said
+    stderr = stage("concat", part, "--source", zoo.plain(tmp_path), "--output", tmp_path / "film.mp4", fails=1)
+    assert f"a.json is not a whole Kinemake file (fps is {fps}" in stderr
 
 
-def propagated(path, times, size=(64, 48)):
-    """A part of a clip, its frames shown at `times`."""
+def write_propagated(path, times, size=(64, 48)):
+    """Write a part of a clip whose frames have the given times."""
     listed = [{"index": n, "time": time, "suffix": f"/{n:06d}.png"} for n, time in enumerate(times)]
     for frame in listed:
         write_member(path, frame["suffix"], np.zeros((size[1], size[0], 3), np.uint8))
@@ -128,22 +132,22 @@ def propagated(path, times, size=(64, 48)):
     return path
 
 
-def test_a_frame_of_another_size_than_its_index_tells_is_refused(tmp_path):
-    part = propagated(tmp_path / "p.json", [0.0, 0.125, 0.25])
+def test_concat_refuses_a_frame_whose_size_differs_from_the_index(tmp_path):
+    part = write_propagated(tmp_path / "p.json", [0.0, 0.125, 0.25])
     write_member(part, "/000001.png", np.zeros((64, 48, 3), np.uint8))
-    artifacts.write_index(part, "propagated", *told(part))
-    said = stage("concat", part, "--output", tmp_path / "film.mp4", fails=1)
-    assert f"p/000001.png is 48x64, and {part} says 64x48: make it again" in said
+    artifacts.write_index(part, "propagated", *read_index(part))
+    stderr = stage("concat", part, "--output", tmp_path / "film.mp4", fails=1)
+    assert f"p/000001.png is 48x64, and {part} says 64x48: make it again" in stderr
 
 
-def told(index):
+def read_index(index):
     """The fields of an index and the suffixes of its members."""
     head = json.loads(index.read_text())
     return head["fields"], list(head["members"])
 
 
 @pytest.mark.parametrize(
-    ("times", "size", "complaint"),
+    ("times", "size", "message"),
     [
         ([], (64, 48), "hold no frames"),
         ([0.0, 0.2, 0.1], (64, 48), "has a frame at 0.1 s, and the one before it is at 0.2 s"),
@@ -152,12 +156,12 @@ def told(index):
         ([0.0, 0.1], (65, 48), "is 65x48, and H.264 needs even sides"),
     ],
 )
-def test_parts_that_make_no_film_fail_alone(tmp_path, times, size, complaint):
+def test_concat_of_unsuitable_parts_fails_alone(tmp_path, times, size, message):
     rows = [
-        {"clips": [str(propagated(tmp_path / f"{name}0.json", *shown))], "output": str(tmp_path / f"{name}.mp4")}
-        for name, shown in {"bad": (times, size), "good": ([0.0, 0.125, 0.25],)}.items()
+        {"clips": [str(write_propagated(tmp_path / f"{name}0.json", *arguments))], "output": str(tmp_path / f"{name}.mp4")}
+        for name, arguments in {"bad": (times, size), "good": ([0.0, 0.125, 0.25],)}.items()
     ]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = stage("concat", "--manifest", tmp_path / "manifest.jsonl", fails=1)
-    assert complaint in said and "bug" not in said
+    stderr = stage("concat", "--manifest", tmp_path / "manifest.jsonl", fails=1)
+    assert message in stderr and "bug" not in stderr
     assert artifacts.read(tmp_path / "good.mp4", ("film",)).fields["num_frames"] == 3

@@ -12,20 +12,20 @@ def read(path, **options) -> np.ndarray:
     return np.stack([frame.rgb for frame in frames(path, **options)])
 
 
-def smooth_picture(width, height) -> np.ndarray:
+def smooth_image(width, height) -> np.ndarray:
     y, x = np.mgrid[0:height, 0:width]
     waves = np.sin(x / 70 + y / 40), np.cos(x / 55 - y / 90), np.sin((x + y) / 110 + 1)
     return np.stack([128 + 110 * wave for wave in waves], axis=-1).round().astype(np.uint8)
 
 
-def encode(path, picture, matrix, range_="tv", tagged=True):
-    height, width = picture.shape[:2]
+def encode_video(path, image, matrix, range_="tv", tagged=True):
+    height, width = image.shape[:2]
     tags = ["-colorspace", matrix, "-color_range", range_] if tagged else []
     scale = f"scale=out_color_matrix={matrix}:out_range={range_}:flags=accurate_rnd+full_chroma_int+full_chroma_inp"
     pipe = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", "16", "-i", "-"]
     coding = ["-vf", f"{scale},format=yuv420p", "-c:v", "libx264", "-crf", "10", *tags, path]
-    # -nostdin of that call only stops ffmpeg from asking questions
-    zoo.ffmpeg(*pipe, *coding, input=picture.tobytes() * 2)
+    # -nostdin in that call only disables interaction
+    zoo.ffmpeg(*pipe, *coding, input=image.tobytes() * 2)
     return path
 
 
@@ -39,82 +39,82 @@ def encode(path, picture, matrix, range_="tv", tagged=True):
         ((1280, 720), "bt709", BT709, "tv", False),  # and BT.709 in high definition
     ],
 )
-def test_accurate_frames_are_those_of_the_formula(tmp_path, size, matrix, weights, range_, tagged):
-    picture = smooth_picture(*size)
-    path = encode(tmp_path / "smooth.mp4", picture, matrix, range_, tagged)
-    got = read(path).astype(np.float64)
+def test_accurate_frames_agree_with_the_formula(tmp_path, size, matrix, weights, range_, tagged):
+    image = smooth_image(*size)
+    path = encode_video(tmp_path / "smooth.mp4", image, matrix, range_, tagged)
+    decoded = read(path).astype(np.float64)
     truth = zoo.rgb_by_formula(path, size, weights, full_range=range_ == "pc")
-    assert np.abs((got - truth).mean(axis=(0, 1, 2))).max() < 0.1
-    assert np.abs(got - truth).max() < 1.5
+    assert np.abs((decoded - truth).mean(axis=(0, 1, 2))).max() < 0.1
+    assert np.abs(decoded - truth).max() < 1.5
     if range_ == "tv":  # ffmpeg itself writes full range 0.8 levels too dark
-        assert np.abs((got - picture).mean(axis=(0, 1, 2))).max() <= 0.2
+        assert np.abs((decoded - image).mean(axis=(0, 1, 2))).max() <= 0.2
 
 
 @pytest.mark.parametrize(("name", "size"), [("clip-10s.mp4", (854, 480)), ("boxer.mp4", (480, 480))])
-def test_accurate_frames_of_real_clips_are_those_of_the_formula(name, size, tmp_path):
+def test_accurate_frames_of_real_clips_agree_with_the_formula(name, size, tmp_path):
     few = tmp_path / "few.mp4"
     zoo.ffmpeg("-i", zoo.real_clip(name), "-frames:v", 8, "-c", "copy", few)
-    got, truth = read(few).astype(np.float64), zoo.rgb_by_formula(few, size)
-    assert len(got) == len(truth)
-    assert np.abs((got - truth).mean(axis=(0, 1, 2))).max() < 0.1
-    assert np.sqrt(((got - truth) ** 2).mean()) < 0.5
+    decoded, truth = read(few).astype(np.float64), zoo.rgb_by_formula(few, size)
+    assert len(decoded) == len(truth)
+    assert np.abs((decoded - truth).mean(axis=(0, 1, 2))).max() < 0.1
+    assert np.sqrt(((decoded - truth) ** 2).mean()) < 0.5
 
 
-def test_plain_conversion_is_near_enough_to_look_at(tmp_path):
-    path = encode(tmp_path / "smooth.mp4", smooth_picture(640, 360), "bt709")
+def test_fast_conversion_is_close_to_the_accurate_one(tmp_path):
+    path = encode_video(tmp_path / "smooth.mp4", smooth_image(640, 360), "bt709")
     assert np.abs(read(path, accurate=False).astype(float) - read(path)).mean() < 3
 
 
 @pytest.mark.parametrize("name", ["b.mp4", "b.mkv", "b.ts", "b.nut", "b.avi", "b.flv"])
-def test_all_frames_in_order(tmp_path, name):
+def test_read_gives_all_frames_in_order(tmp_path, name):
     path = zoo.plain(tmp_path, name)
-    shown = list(frames(path))
-    assert [frame.index for frame in shown] == list(range(zoo.FRAMES))
-    assert [frame.time for frame in shown] == pytest.approx(np.arange(zoo.FRAMES) / zoo.FPS, abs=2e-3)
-    assert np.abs(np.stack([frame.rgb for frame in shown]) - zoo.rgb_by_formula(path)).max() < 1.5
+    decoded = list(frames(path))
+    assert [frame.index for frame in decoded] == list(range(zoo.FRAMES))
+    assert [frame.time for frame in decoded] == pytest.approx(np.arange(zoo.FRAMES) / zoo.FPS, abs=2e-3)
+    assert np.abs(np.stack([frame.rgb for frame in decoded]) - zoo.rgb_by_formula(path)).max() < 1.5
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_rotated_pictures_come_upright(tmp_path, degrees):
+def test_read_turns_rotated_videos_upright(tmp_path, degrees):
     path = zoo.rotated(tmp_path, degrees)
-    got = read(path)
-    assert np.abs(got - np.rot90(zoo.rgb_by_formula(path), degrees // 90, axes=(1, 2))).max() < 1.5
+    decoded = read(path)
+    assert np.abs(decoded - np.rot90(zoo.rgb_by_formula(path), degrees // 90, axes=(1, 2))).max() < 1.5
     shown_by_ffmpeg = zoo.rgb_by_ffmpeg(path, probe(path).size)
-    assert got.shape == shown_by_ffmpeg.shape
-    assert np.abs(got.astype(int) - shown_by_ffmpeg).mean() < 15  # a wrong turn is off by more than 50
+    assert decoded.shape == shown_by_ffmpeg.shape
+    assert np.abs(decoded.astype(int) - shown_by_ffmpeg).mean() < 15  # a wrong turn is off by more than 50
 
 
-def test_oblong_pixels_become_square(tmp_path):
+def test_read_makes_pixels_square(tmp_path):
     path, size = zoo.anamorphic(tmp_path), (zoo.WIDTH * 3 // 2, zoo.HEIGHT)
     truth = [cv2.resize(rgb, size, interpolation=cv2.INTER_LINEAR) for rgb in zoo.rgb_by_formula(path)]
-    got = read(path)
-    assert got.shape[1:] == (size[1], size[0], 3)
-    assert np.abs(got - np.stack(truth)).mean() < 1
+    decoded = read(path)
+    assert decoded.shape[1:] == (size[1], size[0], 3)
+    assert np.abs(decoded - np.stack(truth)).mean() < 1
 
 
-def test_ten_bits(tmp_path):
+def test_read_takes_ten_bit_videos(tmp_path):
     path = zoo.ten_bit(tmp_path)
-    got, truth = read(path), zoo.rgb_by_formula(path, bits=10)
-    assert got.dtype == np.uint8 and got.shape == truth.shape
-    assert np.abs((got - truth).mean(axis=(0, 1, 2))).max() < 0.1
-    assert np.abs(got - truth).max() < 2
+    decoded, truth = read(path), zoo.rgb_by_formula(path, bits=10)
+    assert decoded.dtype == np.uint8 and decoded.shape == truth.shape
+    assert np.abs((decoded - truth).mean(axis=(0, 1, 2))).max() < 0.1
+    assert np.abs(decoded - truth).max() < 2
 
 
-def test_odd_sides(tmp_path):
+def test_read_takes_odd_sides(tmp_path):
     path = zoo.odd_size(tmp_path)
-    got, truth = read(path), zoo.rgb_by_formula(path, (125, 93))
-    assert got.shape == truth.shape
-    assert np.abs((got - truth).mean(axis=(0, 1, 2))).max() < 0.3
-    assert np.abs(got - truth).mean() < 5  # FFV1 does not say where its chroma lies
+    decoded, truth = read(path), zoo.rgb_by_formula(path, (125, 93))
+    assert decoded.shape == truth.shape
+    assert np.abs((decoded - truth).mean(axis=(0, 1, 2))).max() < 0.3
+    assert np.abs(decoded - truth).mean() < 5  # FFV1 does not state its chroma location
 
 
-def test_frames_of_a_varying_rate_carry_their_times(tmp_path):
+def test_read_gives_the_times_of_a_varying_rate(tmp_path):
     times = [frame.time for frame in frames(zoo.varying_rate(tmp_path))]
     assert times == pytest.approx([(n + 2 * (n // 5)) / zoo.FPS for n in range(zoo.FRAMES)], abs=1e-3)
 
 
 @pytest.mark.parametrize("maker", [zoo.truncated, zoo.truncated_fragments, zoo.truncated_matroska])
-def test_a_truncated_video_gives_its_good_frames_and_then_says_so(tmp_path, maker):
+def test_read_gives_the_good_frames_of_a_truncated_video_then_fails(tmp_path, maker):
     path = maker(tmp_path)
     whole = read(path.with_name(path.name.removeprefix("cut_")))
     good = []
@@ -127,7 +127,7 @@ def test_a_truncated_video_gives_its_good_frames_and_then_says_so(tmp_path, make
         assert np.array_equal(frame.rgb, whole[round(frame.time * zoo.FPS)])
 
 
-def test_a_copied_excerpt_is_not_called_truncated(tmp_path):
+def test_a_stream_copied_excerpt_is_not_reported_as_truncated(tmp_path):
     path, excerpt = zoo.plain(tmp_path, sound=2), tmp_path / "excerpt.mp4"
     zoo.ffmpeg("-ss", "0.4", "-i", path, "-t", "1", "-c", "copy", excerpt)
     assert sum(1 for _ in frames(excerpt)) == len(zoo.rgb_by_ffmpeg(excerpt))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stages.media.probe import frame_times, probe
-from stages.media.read import frames, read_picture
+from stages.media.read import frames, read_image
 from stages.media.write import VideoWriter, write_png
 from stages.runtime.errors import ItemError, JobError, UsageError
 from tests import zoo
@@ -24,55 +24,55 @@ def smooth(count=9, width=160, height=96):
     return [(still + n).clip(0, 255).round().astype(np.uint8) for n in range(count)]
 
 
-def write(path, pictures, fps=16, **options):
-    height, width = pictures[0].shape[:2]
+def write(path, images, fps=16, **options):
+    height, width = images[0].shape[:2]
     with VideoWriter(path, width, height, fps, **options) as video:
-        for rgb in pictures:
+        for rgb in images:
             video.write(rgb)
     return path
 
 
 @pytest.mark.parametrize("accurate", [True, False])
-def test_lossless_gives_back_the_very_pixels(tmp_path, accurate):
-    pictures = noise(width=67, height=49)
-    path = write(tmp_path / "a.mkv", pictures, codec="lossless")
-    got = [frame.rgb for frame in frames(path, accurate=accurate)]
-    assert np.array_equal(np.stack(got), np.stack(pictures))
+def test_a_lossless_video_keeps_every_pixel(tmp_path, accurate):
+    images = noise(width=67, height=49)
+    path = write(tmp_path / "a.mkv", images, codec="lossless")
+    decoded = [frame.rgb for frame in frames(path, accurate=accurate)]
+    assert np.array_equal(np.stack(decoded), np.stack(images))
 
 
 @pytest.mark.parametrize("fps", [16, 24, 10, Fraction(30000, 1001), 29.97, 8.5])
-def test_a_film_has_every_frame_at_exactly_its_rate(tmp_path, fps):
+def test_a_written_film_has_every_frame_at_exactly_its_rate(tmp_path, fps):
     source = probe(write(tmp_path / "a.mp4", noise(), fps))
     assert source.fps == Fraction(fps).limit_denominator(1001) and source.constant_rate
     assert frame_times(source) == pytest.approx(np.arange(9) / float(fps), abs=1e-4)
 
 
-def test_a_film_is_tagged_and_converted_as_bt709(tmp_path):
-    pictures = smooth()
-    path = write(tmp_path / "a.mp4", pictures, crf=4)
+def test_a_written_film_is_tagged_and_converted_as_bt709(tmp_path):
+    images = smooth()
+    path = write(tmp_path / "a.mp4", images, crf=4)
     with av.open(str(path)) as container:
         codec = container.streams.video[0].codec_context
         assert (codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range) == (1, 1, 1, 1)
         assert codec.pix_fmt == "yuv420p"
-    shown = zoo.rgb_by_formula(path, (160, 96), zoo.BT709)
-    shift = (shown - np.stack(pictures)).mean(axis=(0, 1, 2))
+    decoded = zoo.rgb_by_formula(path, (160, 96), zoo.BT709)
+    shift = (decoded - np.stack(images)).mean(axis=(0, 1, 2))
     assert np.abs(shift).max() < 0.5
-    assert np.sqrt(((shown - np.stack(pictures)) ** 2).mean()) < 1
+    assert np.sqrt(((decoded - np.stack(images)) ** 2).mean()) < 1
 
 
-def test_a_film_starts_to_play_before_it_has_arrived(tmp_path):
+def test_a_written_film_has_its_index_in_front(tmp_path):
     data = write(tmp_path / "a.mp4", noise()).read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
 
 
 @pytest.mark.parametrize("codec", ["h264", "lossless"])
-def test_the_same_frames_give_the_same_bytes(tmp_path, codec):
-    one = write(tmp_path / "one", noise(), codec=codec).read_bytes()
-    assert one == write(tmp_path / "two", noise(), codec=codec).read_bytes()
-    assert not re.search(rb"Lav[fc]\d", one)  # nor do they name the version that wrote them
+def test_writing_the_same_frames_gives_the_same_bytes(tmp_path, codec):
+    first = write(tmp_path / "one", noise(), codec=codec).read_bytes()
+    assert first == write(tmp_path / "two", noise(), codec=codec).read_bytes()
+    assert not re.search(rb"Lav[fc]\d", first)  # no version of the encoder is written either
 
 
-def test_what_cannot_be_written_is_refused(tmp_path):
+def test_video_writer_refuses_invalid_sizes_and_rates(tmp_path):
     for bad in ({"width": 67}, {"height": 49}, {"fps": 0}, {"crf": 60}, {"codec": "h266"}):
         with pytest.raises(UsageError):
             VideoWriter(**{"path": tmp_path / "a.mp4", "width": 66, "height": 48, "fps": 16} | bad)
@@ -83,7 +83,7 @@ def test_what_cannot_be_written_is_refused(tmp_path):
         pass
 
 
-def test_a_full_disk_is_the_jobs_fault(tmp_path):
+def test_video_writer_reports_a_full_disk_as_a_job_error(tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     with pytest.raises(JobError, match="No space left on device.*free disk space") as caught:
@@ -91,12 +91,12 @@ def test_a_full_disk_is_the_jobs_fault(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_folder_is_the_jobs_fault(tmp_path):
+def test_video_writer_reports_a_missing_folder_as_a_job_error(tmp_path):
     with pytest.raises(JobError, match="No such file or directory"):
         write(tmp_path / "nowhere" / "a.mp4", noise(60, 320, 240))
 
 
-def test_an_exception_stops_the_program(tmp_path):
+def test_video_writer_stops_ffmpeg_after_an_exception(tmp_path):
     with pytest.raises(KeyError), VideoWriter(tmp_path / "a.mp4", 66, 48, 16) as video:
         video.write(noise()[0])
         raise KeyError
@@ -104,28 +104,28 @@ def test_an_exception_stops_the_program(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["-i.mp4", "$(touch x).mp4", "a'b\"c;d.mp4", "two\nlines.mp4", "кино.mp4", "%03d.mp4"])
-def test_any_file_name_works(tmp_path, monkeypatch, name):
+def test_video_writer_takes_any_file_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     write(name, noise(3))
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert len(frame_times(probe(name))) == 3
 
 
-def test_png_round_trip(tmp_path):
+def test_png_round_trip_keeps_every_pixel(tmp_path):
     rgb = noise()[0]
     for name in ("a.png", "b.png"):
         write_png(tmp_path / name, rgb)
-    assert np.array_equal(read_picture(tmp_path / "a.png"), rgb)
+    assert np.array_equal(read_image(tmp_path / "a.png"), rgb)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_what_is_no_picture_is_said_in_one_sentence(tmp_path):
+def test_read_image_refuses_a_file_that_is_no_image_in_one_sentence(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     write_png(tmp_path / "cut.png", noise(1, 200, 200)[0])
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:500])
     for name in ("absent.png", "text.png", "cut.png"):
         with pytest.raises(ItemError, match=name):
-            read_picture(tmp_path / name)
+            read_image(tmp_path / name)
     with pytest.raises(ItemError, match="float64"):
         write_png(tmp_path / "a.png", noise()[0] / 255)
     with pytest.raises(JobError, match="nowhere"):

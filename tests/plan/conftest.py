@@ -1,6 +1,7 @@
-"""A small config to plan from; every test says what it changes."""
+"""A small config to plan; each test states what it changes."""
 
 import copy
+from pathlib import Path
 
 import pytest
 
@@ -26,17 +27,18 @@ CONFIG = {
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """The config, in an empty working folder."""
+    """The config, in a working folder with its videos."""
     monkeypatch.chdir(tmp_path)
+    for video in ("a.mp4", "b.mp4"):
+        Path(video).touch()
     return copy.deepcopy(CONFIG)
 
 
 @pytest.fixture
 def jobs(config):
-    """name -> job of the plan of a config (films under films/NAME)."""
+    """A function that plans the config and returns its jobs by name."""
 
-    def of(workers: int = 1, **runs):
-        planned = plan.load({**config, **runs}, workers)
-        return {job.name: job for job in [*planned.jobs, *planned.films.values()]}
+    def plan_jobs(workers: int = 1, **runs):
+        return {job.name: job for job in plan.load({**config, **runs}, workers).jobs}
 
-    return of
+    return plan_jobs

@@ -1,4 +1,4 @@
-"""Configs, lists and plans that are damaged at random, with fixed seeds: each is read, or refused in one sentence."""
+"""Configs, lists of clips and plan files with random damage by fixed seeds: each is read, or refused in one sentence."""
 
 import copy
 import json
@@ -43,20 +43,20 @@ LISTS = {
 }
 
 
-def replaced(value, rng: random.Random):
-    """A deep copy of a value, with something odd in one random place."""
+def replace_randomly(value, rng: random.Random):
+    """A deep copy of a value with one random part replaced by something odd."""
     if not isinstance(value, (dict, list)) or not value or rng.random() < 0.2:
         return copy.deepcopy(rng.choice(ODD))
     key = rng.choice([*value] if isinstance(value, dict) else range(len(value)))
     changed = copy.copy(value)
-    changed[key] = replaced(value[key], rng)
+    changed[key] = replace_randomly(value[key], rng)
     if isinstance(changed, dict) and rng.random() < 0.1:
         changed[rng.choice([7, None, True, "odd", "x" * 300, "a.b"])] = changed.pop(key)
     return changed
 
 
-def torn(data: bytes, rng: random.Random) -> bytes:
-    """Bytes with some of them changed, left out, doubled, or put in."""
+def damage(data: bytes, rng: random.Random) -> bytes:
+    """Bytes with random pieces changed, removed, doubled or inserted."""
     for _ in range(rng.randint(1, 4)):
         place = rng.randrange(len(data) + 1)
         piece = rng.choice(
@@ -81,55 +81,55 @@ def torn(data: bytes, rng: random.Random) -> bytes:
     return data
 
 
-def planned(config) -> None:
-    """Plan a config as far as it goes; whatever is wrong with it is a UsageError of one line."""
+def plan_config(config) -> None:
+    """Plan a config as far as possible. A mistake in it must be a UsageError of one line."""
     try:
-        whole = plan.load(config, 2)
-        for name in whole.rules():
-            assert isinstance(name, str)
-        said = [broken.reason for broken in whole.broken]
-        whole.begin()
-        for job in [*whole.jobs, *whole.films.values()]:
+        planned = plan.load(config, 2)
+        for rule in planned.rules():
+            assert isinstance(rule, str)
+        reasons = [broken.reason for broken in planned.broken]
+        planned.begin()
+        for job in planned.jobs:
             json.dumps(job.mark + job.command(1))
             "".join(item.line() for item in job.items).encode()
     except UsageError as error:
-        said = [str(error)]
-    assert all(reason and "\n" not in reason for reason in said)
+        reasons = [str(error)]
+    assert all(reason and "\n" not in reason for reason in reasons)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_config_with_something_odd_in_it(config, seed):
+def test_a_randomly_damaged_config_is_planned_or_refused(config, seed):
     rng = random.Random(seed)
     config |= {"results": "results", "store": "store", "options": {"steps": 4}, "resources": {"generate": {"mem_mb": 9}}}
     config["runs"]["demo"] |= {"name": "{clip}.mp4"}
     for _ in range(60):
-        planned(replaced(config, rng))
+        plan_config(replace_randomly(config, rng))
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_a_torn_list(config, name):
+def test_a_randomly_damaged_list_of_clips_is_read_or_refused(config, name):
     rng = random.Random(name)
     recipe = {"recipe": "text2video", "model": "small"} if name == "clips.txt" else {}
     config["runs"]["demo"] |= {"clips": name, **recipe}
     for _ in range(100):
-        Path(name).write_bytes(torn(LISTS[name].encode(), rng))
-        planned(config)
+        Path(name).write_bytes(damage(LISTS[name].encode(), rng))
+        plan_config(config)
 
 
-def test_a_torn_config_file_and_a_torn_plan(config):
+def test_randomly_damaged_config_and_plan_files_are_read_or_refused(config):
     rng = random.Random(7)
     text = yaml.safe_dump(config).encode()
     fixed = json.dumps({"version": 1, "seed": 7, "shards": [["a"], ["b"]]}).encode()
     Path("results/demo").mkdir(parents=True)
     for _ in range(100):
-        Path("results/demo/plan.json").write_bytes(torn(fixed, rng))
-        planned(config)
+        Path("results/demo/plan.json").write_bytes(damage(fixed, rng))
+        plan_config(config)
         Path("results/demo/plan.json").unlink()
-        Path("config.yaml").write_bytes(torn(text, rng))
+        Path("config.yaml").write_bytes(damage(text, rng))
         try:
             plan.check_files(["config.yaml"])
-            read = read_yaml("config.yaml")
+            loaded = read_yaml("config.yaml")
         except UsageError as error:
             assert "\n" not in str(error)
         else:
-            planned(read or {})
+            plan_config(loaded or {})

@@ -1,4 +1,4 @@
-"""Names of films, runs and clips: safe as paths and in Snakemake's rules, whatever they are made of."""
+"""Names of films, runs and clips are safe as paths and in Snakemake's rules."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from stages.runtime.errors import UsageError
         "{seed:5d}.mp4",
     ],
 )
-def test_plain_fields_with_small_widths_are_taken(template):
+def test_name_templates_take_plain_fields_with_small_widths(template):
     assert template_fault(template) is None
 
 
@@ -46,7 +46,7 @@ def test_plain_fields_with_small_widths_are_taken(template):
         ("a\x07{clip}.mp4", "control characters"),
     ],
 )
-def test_anything_else_in_a_template_is_refused(config, template, fault):
+def test_name_templates_refuse_anything_else(config, template, fault):
     assert re.search(fault, template_fault(template))
     config["runs"]["demo"]["name"] = template
     with pytest.raises(UsageError, match="name(| of run demo) is"):
@@ -66,19 +66,19 @@ def test_anything_else_in_a_template_is_refused(config, template, fault):
         f"a{'.mp4' * 20}",
     ],
 )
-def test_paths_that_are_no_names_of_films(name):
+def test_path_fault_refuses_unsafe_film_names(name):
     assert path_fault(name)
 
 
 @pytest.mark.parametrize(
     "name", [f"a{'.mp4' * 19}", "a.mp4", "a/b.mp4", "海滩.mp4", "a b.mp4", f"{'0' * 150}.mp4", f"{'海' * 60}.mp4"]
 )
-def test_paths_that_are(name):
+def test_path_fault_takes_safe_film_names(name):
     assert path_fault(name) is None
 
 
 @pytest.mark.parametrize("stem", ["{x}", "a<b>", "x" * 180, "line\nbreak", "caf\udce9"])
-def test_a_file_of_an_odd_name_gives_a_film_of_a_plain_one(config, stem):
+def test_a_file_with_an_odd_name_gives_a_film_with_a_safe_name(config, stem):
     config["models"]["crafter"] = {"family": "dynamicrafter", "variant": "256", "path": "w"}
     clip = {"id": "a", "image": f"{stem}.png", "prompt": "a bear"}
     config["runs"]["demo"] = {"recipe": "dynamicrafter", "model": "crafter", "clips": [clip], "name": "{image}.mp4"}
@@ -93,7 +93,7 @@ def test_a_file_of_an_odd_name_gives_a_film_of_a_plain_one(config, stem):
 
 @pytest.mark.parametrize("name", ["{x}.mp4", "a<results>.mp4", "new\nline.mp4", "bell\x07.mp4"])
 @pytest.mark.parametrize("folder", ["", "results/demo/"])
-def test_inputs_that_snakemake_would_misread_are_no_inputs_of_rules(config, name, folder):
+def test_files_that_snakemake_would_misread_are_left_out_of_rule_inputs(config, name, folder):
     Path(folder).mkdir(parents=True, exist_ok=True)
     Path(folder, name).touch()
     config["runs"]["demo"]["clips"] = [{"video": folder + name, "prompt": "p"}]
@@ -104,16 +104,14 @@ def test_inputs_that_snakemake_would_misread_are_no_inputs_of_rules(config, name
 @pytest.mark.parametrize(
     "other", ["demo.concat", "demo.generate.000", "weights.small", "weights.eye", "all.concat", "training.t"]
 )
-def test_a_run_called_like_a_rule_is_refused(config, other):
+def test_a_run_with_the_name_of_a_rule_is_refused(config, other):
     Path("t.yaml").write_text("training: text2video\n")
     config["trainings"] = {"t": "t.yaml"}
     config["runs"][other] = {**config["runs"]["demo"]}
     if other == "all.concat":
         assert len(plan.load(config, 1).rules()) == len(set(plan.load(config, 1).rules()))
         return
-    with pytest.raises(
-        UsageError, match=f"the run {re.escape(other)} is called like a rule of Kinemake's own: give it another"
-    ):
+    with pytest.raises(UsageError, match=f"the run {re.escape(other)} has the name of a rule of Kinemake: give it another"):
         plan.load(config, 1)
 
 
@@ -128,14 +126,14 @@ def test_a_run_called_like_a_rule_is_refused(config, other):
         ("weights", "config.runs has the key 'weights': .* of a run it is not store, all, training, weights"),
     ],
 )
-def test_names_of_runs_that_cannot_be_are_told_with_the_rule(config, name, message):
+def test_an_invalid_run_name_is_reported_with_the_rule(config, name, message):
     config["runs"][name] = config["runs"]["demo"]
     with pytest.raises(UsageError, match=message):
         plan.load(config, 1)
 
 
 @pytest.mark.parametrize(
-    ("places", "message"),
+    ("folders", "message"),
     [
         ({"results": "a{b}"}, "config.results is 'a{b}': leave out braces"),
         ({"results": "a<b>"}, "config.results is 'a<b>'"),
@@ -145,38 +143,33 @@ def test_names_of_runs_that_cannot_be_are_told_with_the_rule(config, name, messa
         ({"store": "results/demo/store"}, "the store results/demo/store lies in the folder of run demo"),
     ],
 )
-def test_folders_that_cannot_be_are_told(config, places, message):
+def test_invalid_results_and_store_folders_are_refused(config, folders, message):
     with pytest.raises(UsageError, match=re.escape(message)):
-        plan.load({**config, **places}, 1)
+        plan.load({**config, **folders}, 1)
 
 
-def test_results_and_models_start_from_the_home_folder(config):
+def test_results_and_model_paths_may_start_with_a_tilde(config):
     config["models"]["small"] = {"family": "wan", "variant": "5b", "path": "~/weights"}
     config["runs"]["demo"]["options"]["lora"] = "~/style.safetensors"
     planned = plan.load({**config, "results": "~/films/", "store": "~/films/store"}, 1)
     home = os.path.expanduser("~")
     assert list(planned.films) == [f"{home}/films/demo/a.mp4", f"{home}/films/demo/b.mp4"]
-    generate = next(job for job in planned.jobs if ".generate." in job.name)
+    generate = next(part for part in planned.parts if part.step == "generate")
     assert generate.model.path == f"{home}/weights" and generate.items[0].options["lora"] == f"{home}/style.safetensors"
     assert generate.run.store == f"{home}/films/store"
 
 
-def test_a_film_never_takes_the_place_of_a_clip_s_own_file(config):
-    config["runs"]["demo"] = {
-        "recipe": "text2video",
-        "model": "small",
-        "clips": [{"id": "a", "prompt": "a kite"}],
-        "name": "{clip}/{clip}.mp4",
-    }
-    with pytest.raises(UsageError, match="results/demo/a/a.json of run demo would be made for a and for a"):
+def test_a_film_name_that_would_replace_a_link_of_its_clip_is_refused(config):
+    config["runs"]["demo"] |= {"recipe": "chain", "name": "{clip}/video_01_{clip}.mp4"}
+    with pytest.raises(UsageError, match="results/demo/a/video_01_a.json of run demo would be made for a"):
         plan.load(config, 1)
 
 
 @pytest.mark.parametrize("size", ["1280*704", "1280x704", "1280 X 704"])
 @pytest.mark.parametrize("declared", ["1280*704", "1280x704"])
-def test_sizes_are_compared_by_what_they_mean(config, jobs, size, declared):
+def test_sizes_are_compared_in_any_spelling(config, jobs, size, declared):
     config["models"]["small"]["sizes"] = [declared]
     config["runs"]["demo"]["options"]["size"] = size
-    made = jobs()
-    assert made["demo.encode.000"].items[0].options["size"] == "1280*704"
-    assert made["demo.extract_frames.000"].items[0].options["size"] == "1280*704"
+    by_name = jobs()
+    assert by_name["demo.encode.000"].items[0].options["size"] == "1280*704"
+    assert by_name["demo.extract_frames.000"].items[0].options["size"] == "1280*704"

@@ -1,43 +1,54 @@
-"""Which jobs come of which config, and which again after which change."""
+"""Which jobs a config plans, and which jobs a change outdates."""
 
 import fcntl
 import hashlib
 import json
+import math
 import os
+import shutil
+import tomllib
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
 from stages import plan
-from stages.plan.families import ALL
+from stages.plan import schema
+from stages.plan.families import ALL_FAMILIES
 from stages.plan.recipes import RECIPES
 from stages.plan.schema import all_options
-from stages.runtime.errors import UsageError
-from stages.runtime.made import Made, made_path, write_made
+from stages.runtime.errors import JobError, UsageError
+from stages.runtime.options import option
+from stages.runtime.result_record import ResultRecord, record_path, write_record
+from stages.runtime.stages import NESTED_EXTRAS
+
+ROOT = Path(__file__).parents[2]
 
 # options of stages without a model that only fresco has
-MOVING = {"mininterv", "maxinterv"} | {option.name for option in ALL["media"].of_stage("propagate")}
+KEYFRAME_OPTIONS = {"min_interval", "max_interval"} | {
+    option.name for option in ALL_FAMILIES["media"].options_of("propagate")
+}
 
 
 def fingerprints(config, workers=1):
-    planned = plan.load(config, workers)
-    jobs = [*planned.jobs, *planned.films.values()]
+    jobs = plan.load(config, workers).jobs
     return {job.name: [(item.output, item.fingerprint) for item in job.items] for job in jobs}
 
 
-def changed(config, workers=1, **change):
-    """Names of the jobs that come out otherwise after a change of the run demo."""
+def changed_jobs(config, workers=1, **change):
+    """Names of the jobs whose fingerprints differ after a change of the run demo."""
     before = fingerprints(config, workers)
     config["runs"]["demo"].update(change)
     after = fingerprints(config, workers)
     return {name for name in before | after if before.get(name) != after.get(name)}
 
 
-def test_v2v_is_six_stages(jobs):
-    made = jobs()
+def test_v2v_plans_its_six_stages(jobs):
+    by_name = jobs()
     work = "results/demo/steps"
-    assert {name: (job.outputs, job.needs) for name, job in made.items()} == {
+    assert {name: (job.outputs, job.needs) for name, job in by_name.items()} == {
         "demo.extract_frames.000": ([f"{work}/a/frames.json", f"{work}/b/frames.json"], set()),
         "demo.caption_vlm.000": ([f"{work}/a/caption.json", f"{work}/b/caption.json"], set()),
         "demo.encode.000": (
@@ -46,97 +57,101 @@ def test_v2v_is_six_stages(jobs):
         ),
         "demo.generate.000": ([f"{work}/a/latents.safetensors", f"{work}/b/latents.safetensors"], {"demo.encode.000"}),
         "demo.decode.000": ([f"{work}/a/clip.json", f"{work}/b/clip.json"], {"demo.generate.000"}),
-        "films/a": (["results/demo/a.mp4"], {"demo.decode.000"}),
-        "films/b": (["results/demo/b.mp4"], {"demo.decode.000"}),
+        "demo.concat.000": (["results/demo/a.mp4", "results/demo/b.mp4"], {"demo.decode.000"}),
     }
     weights = {"caption_vlm": "eye", "encode": "small", "generate": "small", "decode": "small"}
     for stage in ("extract_frames", *weights):
         loaded = [f"results/weights/{weights[stage]}.json"] if stage in weights else []
-        before = [made[name].mark for name in sorted(made[f"demo.{stage}.000"].needs)]
-        assert made[f"demo.{stage}.000"].inputs == before + loaded
+        before = [by_name[name].mark for name in sorted(by_name[f"demo.{stage}.000"].needs)]
+        assert by_name[f"demo.{stage}.000"].inputs == before + loaded
 
 
-def test_a_chain_hands_each_link_to_the_next(config, jobs):
-    config["runs"]["demo"] |= {"recipe": "chain", "clips": [{"video": "a.mp4"}], "model": "big"}
+def test_chain_passes_the_last_frame_of_each_link_to_the_next(config, jobs):
+    config["runs"]["demo"] |= {"recipe": "chain", "fuse": False, "clips": [{"video": "a.mp4"}], "model": "big"}
     config["runs"]["demo"]["options"]["links"] = 3
-    made = jobs()
+    by_name = jobs()
     link = "results/demo/a/video_{:02d}_a.json".format
-    assert [job.outputs[0] for name, job in made.items() if "decode" in name] == [link(1), link(2), link(3)]
-    assert made["demo.caption_vlm.link02.000"].items[0].inputs == {"video": link(1)}
-    assert made["demo.caption_vlm.link02.000"].needs == {"demo.decode.link01.000"}
-    assert made["demo.encode.link03.000"].needs == {"demo.decode.link02.000", "demo.caption_vlm.link03.000"}
-    assert [made[f"demo.generate.link0{n}.000"].items[0].options["seed"] for n in (1, 2, 3)] == [7, 8, 9]
-    assert made["films/a"].items[0].inputs == {"clips": [link(1), link(2), link(3)]}
-    assert made["films/a"].needs == {f"demo.decode.link0{n}.000" for n in (1, 2, 3)}
-    assert made["films/a"].items[0].options["names"] == ["a.mp4"] + [f"video_0{n}_a.mp4" for n in (1, 2, 3)]
-    assert made["demo.caption_vlm.link01.000"].items[0].options["prefix"] == "continue video"
+    assert [job.outputs[0] for name, job in by_name.items() if "decode" in name] == [link(1), link(2), link(3)]
+    assert by_name["demo.caption_vlm.link02.000"].items[0].inputs == {"video": link(1)}
+    assert by_name["demo.caption_vlm.link02.000"].needs == {"demo.decode.link01.000"}
+    assert by_name["demo.encode.link03.000"].needs == {"demo.decode.link02.000", "demo.caption_vlm.link03.000"}
+    assert [by_name[f"demo.generate.link0{n}.000"].items[0].options["seed"] for n in (1, 2, 3)] == [7, 8, 9]
+    assert by_name["demo.concat.000"].items[0].inputs == {"clips": [link(1), link(2), link(3)]}
+    assert by_name["demo.concat.000"].needs == {f"demo.decode.link0{n}.000" for n in (1, 2, 3)}
+    assert by_name["demo.concat.000"].items[0].options["names"] == ["a.mp4"] + [f"video_0{n}_a.mp4" for n in (1, 2, 3)]
+    assert by_name["demo.caption_vlm.link01.000"].items[0].options["prefix"] == "continue video"
 
 
-def test_a_chain_has_twelve_links_by_default(config, jobs):
-    config["runs"]["demo"] |= {"recipe": "chain"}
+def test_chain_has_twelve_links_by_default(config, jobs):
+    config["runs"]["demo"] |= {"recipe": "chain", "fuse": False, "clips": [{"video": "a.mp4"}]}
     assert sum("generate" in name for name in jobs()) == 12
 
 
-def test_more_links_touch_no_earlier_one(config):
-    config["runs"]["demo"] |= {"recipe": "chain", "options": {"seed": 7, "links": 4}}
-    again = changed(config, options={"seed": 7, "links": 6})
+def test_more_links_of_a_chain_keep_the_fingerprints_of_earlier_ones(config):
+    config["runs"]["demo"] |= {"recipe": "chain", "fuse": False, "options": {"seed": 7, "links": 4}}
+    outdated = changed_jobs(config, options={"seed": 7, "links": 6})
     stages = ("caption_vlm", "encode", "generate", "decode")
     new = {f"demo.{stage}.link0{n}.000" for stage in stages for n in (5, 6)}
-    assert again == new | {"films/a", "films/b"}
+    assert outdated == new | {"demo.concat.000"}
 
 
-def test_the_first_description_can_serve_all_links(config, jobs):
-    config["runs"]["demo"] |= {"recipe": "chain", "options": {"links": 3, "prompt_mode": "first"}}
-    made = jobs()
-    assert [name for name in made if "caption" in name] == ["demo.caption_vlm.link01.000"]
-    assert made["demo.encode.link03.000"].items[0].inputs["caption"] == "results/demo/steps/a/link01/caption.json"
+def test_chain_can_use_the_first_caption_for_all_links(config, jobs):
+    config["runs"]["demo"] |= {"recipe": "chain", "fuse": False, "options": {"links": 3, "prompt_mode": "first"}}
+    by_name = jobs()
+    assert [name for name in by_name if "caption" in name] == ["demo.caption_vlm.link01.000"]
+    assert by_name["demo.encode.link03.000"].items[0].inputs["caption"] == "results/demo/steps/a/link01/caption.json"
 
 
 @pytest.mark.parametrize(("clip", "prompts"), [({"prompt": "p"}, ["p"]), ({"prompts": ["p", "q"]}, ["p", "q"])])
-def test_given_prompts_need_no_captioner(config, jobs, clip, prompts):
-    config["runs"]["demo"] |= {"recipe": "chain", "clips": [{"video": "a.mp4", **clip}], "options": {"links": 2}}
+def test_chain_with_given_prompts_needs_no_captioner(config, jobs, clip, prompts):
+    config["runs"]["demo"] |= {
+        "recipe": "chain",
+        "fuse": False,
+        "clips": [{"video": "a.mp4", **clip}],
+        "options": {"links": 2},
+    }
     del config["runs"]["demo"]["captioner"]
     captions = [job for name, job in jobs().items() if "caption" in name]
     assert [job.items[0].options["prompt"] for job in captions] == prompts
     assert {job.gpu for job in captions} == {0}
 
 
-def test_a_wrong_number_of_prompts_is_refused(config):
+def test_chain_refuses_a_wrong_number_of_prompts(config):
     config["runs"]["demo"] |= {"recipe": "chain", "clips": [{"video": "a.mp4", "prompts": ["p", "q"]}]}
     with pytest.raises(UsageError, match="clip a of run demo has 2 prompts for 12 links: give one for all, or one for each"):
         plan.load(config, 1)
 
 
 @pytest.mark.parametrize(
-    ("options", "again"),
+    ("options", "stages"),
     [
-        ({"steps": 5}, {"generate", "decode"}),
-        ({"seed": 8}, {"generate", "decode"}),
-        ({"fps": 12}, {"decode"}),
-        ({"frame_num": 17}, {"encode", "generate", "decode"}),
-        ({"instruction": "What is it?"}, {"caption_vlm", "encode", "generate", "decode"}),
-        ({"size": "704*1280"}, {"extract_frames", "encode", "generate", "decode"}),
+        ({"steps": 5}, {"generate", "decode", "concat"}),
+        ({"seed": 8}, {"generate", "decode", "concat"}),
+        ({"fps": 12}, {"decode", "concat"}),
+        ({"frame_num": 17}, {"encode", "generate", "decode", "concat"}),
+        ({"instruction": "What is it?"}, {"caption_vlm", "encode", "generate", "decode", "concat"}),
+        ({"size": "704*1280"}, {"extract_frames", "encode", "generate", "decode", "concat"}),
         ({"offload": "block_level"}, set()),
         ({"checkpoint_every": 3}, set()),
     ],
     ids=lambda value: min(value, default="nothing"),
 )
-def test_a_change_asks_for_its_own_stage_and_those_after_it(config, options, again):
-    films = {"films/a", "films/b"} if again else set()
-    assert changed(config, options={"seed": 7, **options}) == {f"demo.{stage}.000" for stage in again} | films
+def test_a_changed_option_changes_the_fingerprints_of_its_stage_and_later_ones(config, options, stages):
+    assert changed_jobs(config, options={"seed": 7, **options}) == {f"demo.{stage}.000" for stage in stages}
 
 
-def test_one_clip_s_option_changes_its_own_shard_only(config):
+def test_a_changed_option_of_one_clip_changes_only_its_shard(config):
     config["runs"]["demo"]["clips"] = [{"video": f"{name}.mp4"} for name in "abcd"]
     clips = [{"video": "a.mp4", "steps": 3}, *config["runs"]["demo"]["clips"][1:]]
-    assert changed(config, workers=4, clips=clips) == {"demo.generate.000", "demo.decode.000", "films/a"}
+    stages = ("generate", "decode", "concat")
+    assert changed_jobs(config, workers=4, clips=clips) == {f"demo.{stage}.000" for stage in stages}
 
 
-def test_precedence_command_line_clip_run_model_default(config, jobs):
+def test_option_precedence_is_command_line_clip_run_model_default(config, jobs):
     run = config["runs"]["demo"]
 
     def steps():
-        return jobs()["demo.generate.000"].items[0].options["steps"]
+        return jobs()["demo.generate.000"].items[0].options["num_inference_steps"]
 
     del config["models"]["small"]["options"]
     assert steps() == 40
@@ -144,13 +159,13 @@ def test_precedence_command_line_clip_run_model_default(config, jobs):
     assert steps() == 30
     run["options"]["steps"] = 20
     assert steps() == 20
-    run["clips"][0]["steps"] = "10"  # a cell of a CSV file is text
+    run["clips"][0]["steps"] = "10"  # as a cell of a CSV file
     assert steps() == 10
-    config["options"] = {"steps": "5"}  # so is what --config brings
+    config["options"] = {"steps": "5"}  # as from --config
     assert steps() == 5
 
 
-def test_defaults_depend_on_the_variant(config, jobs):
+def test_option_defaults_depend_on_the_model_variant(config, jobs):
     generate, decode = jobs()["demo.generate.000"].items[0].options, jobs()["demo.decode.000"].items[0].options
     assert (generate["shift"], generate["boundary_ratio"], decode["fps"]) == (5.0, None, 24.0)
     config["runs"]["demo"]["model"] = "big"
@@ -161,53 +176,68 @@ def test_defaults_depend_on_the_variant(config, jobs):
 
 @pytest.mark.parametrize("model, rule", [("big", (16, "independent")), ("small", (32, "joint"))])
 @pytest.mark.parametrize("recipe", ["v2v", "chain"])
-def test_an_area_follows_the_rule_of_the_variant(config, jobs, recipe, model, rule):
-    config["runs"]["demo"] |= {"model": model, "recipe": recipe}
+def test_the_area_rule_depends_on_the_model_variant(config, jobs, recipe, model, rule):
+    config["runs"]["demo"] |= {"model": model, "recipe": recipe, "fuse": False}
     options = jobs()["demo.extract_frames.000"].items[0].options
-    assert (options["multiple"], options["area_rule"]) == rule
+    assert (options["fit"], options["multiple"], options["area_rule"]) == ("area", *rule)
+    config["runs"]["demo"]["options"]["fit"] = "crop"
+    assert jobs()["demo.extract_frames.000"].items[0].options["fit"] == "crop"
 
 
-def test_a_seed_is_drawn_once_and_kept(config):
+def test_a_drawn_seed_is_kept_in_the_resolved_config(config):
     del config["runs"]["demo"]["options"]
     first = plan.load(config, 1)
     first.write()
-    again = plan.load(config, 1)
-    seeds = [planned.jobs[3].items[0].options["seed"] for planned in (first, again)]
+    second = plan.load(config, 1)
+    seeds = [planned.jobs[3].items[0].options["seed"] for planned in (first, second)]
     assert seeds[0] == seeds[1]
     assert yaml.safe_load(Path("results/demo/config.yaml").read_text())["runs"]["demo"]["options"]["seed"] == seeds[0]
 
 
-def test_the_resolved_config_makes_the_same_items(config):
+def test_the_resolved_config_plans_the_same_items(config):
     config["runs"]["demo"]["clips"][0]["steps"] = 3
     planned = plan.load(config, 1)
     planned.write()
     resolved = yaml.safe_load(Path("results/demo/config.yaml").read_text())
-    again = plan.load(resolved, 1)
-    assert [job.items for job in again.jobs] == [job.items for job in planned.jobs]
+    second = plan.load(resolved, 1)
+    assert [job.items for job in second.jobs] == [job.items for job in planned.jobs]
 
 
-def test_clips_added_later_open_new_shards(config):
+def test_clips_added_later_get_new_shards(config):
     run = config["runs"]["demo"]
     run["clips"] = [{"video": f"clip{n:02d}.mp4"} for n in range(20)]
     planned = plan.load(config, 2)
     planned.write()
     before = {job.name: job.items for job in planned.jobs}
     run["clips"] = [{"video": "another.mp4"}, *run["clips"]]
-    after = {job.name: job.items for job in plan.load(config, 8).jobs}
+    after = {job.name: job.items for job in plan.load(config, 2).jobs}
     assert {name: after[name] for name in before} == before
     assert sorted(after.keys() - before.keys())[0] == "demo.caption_vlm.002"
 
 
+@pytest.mark.parametrize(("name", "shards"), [("{clip}.mp4", 4), ("rank{rank}-{clip}.mp4", 1)])
+def test_more_workers_later_share_the_unfinished_clips(config, name, shards):
+    """Shards stay as they are if the name of a film has the number of its shard."""
+    run = config["runs"]["demo"] | {"clips": [{"video": f"clip{n}.mp4"} for n in range(8)], "name": name}
+    config["runs"]["demo"] = run
+    plan.load(config, 1).write()
+    planned = plan.load(config, 4)
+    generate = [part for part in planned.parts if part.stage.name == "generate"]
+    assert len(generate) == shards and sum(len(part.items) for part in generate) == 8
+    of_job = plan.load(config, 4, whole=True)  # the plan of a job follows the plan file of the main process
+    assert len([part for part in of_job.parts if part.stage.name == "generate"]) == 1
+
+
 def test_planning_writes_nothing(config, tmp_path):
     plan.load(config, 1)
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "b.mp4"}
 
 
-def test_a_manifest_holds_all_that_the_shell_does_not(config):
+def test_prompts_and_paths_are_in_the_manifest_and_not_in_the_command(config):
     config["runs"]["demo"]["clips"] = [{"id": "x", "video": "$(touch pwned) 'a'\n.mp4", "prompt": 'say "{it}"; rm -rf ~'}]
     planned = plan.load(config, 1)
     planned.write()
-    commands = [job.command(1) for job in [*planned.jobs, *planned.films.values()]]
+    commands = [job.command(1) for job in planned.jobs]
     assert not any("pwned" in command or "rm -rf" in command for command in commands)
     manifest = json.loads(Path("results/demo/steps/manifests/demo.caption_vlm.000.jsonl").read_text())
     assert manifest["video"] == "$(touch pwned) 'a'\n.mp4"
@@ -215,25 +245,37 @@ def test_a_manifest_holds_all_that_the_shell_does_not(config):
 
 
 def make_film(planned, **sources):
-    """A film as if it had been made of `sources`, files by their content, and nothing else of the run."""
+    """Write the film of a plan with a record of its `sources`, contents by path, and no other file of the run."""
     (film,) = planned.films.values()
     output = Path(film.outputs[0])
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text("a film")
     content = {path: hashlib.sha256(text.encode()).hexdigest() for path, text in {**sources, "a film": "a film"}.items()}
     digests = {output.name: content.pop("a film")}
-    write_made(output, Made.of(output, film.items[0].fingerprint, list(content.items()), digests))
+    models = {model.family: model for model in planned.runs[0].run.models.values() if model and model.family != "vlm"}
+    weights = [(f"{model.name} for {stage}", digest) for model, stage, digest in digest_weights(models.values())]
+    write_record(output, ResultRecord.of(output, film.items[0].fingerprint, list(content.items()), weights, digests))
+
+
+def digest_weights(models):
+    """Yield each model, each stage that loads it, and the digest of the files that it reads; '' where they are missing."""
+    for model in models:
+        for stage in ("encode", "generate", "decode"):
+            try:
+                yield model, stage, model.digest(ALL_FAMILIES[model.family].stages[stage].weights)
+            except JobError:
+                yield model, stage, ""
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "{x}.mp4", "new\nline.mp4"])
-def test_a_film_is_current_by_the_content_of_its_sources(config, name):
+def test_a_film_is_current_while_the_content_of_its_sources_is(config, name):
     config["runs"]["demo"]["clips"] = [{"id": "a", "video": name, "prompt": "p"}]
     Path(name).write_text("one")
     make_film(plan.load(config, 1), **{name: "one"})
     assert not plan.load(config, 1).films
-    assert plan.load(config, 1, whole=True).films  # for those who look at what was made
+    assert plan.load(config, 1, whole=True).films  # for reports on finished films
     Path(name).write_text("two")
-    assert [job.stage.name for job in plan.load(config, 1).jobs][0] == "extract_frames"
+    assert [part.stage.name for part in plan.load(config, 1).parts][0] == "extract_frames"
     Path(name).write_text("one")
     assert not plan.load(config, 1).jobs
     Path(name).unlink()
@@ -241,7 +283,7 @@ def test_a_film_is_current_by_the_content_of_its_sources(config, name):
     assert not planned.films and "is not there; results/demo/a.mp4, which was made of it, stays" in planned.warnings[0]
 
 
-def test_a_source_that_was_never_there_is_not_taken_for_one_that_is_gone(config):
+def test_a_source_that_never_existed_makes_the_film_outdated(config):
     config["runs"]["demo"]["clips"] = [{"id": "a", "video": "a.mp4", "prompt": "p"}]
     Path("a.mp4").write_text("one")
     make_film(plan.load(config, 1), **{"a.mp4": "one"})
@@ -262,24 +304,25 @@ def test_a_source_that_was_never_there_is_not_taken_for_one_that_is_gone(config)
         '{"fingerprint": "x", "sources": "abc", "files": {"a.mp4": 3}}',
     ],
 )
-def test_a_record_that_is_none_makes_the_film_anew(config, record):
+def test_a_damaged_result_record_makes_the_film_outdated(config, record):
     config["runs"]["demo"]["clips"] = [{"id": "a", "video": "a.mp4", "prompt": "p"}]
     Path("a.mp4").write_text("one")
     planned = plan.load(config, 1)
     make_film(planned, **{"a.mp4": "one"})
     fingerprint = next(iter(planned.films.values())).items[0].fingerprint
-    made_path(Path("results/demo/a.mp4")).write_text(record.replace('"x", "sources"', f'"{fingerprint}", "sources"'))
+    record_path(Path("results/demo/a.mp4")).write_text(record.replace('"x", "sources"', f'"{fingerprint}", "sources"'))
     assert plan.load(config, 1).films
 
 
-def test_weights_behind_a_link_count(config):
+def test_a_film_is_current_while_the_content_of_the_weights_is(config):
+    """Links are followed. File times, the path of the folder and the name of the model do not count."""
     config["models"]["big"]["path"] = "weights"
     config["runs"]["demo"] |= {"model": "big", "clips": [{"id": "a", "video": "a.mp4", "prompt": "p"}]}
     Path("a.mp4").write_text("one")
     Path("weights").mkdir()
     Path("elsewhere").mkdir()
     Path("weights/transformer").symlink_to("../elsewhere")
-    Path("weights/round").symlink_to(".")  # it leads in a circle
+    Path("weights/round").symlink_to(".")  # a circular link
     Path("elsewhere/model").write_text("one")
     make_film(plan.load(config, 1), **{"a.mp4": "one"})
     assert not plan.load(config, 1).films
@@ -287,21 +330,33 @@ def test_weights_behind_a_link_count(config):
     Path("elsewhere/model").write_text("two")
     os.utime("elsewhere/model", ns=(times.st_atime_ns, times.st_mtime_ns))
     assert plan.load(config, 1).films
+    Path("elsewhere/model").write_text("one")
+    assert not plan.load(config, 1).films
+    shutil.copytree("weights", "copied", symlinks=True)
+    config["models"]["copy"] = {**config["models"].pop("big"), "path": str(Path("copied").absolute())}
+    config["runs"]["demo"]["model"] = "copy"
+    assert not plan.load(config, 1).films
+    Path("copied/transformer").unlink()
+    assert not plan.load(config, 1).films  # missing weights do not outdate a film
+    Path("copied/transformer").mkdir()
+    Path("copied/transformer/model").write_text("two")
+    assert plan.load(config, 1).films
 
 
-def test_what_is_to_be_made_again_has_to_be_known(config):
+def test_again_takes_only_names_that_a_run_has(config):
     config["runs"]["demo"]["clips"] = [{"id": "a", "video": "a.mp4", "prompt": "p"}]
     Path("a.mp4").write_text("one")
     make_film(plan.load(config, 1), **{"a.mp4": "one"})
     for name in ("all", "demo", "results/demo/a.mp4", "./results/demo/a.mp4", str(Path("results/demo/a.mp4").absolute())):
         assert plan.load({**config, "again": [name]}, 1).films, name
-    assert [job.stage.name for job in plan.load({**config, "again": ["demo.decode.000"]}, 1).jobs][-1] == "decode"
-    for name in ("demo.nothing.000", "results/demo/b.mp4", "films/a"):
+    again = plan.load({**config, "again": ["demo.decode.000"]}, 1)
+    assert [part.stage.name for part in again.parts][-2:] == ["decode", "concat"]
+    for name in ("demo.nothing.000", "results/demo/b.mp4", "concat"):
         with pytest.raises(UsageError, match=f"again names '{name}', which no run makes"):
             plan.load({**config, "again": [name]}, 1)
 
 
-def test_while_another_run_is_there_a_plan_takes_none_of_its_marks(config, monkeypatch):
+def test_begin_keeps_the_marks_of_another_running_run(config, monkeypatch):
     monkeypatch.setenv("KINEMAKE_MARKS", "")
     Path("results").mkdir()
     planned = plan.load(config, 1)
@@ -318,7 +373,7 @@ def test_while_another_run_is_there_a_plan_takes_none_of_its_marks(config, monke
     assert not mark.exists()
 
 
-def test_sources_that_change_places_make_another_film(config):
+def test_exchanged_sources_make_the_film_outdated(config):
     config["models"]["picture"] = {"family": "dynamicrafter", "variant": "512_interp", "path": "weights/picture"}
     run = {"recipe": "dynamicrafter", "model": "picture", "options": {"seed": 1}}
     config["runs"]["demo"] = {**run, "clips": [{"id": "a", "image": "1.png", "prompt": "p", "last_image": "2.png"}]}
@@ -333,31 +388,68 @@ def test_sources_that_change_places_make_another_film(config):
     assert not plan.load(config, 1).films
 
 
-def test_a_model_that_is_too_large_for_a_gpu_gets_more_to_generate_and_nothing_else_changes(config, jobs):
+def test_gpus_raises_the_gpus_of_generate_and_changes_no_fingerprint(config, jobs):
     before = fingerprints(config)
     config["models"]["small"]["options"]["gpus"] = 2
-    made = jobs()
-    assert {name: made[f"demo.{name}.000"].gpu for name in ("encode", "generate", "decode")} == {
+    by_name = jobs()
+    assert {name: by_name[f"demo.{name}.000"].gpu for name in ("encode", "generate", "decode")} == {
         "encode": 1,
         "generate": 2,
         "decode": 1,
     }
-    assert made["demo.generate.000"].items[0].options["gpus"] == 2
+    assert by_name["demo.generate.000"].items[0].options["gpus"] == 2
     after = fingerprints(config)
     assert {name for name in before if before[name] != after[name]} == set()
 
 
-def test_captions_that_are_all_given_take_no_gpu(config, jobs):
+def test_a_job_requests_minutes_by_the_work_of_its_items(config, jobs):
+    """The 14B's 40 steps with guidance at 1280*720, 81 frames: by Wan's published 13.2 s a pass of an H100, five times."""
+    config["runs"]["demo"] |= {"model": "big"}
+    options = config["runs"]["demo"]["options"]
+
+    def minutes():
+        (part,) = jobs()["demo.generate.000"].parts
+        return part.minutes
+
+    assert minutes() == pytest.approx(2 * 5 * 80 * 13.2 / 60, rel=0.03)  # of two clips
+    assert [jobs()["demo.generate.000"].runtime(attempt) for attempt in (1, 2)] == [
+        n * math.ceil(20 + minutes()) for n in (1, 2)
+    ]
+    options |= {"size": "832*480"}
+    assert minutes() == pytest.approx(2 * 5 * 80 * 4.1 / 60, rel=0.03)
+    options |= {"steps": 4, "guidance_scale": 1}
+    assert minutes() == pytest.approx(2 * 5 * 4 * 4.1 / 60, rel=0.03)
+
+
+def test_no_job_requests_more_minutes_than_the_config_allows(config, jobs):
+    config["runs"]["demo"] |= {"clips": [{"id": f"c{n}", "video": "a.mp4", "prompt": "p"} for n in range(3000)]}
+    by_name = jobs()
+    assert len(by_name) <= 360 and max(job.runtime(3) for job in by_name.values()) == 24 * 60
+    assert by_name["demo.extract_frames.000"].runtime(1) < 24 * 60
+    config["resources"] = {"max_runtime": 600}
+    assert max(job.runtime(3) for job in jobs().values()) == 600
+    config["resources"] = {"generate": {"runtime": 3000}}
+    assert jobs()["demo.generate.000"].runtime(1) == 3000  # a user's own request is not lowered
+    assert jobs()["demo.decode.000"].runtime(3) == 24 * 60
+
+
+def test_jobs_that_read_weights_or_encode_films_request_four_cores(config, jobs):
+    config["resources"] = {"decode": {"cores": 8}}
+    cores = {name.split(".")[1]: job.cores for name, job in jobs().items()}
+    assert cores == {"extract_frames": 1, "caption_vlm": 4, "encode": 4, "generate": 4, "decode": 8, "concat": 4}
+
+
+def test_caption_jobs_with_given_prompts_take_no_gpu(config, jobs):
     config["runs"]["demo"]["clips"] = [{"video": "a.mp4", "prompt": "p"}]
-    made = jobs()
-    assert (made["demo.caption_vlm.000"].gpu, made["demo.encode.000"].gpu, made["films/a"].gpu) == (0, 1, 0)
+    by_name = jobs()
+    assert (by_name["demo.caption_vlm.000"].gpu, by_name["demo.encode.000"].gpu, by_name["demo.concat.000"].gpu) == (0, 1, 0)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model": "medium"}, "model of run demo is 'medium': declared models are big, small, eye"),
-        ({"model": "eye"}, "model of run demo is eye, of family vlm: name a model of another family"),
+        ({"model": "eye"}, "model of run demo is eye, of family vlm: name a model of another family: dynamicrafter or wan"),
         ({"name": "film.mp4"}, "would be made for .*: use {clip} in the name template"),
         ({"name": "{nonsense}.mp4"}, "name of run demo is '{nonsense}.mp4': it has the field 'nonsense', known are clip"),
         ({"name": "../{clip}.mp4"}, "a name stays inside the run's folder"),
@@ -365,28 +457,28 @@ def test_captions_that_are_all_given_take_no_gpu(config, jobs):
             {"options": {"size": "720*1280"}},
             "clip a of run demo: size 720\\*1280 is not one of this model's: choose 1280\\*704",
         ),
-        ({"options": {"frame_num": 80}}, "option frame_num is 80: it must be 4n\\+1, for example 81"),
+        ({"options": {"frame_num": 80}}, "option num_frames is 80: it must be 4n\\+1, for example 81"),
         ({"options": {"guidance_scale_2": 3}}, "guidance_scale_2 is 3.0 and the 5B has one expert"),
-        ({"options": {"steps": "many"}}, "option steps is 'many': it must be of type integer"),
+        ({"options": {"steps": "many"}}, "option num_inference_steps is 'many': it must be of type integer"),
         ({"captioner": None}, "captioner is None"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_done_is_said_before_anything_runs(config, change, message):
+def test_an_invalid_run_is_refused_when_planned(config, change, message):
     config["runs"]["demo"].update(change)
     with pytest.raises(UsageError, match=message):
         plan.load(config, 1)
 
 
-def test_no_prompt_and_no_captioner_is_refused(config):
+def test_a_clip_without_prompt_and_captioner_is_refused(config):
     del config["runs"]["demo"]["captioner"]
     with pytest.raises(UsageError, match="clip a of run demo has no prompt and the run no captioner"):
         plan.load(config, 1)
 
 
-def test_a_model_needs_the_variant_that_its_family_has_where_no_folder_tells_it(config):
+def test_a_model_without_a_folder_needs_a_valid_variant(config):
     del config["models"]["big"]["variant"]
-    plan.load(config, 1)  # its folder is not here, and no run uses it
+    plan.load(config, 1)  # its folder is missing, and no run uses it
     config["runs"]["demo"]["model"] = "big"
     with pytest.raises(UsageError, match="the weights of model big are not at weights/big: put them there or mend the path"):
         plan.load(config, 1)
@@ -395,7 +487,7 @@ def test_a_model_needs_the_variant_that_its_family_has_where_no_folder_tells_it(
         plan.load(config, 1)
 
 
-def test_an_option_that_the_recipe_does_not_have_is_an_error(config):
+def test_an_option_that_the_recipe_does_not_have_is_refused(config):
     config["runs"]["demo"]["options"] = {"links": 3}
     with pytest.raises(UsageError, match="run demo sets links: recipe v2v and its models have no such option"):
         plan.load(config, 1)
@@ -409,7 +501,7 @@ def test_an_option_that_the_recipe_does_not_have_is_an_error(config):
         ("eye", [{"prompt": "a kite"}], "model of run demo is eye, of family vlm"),
     ],
 )
-def test_text_to_video_takes_prompts_and_a_model_that_needs_no_picture(config, model, clips, message):
+def test_text2video_needs_prompts_and_a_model_without_first_frame(config, model, clips, message):
     config["runs"]["demo"] = {"recipe": "text2video", "clips": clips, "model": model}
     with pytest.raises(UsageError, match=message):
         plan.load(config, 1)
@@ -418,10 +510,9 @@ def test_text_to_video_takes_prompts_and_a_model_that_needs_no_picture(config, m
 OTHER_VALUES = {
     "full_above": 0.5,
     "frame_size": 48,
-    "num_frames": 24,
+    "num_frames": 25,
     "size": "704*1280",
     "link_name": "{link}_{clip}.mp4",
-    "frame_num": 17,
     "guidance_scale_2": None,
     "boundary_ratio": None,
     "lora_2": None,
@@ -430,6 +521,7 @@ OTHER_VALUES = {
     "num_frame_per_block": 4,
     "eta": 0.5,
     "guidance_rescale": 0.5,
+    "sampler": "ddim",
     "loop": None,  # needs variant 512_interp, as last_image does: tests/plan/test_dynamicrafter.py
     "last_image": None,
     "switch_frame_indices": None,  # needs prompts beside it: tests/plan/test_longlive.py
@@ -437,7 +529,7 @@ OTHER_VALUES = {
 
 
 def other_value(option):
-    """A value that is not the option's default; None where the 5b has no use for the option."""
+    """A value that is not the option's default; None if the 5b has no use for the option."""
     if option.name in OTHER_VALUES:
         return OTHER_VALUES[option.name]
     if option.choices:
@@ -447,8 +539,8 @@ def other_value(option):
 
 @pytest.mark.parametrize("place", ["model", "run", "clip", "command line"])
 @pytest.mark.parametrize("name", sorted(all_options()))
-def test_every_option_counts_wherever_it_is_given(config, name, place):
-    """In one place at a time, each option that a config takes changes what the stages are told to do."""
+def test_every_option_changes_the_items_wherever_it_is_set(config, name, place):
+    """Each option of a config, set in one place at a time, changes the manifest lines."""
     option = all_options()[name]
     value = other_value(option)
     if value is None:
@@ -456,31 +548,37 @@ def test_every_option_counts_wherever_it_is_given(config, name, place):
     run = config["runs"]["demo"] | {"clips": [{"video": "a.mp4"}], "options": {"seed": 1}}
     run["recipe"] = "chain" if name in ("links", "prompt_mode", "link_name") else "v2v"
     config["models"]["small"]["options"] = {}
-    if name in {option.name for option in ALL["text2video"].options} - {option.name for option in ALL["wan"].options}:
+    if name in {option.name for option in ALL_FAMILIES["text2video"].options} - {
+        option.name for option in ALL_FAMILIES["wan"].options
+    }:
         config["models"]["small"] = {"family": "text2video", "path": "weights/unet"}
         run |= {"recipe": "text2video", "clips": [{"prompt": "a kite"}]}
         del run["captioner"]
-    of_longlive = {option.name for option in (*ALL["longlive"].options, *RECIPES["longlive"].OPTIONS)}
-    if name in of_longlive - {option.name for option in (*ALL["wan"].options, *ALL["text2video"].options)}:
+    of_longlive = {option.name for option in (*ALL_FAMILIES["longlive"].options, *RECIPES["longlive"].OPTIONS.declared)}
+    if name in of_longlive - {option.name for option in (*ALL_FAMILIES["wan"].options, *ALL_FAMILIES["text2video"].options)}:
         config["models"]["small"] = {"family": "longlive", "path": "weights/long"}
         run |= {"recipe": "longlive", "clips": [{"video": "a.mp4", "prompt": "a kite"}]}
-    of_fresco = {option.name for option in (*ALL["fresco"].options, *RECIPES["fresco"].OPTIONS)} | MOVING
-    if name in of_fresco - {option.name for option in (*ALL["wan"].options, *ALL["text2video"].options)}:
+        run |= {"name": "{clip}_{model_type}.mp4"}  # shows option ema
+    of_fresco = {
+        option.name for option in (*ALL_FAMILIES["fresco"].options, *RECIPES["fresco"].OPTIONS.declared)
+    } | KEYFRAME_OPTIONS
+    if name in of_fresco - {option.name for option in (*ALL_FAMILIES["wan"].options, *ALL_FAMILIES["text2video"].options)}:
         config["models"]["small"] = {"family": "fresco", "path": "weights/sd"}
         run |= {"recipe": "fresco", "clips": [{"video": "a.mp4", "prompt": "a kite"}]}
 
-    families = (ALL[family].options for family in ("wan", "text2video", "longlive", "media"))
-    if name in {option.name for option in ALL["dynamicrafter"].options} - {o.name for options in families for o in options}:
+    families = (ALL_FAMILIES[family].options for family in ("wan", "text2video", "longlive", "media"))
+    if name in {option.name for option in ALL_FAMILIES["dynamicrafter"].options} - {
+        o.name for options in families for o in options
+    }:
         config["models"]["small"] = {"family": "dynamicrafter", "variant": "256", "path": "weights/picture"}
         run |= {"recipe": "dynamicrafter", "clips": [{"image": "a.png", "prompt": "a kite"}]}
 
-    def told():
+    def item_lines():
         config["runs"]["demo"] = run
-        planned = plan.load(config, 1)
-        return [item.line() for job in [*planned.jobs, *planned.films.values()] for item in job.items]
+        return [item.line() for job in plan.load(config, 1).jobs for item in job.items]
 
-    before = told()
-    vlm = name in {option.name for option in ALL["vlm"].options} - {"dtype"}
+    before = item_lines()
+    vlm = name in {option.name for option in ALL_FAMILIES["vlm"].options} - {"dtype"}
     if name == "seed":
         run["options"] = {}
     {
@@ -489,11 +587,11 @@ def test_every_option_counts_wherever_it_is_given(config, name, place):
         "clip": run["clips"][0],
         "command line": config.setdefault("options", {}),
     }[place][name] = value
-    assert told() != before
+    assert item_lines() != before
 
 
 @pytest.mark.parametrize("winner", ["command line", "clip", "run"])
-def test_a_prompt_follows_the_same_order(config, winner):
+def test_prompt_precedence_is_command_line_clip_run(config, winner):
     order = ["command line", "clip", "run"]
     places = {"command line": {}, "clip": {"video": "a.mp4"}, "run": {"seed": 1}}
     config["options"], config["runs"]["demo"]["clips"] = places["command line"], [places["clip"]]
@@ -506,7 +604,7 @@ def test_a_prompt_follows_the_same_order(config, winner):
     assert jobs["demo.encode.000"].items[0].options["prompt"] == ""
 
 
-def test_new_weights_of_a_lora_under_the_same_path_are_a_change(config):
+def test_a_changed_lora_file_makes_the_film_outdated(config):
     config["runs"]["demo"]["clips"] = [{"id": "a", "video": "a.mp4", "prompt": "p"}]
     config["runs"]["demo"]["options"]["lora"] = "style.safetensors"
     sources = {"a.mp4": "video", "style.safetensors": "one"}
@@ -525,18 +623,114 @@ def test_new_weights_of_a_lora_under_the_same_path_are_a_change(config):
         ({"name": "{clip.mp4"}, "name of run demo is '{clip.mp4'"),
         ({"name": "plan.mp4", "clips": [{"video": "a.mp4"}]}, "gives clip a the name 'plan.mp4': a name stays inside"),
         ({"clips": [{"video": "a.mp4", "prompts": ["p", "q"]}]}, "clip a of run demo has 2 prompts: v2v takes one"),
-        ({"options": {"frame_num": 1, "source_first": True}}, "has frame_num 1: a clip that is joined needs 5 or more"),
+        (
+            {"options": {"frame_num": 1, "source_first": True}},
+            "has num_frames 1: a clip that is joined needs more than one frame",
+        ),
         ({"options": {"select": "all"}}, "config.runs.demo.options has the unknown key 'select'"),
     ],
     ids=["size", "braces", "reserved", "prompts", "seam", "recipe's own"],
 )
-def test_what_would_fail_late_is_said_at_once(config, change, message):
+def test_mistakes_that_would_fail_late_are_refused_when_planned(config, change, message):
     config["runs"]["demo"].update(change)
     with pytest.raises(UsageError, match=message):
         plan.load(config, 1)
 
 
-def test_the_resolved_config_states_the_seed_that_is_used(config):
+def test_the_resolved_config_states_the_given_seed(config):
     planned = plan.load(config, 1)
     planned.write()
     assert yaml.safe_load(Path("results/demo/config.yaml").read_text())["runs"]["demo"]["options"]["seed"] == 7
+
+
+def test_runs_that_read_the_results_of_each_other_are_refused(config):
+    demo = config["runs"]["demo"]
+    config["runs"]["demo"] = {**demo, "clips": [{"video": "results/other/a.mp4", "prompt": "p"}]}
+    config["runs"]["other"] = {**demo, "clips": [{"video": "results/demo/a.mp4", "prompt": "p"}]}
+    with pytest.raises(UsageError, match="the runs demo and other read each other's results: let one of them read other"):
+        plan.load(config, 1)
+
+
+@pytest.fixture
+def fresh_schemas():
+    """Clear the cached schemas before and after a test that changes the declarations."""
+    cached = (
+        schema.declarations,
+        schema.all_options,
+        schema.clip_schema,
+        schema.config_schema,
+        schema._validator,
+        schema._options_by_alias,
+    )
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+def test_a_neutral_option_added_later_keeps_the_fingerprints(config, monkeypatch, request):
+    before = fingerprints(config)
+    request.getfixturevalue("fresh_schemas")
+    wan = ALL_FAMILIES["wan"]
+
+    class WithCache(wan.stages["generate"].options):
+        step_cache: str = option("none", "Skip steps whose result hardly changes", neutral="none")
+
+    generate = replace(wan.stages["generate"], options=WithCache)
+    monkeypatch.setitem(ALL_FAMILIES, "wan", replace(wan, stages={**wan.stages, "generate": generate}))
+    assert fingerprints(config) == before
+    config["runs"]["demo"]["options"]["step_cache"] = "fast"
+    after = fingerprints(config)
+    changed = {name.split(".")[1] for name in before if before[name] != after[name]}
+    assert changed == {"generate", "decode", "concat"}
+
+
+CHAIN = {"recipe": "chain", "model": "big", "captioner": "eye", "options": {"seed": 7, "links": 2}}
+
+
+def test_a_chain_is_one_job_per_shard_and_one_for_its_films(config):
+    """The captions of one clip and the given prompts of another do not change the order of the steps."""
+    clips = [{"video": "a.mp4", "prompt": "p"}, {"video": "b.mp4", "links": 3}]
+    config["runs"]["demo"] = {**CHAIN, "clips": clips}
+    planned = plan.load(config, 1)
+    job, films = planned.jobs
+    assert [part.step for part in job.parts] == [
+        "extract_frames",
+        *(f"{stage}.link{link:02d}" for link in (1, 2, 3) for stage in ("caption_vlm", "encode", "generate", "decode")),
+    ]
+    assert [len(part.items) for part in job.parts] == [2] * 5 + [1, 2, 2, 2] + [1] * 4
+    assert job.gpu == 1 and job.image == "encode" and job.extra == "diffusion"
+    assert job.command(1).startswith("fused --manifest results/demo/steps/manifests/demo.fused.000.jsonl ")
+    assert films.needs == {"demo.fused.000"} and films.outputs == ["results/demo/a.mp4", "results/demo/b.mp4"]
+
+
+def test_fuse_false_gives_a_job_per_stage_of_each_link_with_the_same_items(config):
+    config["runs"]["demo"] = {**CHAIN, "clips": [{"video": "a.mp4"}]}
+    fused = plan.load(config, 1)
+    config["runs"]["demo"]["fuse"] = False
+    plain = plan.load(config, 1)
+    assert [job.name for job in plain.jobs] == [f"demo.{part.step}.000" for part in plain.parts]
+    assert [part.items for part in plain.parts] == [part.items for part in fused.parts]
+    assert not any(job.is_fused for job in plain.jobs)
+
+
+def test_fuse_true_joins_the_steps_of_another_recipe_up_to_decode(config):
+    config["runs"]["demo"]["fuse"] = True
+    job, _ = plan.load(config, 1).jobs
+    assert [part.step for part in job.parts] == ["extract_frames", "caption_vlm", "encode", "generate", "decode"]
+    lines = [json.loads(line) for line in job.manifest_text.splitlines()]
+    assert [line["step"] for line in lines] == [part.step for part in job.parts for _ in part.items]
+
+
+def test_a_stage_of_a_fused_run_is_made_by_the_fused_job(config):
+    config["runs"]["demo"]["fuse"] = True
+    planned = plan.load(config, 1)
+    job, _ = planned.jobs
+    assert planned.targets["demo.generate"] == planned.targets["demo.encode"] == [job.mark]
+
+
+def test_extras_that_a_fused_job_joins_include_one_another():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for inner, outer in pairwise(NESTED_EXTRAS):
+        assert f"kinemake[{inner}]" in extras[outer]

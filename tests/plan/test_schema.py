@@ -1,4 +1,4 @@
-"""The schema says one sentence per mistake, and takes every config of the project."""
+"""The schema reports each mistake in one sentence, and accepts every config of the project."""
 
 import math
 from pathlib import Path
@@ -10,6 +10,12 @@ from stages.plan import schema
 from stages.runtime.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
+
+
+def set_value(config, keys, value):
+    for key in keys[:-1]:
+        config = config[key]
+    config[keys[-1]] = value
 
 
 @pytest.mark.parametrize(
@@ -39,11 +45,8 @@ ROOT = Path(__file__).parents[2]
     ],
     ids=lambda value: ".".join(value) if isinstance(value, list) else "",
 )
-def test_one_sentence_names_the_key_and_the_remedy(config, keys, value, message):
-    place = config
-    for key in keys[:-1]:
-        place = place[key]
-    place[keys[-1]] = value
+def test_check_names_the_key_and_the_remedy_in_one_sentence(config, keys, value, message):
+    set_value(config, keys, value)
     with pytest.raises(UsageError) as caught:
         schema.check(config, "config", "config")
     assert message in str(caught.value)
@@ -91,29 +94,35 @@ def test_one_sentence_names_the_key_and_the_remedy(config, keys, value, message)
     ],
     ids=lambda value: ".".join(value) if isinstance(value, list) else "",
 )
-def test_an_error_states_the_rule(config, keys, value, message):
-    place = config
-    for key in keys[:-1]:
-        place = place[key]
-    place[keys[-1]] = value
+def test_check_states_the_rule_for_an_invalid_value(config, keys, value, message):
+    set_value(config, keys, value)
     with pytest.raises(UsageError) as caught:
         schema.check(config, "config", "config")
     assert message in str(caught.value) and len(str(caught.value)) < 500
 
 
-def test_blank_cells_of_numbers_are_absent_and_blank_texts_are_texts():
+def test_blank_cells_are_left_out_except_for_text_options():
     assert schema.is_left_out("steps", " ") and schema.is_left_out("save_gif", "")
     assert not schema.is_left_out("negative_prompt", "") and not schema.is_left_out("steps", "3")
 
 
-def test_a_clip_without_an_id_is_told_what_that_is():
-    with pytest.raises(UsageError, match="clip 1 lacks the key id: Name of the clip"):
+def test_check_describes_the_missing_id_of_a_clip():
+    with pytest.raises(UsageError, match="clip 1 lacks the key id: add it: name of the clip"):
         schema.check({"video": "a.mp4"}, "clip", "clip 1")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_config_of_the_project_is_valid(path):
-    """An example lies over the project's config, as --configfile does it."""
+def test_check_accepts_every_config_of_the_project(path):
+    """An example is merged over the project's config, as --configfile does."""
     base = yaml.safe_load((ROOT / "config.yaml").read_text())
     schema.check(base, "config", "config.yaml")
     schema.check({**base, **yaml.safe_load(path.read_text())}, "config", path.name)
+
+
+def test_unknown_keys_of_several_tables_are_named_at_once(config):
+    run = config["runs"]["demo"]
+    run |= {"captoner": "eye", "options": {**run["options"], "stepz": 3}}
+    with pytest.raises(UsageError) as raised:
+        schema.check(config, "config", "config")
+    assert "config.runs.demo has the unknown key 'captoner' (did you mean captioner?)" in raised.value.reason
+    assert "config.runs.demo.options has the unknown key 'stepz'" in raised.value.reason

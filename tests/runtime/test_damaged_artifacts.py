@@ -1,4 +1,4 @@
-"""Artifacts that anything may have happened to: each is read as it is, or refused in one sentence."""
+"""Damaged artifacts: each is read as it is, or refused in one sentence."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from stages.runtime.kinds import KINDS
 from tests.records import fields
 
 STRANGE = [None, True, -1, 0.5, 10**30, "", "text", [], {}, [[]], {"a": 1}, ["text"], float("nan"), "\ud83d"]
-PROVENANCE = [{"key": "k", "stage": "generate"}]
+PROVENANCE = [{"key": "k", "stage": "generate", "program": {"kinemake": "1"}}]
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def frames(tmp_path):
     return path
 
 
-def use(path):
-    """Do with an artifact what the item loop does; the complaint where it is refused, the artifact where it is not."""
+def read_artifact(path):
+    """Read an artifact as the item loop does. Returns it, or the error message if it is refused."""
     try:
         artifact = artifacts.read(path, KINDS)
         assert artifact.failure is None or str(artifact.failure)
@@ -54,7 +54,7 @@ def use(path):
 
 
 def variants(value, place=()):
-    """A value with one part of it replaced by something strange, or removed: pairs of that part's place and the whole."""
+    """Copies of a value with one part replaced by something strange, or removed: pairs (path of the part, copy)."""
     for strange in STRANGE:
         yield place, strange
     if isinstance(value, dict | list):
@@ -73,25 +73,25 @@ def write_header(path, header, data):
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
-def split(path):
+def split_header(path):
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
-def test_an_index_with_any_part_of_it_changed(frames):
+def test_an_index_with_any_value_changed_is_read_or_refused(frames):
     head = json.loads(frames.read_text())
     accepted = set()
     for place, changed in variants(head):
         frames.write_text(json.dumps(changed))
-        if not isinstance(use(frames), str):
+        if not isinstance(read_artifact(frames), str):
             accepted.add(".".join(map(str, place)))
-    free = ("kinemake.version", "fields.select", "fields.source", "provenance", "fields.frames", "members")
+    free = ("kinemake.version", "fields.select", "fields.source", "provenance", "programs", "fields.frames", "members")
     assert all(place.startswith(free) for place in accepted), accepted
 
 
-def test_a_header_with_any_part_of_it_changed(latents):
-    header, data = split(latents)
+def test_a_header_with_any_value_changed_is_read_or_refused(latents):
+    header, data = split_header(latents)
     texts = {"fields": fields("latents"), "provenance": PROVENANCE}
     accepted = set()
     for place, changed in variants({**header, "__metadata__": {**header["__metadata__"], **texts}}):
@@ -102,85 +102,90 @@ def test_a_header_with_any_part_of_it_changed(latents):
         except (TypeError, KeyError):
             pass  # as it is
         write_header(latents, changed, data)
-        if not isinstance(use(latents), str):
+        if not isinstance(read_artifact(latents), str):
             accepted.add(".".join(map(str, place)))
     texts = ("model", "family", "variant", "weights", "prompt", "raw", "seed")
-    free = (*(f"__metadata__.fields.{name}" for name in texts), "__metadata__.provenance", "__metadata__.format")
+    free = (
+        *(f"__metadata__.fields.{name}" for name in texts),
+        "__metadata__.provenance",
+        "__metadata__.programs",
+        "__metadata__.format",
+    )
     assert all(place.startswith(free) for place in accepted), accepted
 
 
-def test_flipped_and_missing_bytes(latents, frames):
-    chance = random.Random(0)
+def test_an_artifact_with_flipped_or_missing_bytes_is_read_or_refused(latents, frames):
+    rng = random.Random(0)
     for path in (latents, frames):
         content = path.read_bytes()
         for number in range(200):
             damaged = bytearray(content)
             for _ in range(1 + number % 3):
-                damaged[chance.randrange(min(len(damaged), 900))] ^= 1 << chance.randrange(8)
-            path.write_bytes(damaged[: chance.randrange(len(damaged))] if number % 4 == 0 else damaged)
-            use(path)
+                damaged[rng.randrange(min(len(damaged), 900))] ^= 1 << rng.randrange(8)
+            path.write_bytes(damaged[: rng.randrange(len(damaged))] if number % 4 == 0 else damaged)
+            read_artifact(path)
 
 
 @pytest.mark.parametrize("depth", [2000, 200_000])
 @pytest.mark.parametrize("key", ["fields", "provenance", "members"])
-def test_what_is_nested_deep(frames, latents, key, depth):
+def test_a_deeply_nested_value_of_an_artifact_is_refused(frames, latents, key, depth):
     deep = "[" * depth + "]" * depth
     head = json.loads(frames.read_text())
     frames.write_text(json.dumps({**head, key: "DEEP"}).replace('"DEEP"', deep))
-    assert "nested too deep" in use(frames)
-    header, data = split(latents)
+    assert "nested too deep" in read_artifact(frames)
+    header, data = split_header(latents)
     header["__metadata__"][key] = deep
     write_header(latents, header, data)
-    assert key == "members" or "is not a whole Kinemake file" in use(latents)
+    assert key == "members" or "is not a whole Kinemake file" in read_artifact(latents)
 
 
-def test_a_header_that_is_nested_deep(latents):
+def test_a_deeply_nested_header_is_refused(latents):
     text = b'{"latents": ' + b"[" * 100_000
     latents.write_bytes(struct.pack("<Q", len(text)) + text)
-    assert "nested too deep" in use(latents)
+    assert "nested too deep" in read_artifact(latents)
 
 
 @pytest.mark.parametrize("changed", [{"reason": 1}, {"stage": None}, {"more": "text"}, {"item": ["a"]}])
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
-def test_a_failure_with_other_fields(tmp_path, suffix, changed):
+def test_a_failure_with_invalid_fields_is_refused(tmp_path, suffix, changed):
     path = tmp_path / f"a{suffix}"
     artifacts.write_failure(path, Failure("encode", "a", "it is broken"))
     if suffix == ".json":
         head = json.loads(path.read_text())
         path.write_text(json.dumps({**head, "fields": {**head["fields"], **changed}}))
     else:
-        header, data = split(path)
+        header, data = split_header(path)
         header["__metadata__"]["fields"] = json.dumps({"stage": "encode", "item": "a", "reason": "b", **changed})
         write_header(path, header, data)
-    assert "is not a whole Kinemake file" in use(path)
+    assert "is not a whole Kinemake file" in read_artifact(path)
     assert artifacts.read_failure(path) is None
 
 
 @pytest.mark.parametrize("suffix", ["/../../etc.png", "/a/b.png", ".png/../x.png", "../x.png", "/x.png\n"])
-def test_a_member_is_beside_its_index(frames, suffix):
+def test_a_member_outside_the_folder_of_its_index_is_refused(frames, suffix):
     head = json.loads(frames.read_text())
     (facts,) = head["members"].values()
     frames.write_text(json.dumps({**head, "members": {suffix: facts}}))
-    assert "is not a whole Kinemake file" in use(frames)
+    assert "is not a whole Kinemake file" in read_artifact(frames)
 
 
-def test_a_member_that_was_changed_is_told(frames):
+def test_a_changed_member_is_reported(frames):
     (frames.parent / "frames" / "000000.png").write_bytes(b"gnp")
-    assert "000000.png, a member of" in use(frames) and "was changed after it was written" in use(frames)
+    assert "000000.png, a member of" in read_artifact(frames) and "was changed after it was written" in read_artifact(frames)
 
 
-def put_instead(path, what):
+def replace_with(path, kind):
     path.unlink(missing_ok=True)
-    if what == "a fifo":
+    if kind == "a fifo":
         os.mkfifo(path)
-    elif what == "a folder":
+    elif kind == "a folder":
         path.mkdir()
     else:
-        path.symlink_to({"a device": "/dev/zero", "a dangling link": "nowhere"}[what])
+        path.symlink_to({"a device": "/dev/zero", "a dangling link": "nowhere"}[kind])
 
 
-@pytest.mark.parametrize("what", ["a fifo", "a folder", "a device", "a dangling link"])
-def test_what_is_no_plain_file_is_not_read(latents, frames, tmp_path, what):
+@pytest.mark.parametrize("kind", ["a fifo", "a folder", "a device", "a dangling link"])
+def test_an_artifact_that_is_no_regular_file_is_not_read(latents, frames, tmp_path, kind):
     (tmp_path / "film.mp4").write_bytes(b"mp4")
     artifacts.write_index(tmp_path / "film.json", "film", fields("film"), [".mp4"])
     for place, refused in {
@@ -189,38 +194,38 @@ def test_what_is_no_plain_file_is_not_read(latents, frames, tmp_path, what):
         tmp_path / "film.json": tmp_path / "film.mp4",
         frames: frames,
     }.items():
-        put_instead(place, what)
-        assert isinstance(use(refused), str)
+        replace_with(place, kind)
+        assert isinstance(read_artifact(refused), str)
         assert artifacts.read_failure(place) is None
 
 
-def test_an_index_of_absurd_size_is_not_read(frames):
+def test_a_huge_index_is_not_read(frames):
     os.truncate(frames, 2**40)
-    assert "it has more than" in use(frames)
+    assert "it has more than" in read_artifact(frames)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
-def test_a_failure_takes_the_place_of_a_link_and_of_a_fifo(tmp_path, suffix):
-    """Whoever may write into the folder may plant one, under the output's name or any that can be guessed."""
+def test_write_failure_replaces_a_link_and_a_fifo(tmp_path, suffix):
+    """Anyone who may write to the folder may plant one, under the output's name or any name that can be guessed."""
     precious, output = tmp_path / "precious", tmp_path / f"a{suffix}"
     precious.write_text("precious")
     for name in (f".a{suffix}.failed", f"a{suffix}.tmp", f".a{suffix}.{os.getpid()}", f"a{suffix}"):
         (tmp_path / name).symlink_to(precious)
     artifacts.write_failure(output, Failure("encode", "a", "it is broken"))
     assert precious.read_text() == "precious" and artifacts.read_failure(output).reason == "it is broken"
-    put_instead(output, "a fifo")
+    replace_with(output, "a fifo")
     artifacts.write_failure(output, Failure("encode", "a", "it is broken"))
     assert artifacts.read_failure(output).reason == "it is broken"
 
 
-def test_a_kind_in_the_form_of_another(latents, frames):
+def test_an_index_that_claims_a_tensor_kind_is_refused(latents, frames):
     head = json.loads(frames.read_text())
     frames.write_text(json.dumps({**head, "kinemake.kind": "latents", "fields": fields("latents"), "members": {}}))
-    assert "holds 'latents'" in use(frames)
+    assert "holds 'latents'" in read_artifact(frames)
 
 
 @pytest.mark.parametrize("place", ["kinemake.version", "fields.width", "fields.num_frames", "members", "provenance"])
-def test_a_stage_says_so_in_one_sentence(tmp_path, place):
+def test_a_stage_reports_a_damaged_artifact_in_one_sentence(tmp_path, place):
     path = tmp_path / "clip.json"
     (tmp_path / "clip.mp4").write_bytes(b"mp4")
     artifacts.write_index(path, "clip", fields("clip"), [".mp4"])

@@ -1,4 +1,4 @@
-"""Items: lines of a manifest and command lines, and outputs that would take the place of what is read."""
+"""Items from manifest lines and command lines, and outputs that would overwrite an input."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.commands import stage
 EXTRACT, CONCAT = STAGES["extract_frames"], STAGES["concat"]
 
 
-def test_a_line_may_have_nulls_and_start_from_the_home_folder(tmp_path):
+def test_a_manifest_line_may_have_nulls_and_paths_from_the_home_folder(tmp_path):
     (tmp_path / "m.jsonl").write_bytes(
         b'\xef\xbb\xbf{"video": "~/a.mp4", "output": "~/x.json", "id": null, "fps": null}\r\n\r\n'
     )
@@ -41,44 +41,44 @@ def test_a_line_may_have_nulls_and_start_from_the_home_folder(tmp_path):
     ],
     ids=lambda value: value[:40],
 )
-def test_a_line_that_is_no_item_is_one_sentence(tmp_path, line, message):
+def test_a_manifest_line_that_is_no_item_is_one_sentence(tmp_path, line, message):
     (tmp_path / "m.jsonl").write_text(line)
-    said = stage("extract_frames", "--manifest", tmp_path / "m.jsonl", fails=2)
-    assert re.search(message, said) and len(said.splitlines()) == 1
+    stderr = stage("extract_frames", "--manifest", tmp_path / "m.jsonl", fails=2)
+    assert re.search(message, stderr) and len(stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("way", ["itself", "another spelling", "a link", "a hard link"])
-def test_an_output_that_is_an_input_is_refused(tmp_path, monkeypatch, way):
+@pytest.mark.parametrize("kind", ["itself", "another spelling", "a link", "a hard link"])
+def test_an_output_that_is_an_input_is_refused(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "clip.json").write_text("{}")
-    output = {"itself": "clip.json", "another spelling": "folder/../clip.json"}.get(way, "other.json")
-    if way == "a link":
+    output = {"itself": "clip.json", "another spelling": "folder/../clip.json"}.get(kind, "other.json")
+    if kind == "a link":
         os.symlink("clip.json", "other.json")
-    if way == "a hard link":
+    if kind == "a hard link":
         os.link("clip.json", "other.json")
     with pytest.raises(UsageError, match=f"output {output} would overwrite clip.json, which is read: choose another output"):
         item_of_row({"video": "clip.json", "output": output}, EXTRACT, "the command line")
 
 
 @pytest.mark.parametrize(
-    ("row", "read"),
+    ("row", "overwritten"),
     [
         ({"clips": ["a.json"], "source": "film.mp4", "output": "film.mp4"}, "film.mp4"),
         ({"clips": ["b.json", "film.json"], "output": "film.mp4"}, "film.json"),  # where the film's own description comes
     ],
 )
-def test_a_film_takes_the_place_of_nothing_that_it_is_made_of(row, read):
-    with pytest.raises(UsageError, match=f"output film.mp4 would overwrite {read}"):
+def test_a_film_does_not_overwrite_its_inputs(row, overwritten):
+    with pytest.raises(UsageError, match=f"output film.mp4 would overwrite {overwritten}"):
         item_of_row(row, CONCAT, "the command line")
 
 
-def test_by_hand_the_source_survives(tmp_path, own_cache):
+def test_concat_by_hand_does_not_overwrite_its_source(tmp_path, own_cache):
     video = zoo.plain(tmp_path, "a.mp4", frames=5, size=(64, 48))
     before = video.read_bytes()
     (tmp_path / "clip.json").write_text("{}")
-    said = stage("concat", tmp_path / "clip.json", "--source", video, "--output", video, fails=2)
-    assert "would overwrite" in said and video.read_bytes() == before
+    stderr = stage("concat", tmp_path / "clip.json", "--source", video, "--output", video, fails=2)
+    assert "would overwrite" in stderr and video.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -93,15 +93,15 @@ def test_by_hand_the_source_survives(tmp_path, own_cache):
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )
-def test_names_and_numbers_that_cannot_be_are_one_sentence(tmp_path, monkeypatch, arguments, message):
+def test_invalid_paths_and_numbers_are_one_sentence(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.json").mkdir()
-    said = stage("extract_frames", *arguments, fails=2)
-    assert re.search(message, said) and len(said.splitlines()) == 1
+    stderr = stage("extract_frames", *arguments, fails=2)
+    assert re.search(message, stderr) and len(stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("value", ["nan", "1e999", "-inf"])
-def test_a_command_line_takes_no_number_that_is_none(tmp_path, value):
+def test_a_command_line_refuses_nan_and_infinity(tmp_path, value):
     encoded = tmp_path / "a.safetensors"
     encoded.write_bytes(b"")
     model = tmp_path / "model"
@@ -112,17 +112,17 @@ def test_a_command_line_takes_no_number_that_is_none(tmp_path, value):
 
 
 @pytest.mark.parametrize("place", ["a file", "a dangling link", "below a file"])
-def test_a_store_that_cannot_be_written_is_said_before_any_work(tmp_path, place):
+def test_an_unwritable_store_is_reported_before_any_work(tmp_path, place):
     (tmp_path / "file").write_text("mine")
     os.symlink("nowhere", tmp_path / "link")
     store = tmp_path / {"a file": "file", "a dangling link": "link", "below a file": "file/store"}[place]
-    said = stage("extract_frames", "none.mp4", "--output", tmp_path / "x.json", "--store", store, fails=1)
-    assert f"the store {store} cannot be written" in said and len(said.splitlines()) == 1
+    stderr = stage("extract_frames", "none.mp4", "--output", tmp_path / "x.json", "--store", store, fails=1)
+    assert f"the store {store} cannot be written" in stderr and len(stderr.splitlines()) == 1
     assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "nowhere").exists()
 
 
 def test_paths_of_a_command_line_may_start_from_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    said = stage("extract_frames", "~/none.mp4", "--output", "~/x.json", "--store=~/store", fails=1)
-    assert f"{tmp_path}/none.mp4 does not exist" in said
+    stderr = stage("extract_frames", "~/none.mp4", "--output", "~/x.json", "--store=~/store", fails=1)
+    assert f"{tmp_path}/none.mp4 does not exist" in stderr
     assert (tmp_path / "store").is_dir()

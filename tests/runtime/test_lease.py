@@ -1,4 +1,4 @@
-"""A device belongs to one process at a time, and is free the moment that process is dead."""
+"""A device belongs to one process at a time, and is free as soon as that process is dead."""
 
 import fcntl
 import json
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -20,7 +21,7 @@ from stages.runtime.errors import JobError
 
 ROOT = Path(__file__).parents[2]
 
-# Takes a device, checks that its last user is gone, works a moment. A killed user leaves its pid behind, but is dead.
+# Leases a device, checks that its last user is gone, works a moment. A killed user leaves its pid behind, but is dead.
 USER = """
 import os, sys, time
 from pathlib import Path
@@ -48,7 +49,7 @@ for device in os.environ["CUDA_VISIBLE_DEVICES"].split(","):
 
 @pytest.fixture
 def pool(tmp_path, monkeypatch):
-    """Four pretended devices with a lock folder of their own."""
+    """Four simulated devices with a lock folder of their own."""
     monkeypatch.setenv("KINEMAKE_GPUS", "4")
     monkeypatch.setenv("KINEMAKE_GPU_LOCKS", str(tmp_path / "locks"))
     for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID"):
@@ -57,59 +58,59 @@ def pool(tmp_path, monkeypatch):
     locks.release()
 
 
-def test_200_leases_under_kill_9_never_overlap(pool):
-    used = pool / "used"
-    used.mkdir()
+def test_200_leases_of_killed_processes_never_overlap(pool):
+    device_folder = pool / "used"
+    device_folder.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    chance = random.Random(0)
+    rng = random.Random(0)
     running, started, killed = [], 0, 0
     while started < 200 or running:
         while started < 200 and len(running) < 12:
             count = "2" if started % 10 == 0 else "1"
-            running.append(subprocess.Popen([sys.executable, "-c", USER, str(used), count], env=environment))
+            running.append(subprocess.Popen([sys.executable, "-c", USER, str(device_folder), count], env=environment))
             started += 1
-        if chance.random() < 0.05 and killed < 25:
-            chance.choice(running).send_signal(signal.SIGKILL)
+        if rng.random() < 0.05 and killed < 25:
+            rng.choice(running).send_signal(signal.SIGKILL)
             killed += 1
         time.sleep(0.005)
         running = [process for process in running if process.poll() is None]
-    names = [path.name for path in used.iterdir()]
+    names = [path.name for path in device_folder.iterdir()]
     assert not [name for name in names if name.startswith("overlap")]
     assert 200 - killed <= sum(name.startswith("done") for name in names) <= 200
     assert {"0", "1", "2", "3"} <= set(names)
 
 
-def test_the_lease_is_what_the_process_sees(pool):
-    taken = lease.lease(2)
-    assert len(set(taken)) == 2
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(taken)
+def test_lease_sets_the_visible_devices(pool):
+    leased = lease.lease(2)
+    assert len(set(leased)) == 2 and lease.share_of_devices() == 2 / 4
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(leased)
     os.environ.pop("CUDA_VISIBLE_DEVICES")
 
 
-def test_a_busy_pool_is_waited_for_and_then_refused(pool, monkeypatch):
+def test_lease_waits_for_a_busy_device_and_then_fails(pool, monkeypatch):
     lease.lease(4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with pytest.raises(JobError, match="no GPU came free within 0.1 s"):
         lease.lease(1, timeout=0.1)
 
 
-def test_more_than_there_are_is_refused_at_once(pool):
+def test_lease_refuses_more_devices_than_there_are_at_once(pool):
     with pytest.raises(JobError, match="5 GPUs are wanted and 4 are visible"):
         lease.lease(5)
 
 
-def test_under_slurm_the_assigned_device_is_taken_as_it_is(pool, monkeypatch):
+def test_lease_takes_the_device_that_slurm_assigned(pool, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-3")
-    assert lease.lease(1) == ["GPU-3"]
+    assert lease.lease(1) == ["GPU-3"] and lease.share_of_devices() == 1
     assert not (pool / "locks").exists()
 
 
 @pytest.fixture
 def driver(pool, monkeypatch):
-    """Lets nvidia-smi list devices, as `nvidia-smi -L` does."""
+    """A function that installs an nvidia-smi which prints the given lines, like `nvidia-smi -L`."""
 
-    def lists(*lines):
+    def list_devices(*lines):
         program = pool / "nvidia-smi"
         program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
         program.chmod(0o755)
@@ -117,18 +118,18 @@ def driver(pool, monkeypatch):
         monkeypatch.delenv("KINEMAKE_GPUS")
 
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
-    yield lists
+    yield list_devices
     assert os.environ.pop("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"  # CUDA has to count as the driver does
 
 
-def test_a_card_has_one_name_whatever_it_is_called(driver, monkeypatch):
+def test_a_device_by_number_and_by_uuid_is_the_same_device(driver, monkeypatch):
     driver("GPU 0: NVIDIA H200 (UUID: GPU-aaaa)", "GPU 1: NVIDIA H200 (UUID: GPU-bbbb)")
     assert lease.visible_devices() == ["GPU-aaaa", "GPU-bbbb"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert lease.visible_devices() == ["GPU-bbbb"]
 
 
-def test_a_card_may_be_named_by_the_beginning_of_its_uuid_and_only_once(driver, monkeypatch):
+def test_a_device_may_be_named_once_by_a_prefix_of_its_uuid(driver, monkeypatch):
     driver("GPU 0: NVIDIA H200 (UUID: GPU-aaaa)", "GPU 1: NVIDIA H200 (UUID: GPU-bbbb)")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b")
     assert lease.visible_devices() == ["GPU-bbbb"]
@@ -140,7 +141,7 @@ def test_a_card_may_be_named_by_the_beginning_of_its_uuid_and_only_once(driver, 
         lease.visible_devices()
 
 
-def test_a_card_in_slices_is_its_slices(driver, monkeypatch):
+def test_a_gpu_with_mig_slices_is_listed_as_its_slices(driver, monkeypatch):
     slices = [f"  MIG 3g.71gb     Device  {n}: (UUID: MIG-{n})" for n in range(2)]
     driver("GPU 0: NVIDIA H200 (UUID: GPU-aaaa)", *slices, "GPU 1: NVIDIA H200 (UUID: GPU-bbbb)")
     assert lease.visible_devices() == ["MIG-0", "MIG-1", "GPU-bbbb"]
@@ -150,13 +151,13 @@ def test_a_card_in_slices_is_its_slices(driver, monkeypatch):
     assert lease.visible_devices() == ["MIG-1"]
 
 
-def test_no_device_means_the_cpu(pool, monkeypatch):
+def test_lease_without_visible_devices_is_empty(pool, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert lease.lease(1) == []
 
 
-def holds_two(user, channel):
-    """A process of a user that leases two devices, tells them, and holds them until it is told to end."""
+def hold_two_devices(user, channel):
+    """Lease two devices as a user, send them, and hold them until a message arrives."""
     if user:
         os.setgroups([])
         os.setgid(user)
@@ -167,26 +168,26 @@ def holds_two(user, channel):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 @pytest.mark.parametrize("users", [(0, 65534), (65534, 0)], ids=["root first", "root second"])
-def test_two_users_of_a_machine_share_its_devices(pool, monkeypatch, users):
-    """Whoever of them made the lock folder and its files."""
-    processes = multiprocessing.get_context("fork")
+def test_two_users_lease_different_devices_of_a_machine(pool, monkeypatch, users):
+    """It does not matter which of them created the lock folder and its files."""
+    context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o1777)
         monkeypatch.setenv("KINEMAKE_GPU_LOCKS", f"{folder}/locks")
-        taken, channels = [], []
+        leased, channels = [], []
         for user in users:
-            ours, theirs = processes.Pipe()
-            processes.Process(target=holds_two, args=(user, theirs), daemon=True).start()
+            ours, theirs = context.Pipe()
+            context.Process(target=hold_two_devices, args=(user, theirs), daemon=True).start()
             assert ours.poll(30), "nothing was leased"
-            taken += ours.recv()
+            leased += ours.recv()
             channels.append(ours)
-        assert sorted(taken) == ["0", "1", "2", "3"]
+        assert sorted(leased) == ["0", "1", "2", "3"]
         for channel in channels:
             channel.send("end")
 
 
-def test_waiting_is_told_with_what_is_waited_for_and_who_has_it(pool, monkeypatch, capsys):
-    monkeypatch.setattr(lease, "FIRST_WORD", 0.1)
+def test_a_waiting_lease_logs_the_devices_and_their_holders(pool, monkeypatch, capsys):
+    monkeypatch.setattr(lease, "FIRST_MESSAGE", 0.1)
     lease.lease(3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with pytest.raises(JobError):
@@ -194,12 +195,12 @@ def test_waiting_is_told_with_what_is_waited_for_and_who_has_it(pool, monkeypatc
     (line,) = [line for line in capsys.readouterr().err.splitlines() if '"waiting"' in line]  # once, not at every look
     devices = json.loads(line)["devices"]
     assert sorted(devices) == ["0", "1", "2", "3"]
-    assert sorted(said.startswith(f"process {os.getpid()} of ") for said in devices.values()) == [False, True, True, True]
+    assert sorted(who.startswith(f"process {os.getpid()} of ") for who in devices.values()) == [False, True, True, True]
     assert "nobody" in devices.values()
 
 
-def test_a_forked_child_does_not_keep_the_device_of_its_parent(pool, monkeypatch):
-    """As the workers of a data loader do, which may outlive a killed training."""
+def test_a_forked_child_does_not_keep_the_lease_of_its_parent(pool, monkeypatch):
+    """The workers of a data loader are such children; they may outlive a killed training."""
     ours, theirs = os.pipe()
     parent = os.fork()
     if not parent:
@@ -221,8 +222,8 @@ def test_a_forked_child_does_not_keep_the_device_of_its_parent(pool, monkeypatch
         os.close(theirs)
 
 
-def test_nobody_is_kept_out_by_a_lock_that_is_no_device(pool):
-    """An earlier version's lock on the whole pool, held by some other process."""
+def test_lease_ignores_locks_that_belong_to_no_device(pool):
+    """For example the lock of an earlier version on the whole pool, held by another process."""
     (pool / "locks").mkdir()
     with open(pool / "locks" / "pool.lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -240,7 +241,7 @@ def test_nobody_is_kept_out_by_a_lock_that_is_no_device(pool):
     ],
     ids=["link", "hard link", "dangling link", "folder", "pipe"],
 )
-def test_what_is_planted_in_the_place_of_a_lock_is_refused_and_nothing_is_written(pool, monkeypatch, plant):
+def test_a_planted_lock_is_refused_and_not_written(pool, monkeypatch, plant):
     monkeypatch.setenv("KINEMAKE_GPUS", "1")
     victim = pool / "victim"
     victim.write_text("precious")
@@ -259,11 +260,11 @@ def test_a_lock_is_never_written(pool):
     assert (pool / "locks" / "gpu-0.lock").read_text() == "whatever this is"
 
 
-@pytest.mark.parametrize("place", ["file", "dangling link", "file above"])
-def test_a_lock_folder_that_cannot_be_one_is_told(pool, monkeypatch, place):
+@pytest.mark.parametrize("kind", ["file", "dangling link", "file above"])
+def test_an_unusable_lock_folder_is_reported(pool, monkeypatch, kind):
     folder = pool / "taken"
-    folder.symlink_to(pool / "nowhere") if place == "dangling link" else folder.write_text("")
-    monkeypatch.setenv("KINEMAKE_GPU_LOCKS", str(folder / "below" if place == "file above" else folder))
+    folder.symlink_to(pool / "nowhere") if kind == "dangling link" else folder.write_text("")
+    monkeypatch.setenv("KINEMAKE_GPU_LOCKS", str(folder / "below" if kind == "file above" else folder))
     with pytest.raises(JobError, match="the folder of GPU locks .* cannot be used .*: set KINEMAKE_GPU_LOCKS"):
         lease.lease(1)
 
@@ -286,12 +287,23 @@ def test_a_lock_folder_that_cannot_be_one_is_told(pool, monkeypatch, place):
         ("KINEMAKE_GPUS", "\u00b2", "give a number of devices"),
     ],
 )
-def test_an_odd_value_of_a_variable_is_one_sentence(pool, monkeypatch, variable, value, reason):
+def test_an_invalid_value_of_a_device_variable_is_one_sentence(pool, monkeypatch, variable, value, reason):
     monkeypatch.setenv(variable, value)
     with pytest.raises(JobError, match=f"{variable} is .*{reason}"):
         lease.lease(1, timeout=1)
 
 
-def test_a_job_takes_as_many_devices_as_its_items_want(pool):
+def test_take_device_leases_as_many_devices_as_asked(pool):
     with pytest.raises(JobError, match="5 GPUs are wanted and 4 are visible"):
         take_device("auto", None, gpus=5)
+
+
+def test_take_device_gives_a_process_the_same_gpus_every_time(pool, monkeypatch):
+    monkeypatch.setattr("stages.runtime.device._leased", [])
+    monkeypatch.setattr("stages.runtime.lease._try_take", Mock(wraps=lease._try_take))
+    take_device("auto", None, gpus=2)
+    held = os.environ["CUDA_VISIBLE_DEVICES"]
+    take_device("auto", None)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == held and lease._try_take.call_count == 1
+    with pytest.raises(JobError, match="3 GPUs are wanted and this process has leased 2"):
+        take_device("auto", None, gpus=3)

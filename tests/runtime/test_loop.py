@@ -1,4 +1,4 @@
-"""What a shard promises: neighbours are spared, finished work is kept and reused, failures travel."""
+"""The item loop of a shard: a failed item spares the others, finished work is reused, failures are passed on."""
 
 import hashlib
 import json
@@ -15,21 +15,22 @@ from pathlib import Path
 import pytest
 
 from stages.runtime import artifacts
-from stages.runtime.errors import JobError, UsageError, job_fault
+from stages.runtime.errors import JobError, UsageError
+from stages.runtime.faults import job_fault, ran_out_of_memory
 from stages.runtime.items import Item
-from stages.runtime.loop import ran_out_of_memory
-from stages.runtime.made import read_made
 from stages.runtime.model import Model
+from stages.runtime.result_record import read_record
 from stages.runtime.stages import Input
+from stages.runtime.store import Store
 from tests.runtime import toys
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def forget():
-    toys.MADE.clear()
-    toys.MEANWHILE.clear()
+def reset_toys():
+    toys.FINISHED.clear()
+    toys.DURING_RUN.clear()
 
 
 def item(folder: Path, name: str, text: str, **options) -> Item:
@@ -48,74 +49,74 @@ def test_one_bad_item_of_sixteen_fails_alone(tmp_path):
     report = toys.loop(tmp_path / "store").run(items)
     assert (report.made, len(report.failures)) == (15, 1)
     assert str(report.failures[0]) == "toy of clip07: the toy is bad: mend it"
-    failed = artifacts.read_failure(tmp_path / "out" / "clip07.json")
-    assert (failed.stage, failed.item, failed.reason, failed.remedy) == ("toy", "clip07", "the toy is bad", "mend it")
+    failure = artifacts.read_failure(tmp_path / "out" / "clip07.json")
+    assert (failure.stage, failure.item, failure.reason, failure.remedy) == ("toy", "clip07", "the toy is bad", "mend it")
     assert prompt(tmp_path, "clip08") == "text 8"
 
 
-def test_a_failure_is_passed_on_with_its_first_reason_and_without_work(tmp_path):
+def test_a_failed_input_passes_its_first_reason_on_without_work(tmp_path):
     toys.loop(tmp_path / "store").run([item(tmp_path, "a", "bad")])
     later = Item(
         "a", {"video": str(tmp_path / "out" / "a.json")}, str(tmp_path / "later.json"), item(tmp_path, "b", "").options
     )
     report = toys.loop(tmp_path / "store").run([later])
-    assert toys.MADE == []
+    assert toys.FINISHED == []
     assert report.failures == [artifacts.Failure("toy", "a", "the toy is bad", "mend it")]
     assert artifacts.read_failure(tmp_path / "later.json") == report.failures[0]
 
 
-def test_a_failure_is_not_kept_in_the_store(tmp_path):
+def test_a_failure_does_not_enter_the_store(tmp_path):
     bad = item(tmp_path, "a", "bad")
     toys.loop(tmp_path / "store").run([bad])
     assert not [path for path in (tmp_path / "store").rglob("artifact*")]
 
 
-def test_without_marking_a_failed_item_leaves_nothing(tmp_path):
+def test_a_failed_item_writes_nothing_without_mark_failed(tmp_path):
     report = toys.loop(tmp_path / "store", mark_failed=False).run([item(tmp_path, "a", "bad")])
     assert len(report.failures) == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unexpected_error_is_one_sentence(tmp_path, capsys):
+def test_an_unexpected_error_of_an_item_is_one_sentence(tmp_path, capsys):
     report = toys.loop(tmp_path / "store").run([item(tmp_path, "a", "bug"), item(tmp_path, "b", "fine")])
     assert report.made == 1
     assert report.failures[0].reason == "unexpected ValueError: a bug"
     assert "Traceback" in capsys.readouterr().err  # for the log
 
 
-def test_finished_work_is_reused_and_says_so(tmp_path, capsys):
+def test_finished_items_are_reused_and_counted_in_the_log(tmp_path, capsys):
     items = [item(tmp_path, name, name) for name in "abc"]
     toys.loop(tmp_path / "store").run(items[:2])
     report = toys.loop(tmp_path / "store").run(items)
-    assert (report.made, report.reused, toys.MADE) == (1, 2, ["a", "b", "c"])
+    assert (report.made, report.reused, toys.FINISHED) == (1, 2, ["a", "b", "c"])
     last = json.loads(capsys.readouterr().err.splitlines()[-1])
     assert (last["event"], last["made"], last["reused"]) == ("shard", 1, 2)
 
 
 @pytest.mark.parametrize(
-    ("change", "made"), [({"factor": 2}, 2), ({"label": "x"}, 1)], ids=["what changes the result", "what does not"]
+    ("change", "runs"), [({"factor": 2}, 2), ({"label": "x"}, 1)], ids=["what changes the result", "what does not"]
 )
-def test_only_what_changes_the_result_enters_the_key(tmp_path, change, made):
+def test_store_key_depends_only_on_options_that_change_the_result(tmp_path, change, runs):
     toys.loop(tmp_path / "store").run([item(tmp_path, "a", "text")])
     toys.loop(tmp_path / "store").run([item(tmp_path, "a", "text", **change)])
-    assert len(toys.MADE) == made
+    assert len(toys.FINISHED) == runs
 
 
-def test_equal_inputs_under_other_names_share_their_result(tmp_path):
+def test_inputs_of_equal_content_share_a_stored_result(tmp_path):
     toys.loop(tmp_path / "store").run([item(tmp_path, "a", "same"), item(tmp_path, "b", "same")])
     toys.loop(tmp_path / "store").run([item(tmp_path, "c", "same")])
-    assert toys.MADE == ["a"]
+    assert toys.FINISHED == ["a"]
     assert prompt(tmp_path, "c") == "same"
 
 
-def test_another_version_of_the_family_is_another_result(tmp_path):
-    toys.loop(tmp_path / "store", version=("family", 1)).run([item(tmp_path, "a", "text")])
-    toys.loop(tmp_path / "store", version=("family", 2)).run([item(tmp_path, "a", "text")])
-    assert toys.MADE == ["a", "a"]
+def test_store_key_depends_on_the_version_of_the_family(tmp_path):
+    toys.loop(tmp_path / "store", family_version=1).run([item(tmp_path, "a", "text")])
+    toys.loop(tmp_path / "store", family_version=2).run([item(tmp_path, "a", "text")])
+    assert toys.FINISHED == ["a", "a"]
 
 
-def test_out_of_memory_is_tried_once_more_with_the_saving_options_and_recorded(tmp_path):
-    loop = toys.loop(tmp_path / "store", memory_saving={"saving": True})
+def test_an_item_out_of_memory_is_retried_with_the_saving_options_and_recorded(tmp_path):
+    loop = toys.loop(tmp_path / "store", on_out_of_memory={"saving": True})
     report = loop.run([item(tmp_path, "a", "big"), item(tmp_path, "b", "small")])
     assert (report.made, report.failures) == (2, [])
     records = {
@@ -125,27 +126,27 @@ def test_out_of_memory_is_tried_once_more_with_the_saving_options_and_recorded(t
     assert records == {"a": True, "b": False}
 
 
-def test_out_of_memory_without_a_remedy_is_the_items_failure(tmp_path):
+def test_an_item_out_of_memory_fails_where_no_option_saves_memory(tmp_path):
     report = toys.loop(tmp_path / "store").run([item(tmp_path, "a", "big"), item(tmp_path, "b", "small")])
     assert report.made == 1
     assert "memory ran out" in report.failures[0].reason
 
 
-def test_a_full_disk_ends_the_job_and_marks_nothing(tmp_path):
+def test_a_full_disk_ends_the_job_and_marks_no_item(tmp_path):
     with pytest.raises(JobError, match="the disk is full"):
         toys.loop(tmp_path / "store").run([item(tmp_path, "a", "fine"), item(tmp_path, "b", "full")])
     assert prompt(tmp_path, "a") == "fine"
     assert not (tmp_path / "out" / "b.json").exists()
 
 
-def test_safetensors_own_error_of_a_full_disk_is_told_too():
+def test_job_fault_knows_the_full_disk_error_of_safetensors():
     from safetensors import SafetensorError
 
     assert job_fault(SafetensorError("I/O error: No space left on device (os error 28)")) == "the disk is full"
     assert job_fault(SafetensorError("HeaderTooLarge")) == ""
 
 
-def test_memory_that_ran_out_on_the_cpu_is_told_too():
+def test_ran_out_of_memory_knows_the_cpu_error_of_torch():
     import torch
 
     with pytest.raises(RuntimeError) as caught:
@@ -153,7 +154,7 @@ def test_memory_that_ran_out_on_the_cpu_is_told_too():
     assert ran_out_of_memory(caught.value)
 
 
-def test_a_file_that_may_not_be_read_fails_its_item_alone(tmp_path, monkeypatch):
+def test_an_unreadable_input_fails_its_item_alone(tmp_path, monkeypatch):
     items = [item(tmp_path, "secret", "text"), item(tmp_path, "open", "text")]
     monkeypatch.setattr(os, "access", lambda path, mode: "secret" not in str(path))
     report = toys.loop(tmp_path / "store").run(items)
@@ -167,20 +168,20 @@ def become_nobody():
     os.setuid(65534)
 
 
-def as_nobody(folder, items):
-    """The report of a loop where root's rights do not count."""
-    toys.loop(folder / "warm").run([item(folder, "warm", "warm")])  # imports what nobody may not be allowed to read
+def run_as_nobody(folder, items):
+    """The report of a loop that runs without the rights of root."""
+    toys.loop(folder / "warm").run([item(folder, "warm", "warm")])  # imports modules that nobody may be unable to read
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork"), become_nobody) as pool:
-        return pool.submit(run, folder / "store", items).result()
+        return pool.submit(run_loop, folder / "store", items).result()
 
 
-def run(store, items):
+def run_loop(store, items):
     return toys.loop(store).run(items)
 
 
 @pytest.fixture
 def open_folder():
-    """A folder that every user may write to; those of pytest are closed to others."""
+    """A folder that every user may write to; the folders of pytest are closed to other users."""
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o777)
         (Path(name) / "out").mkdir()
@@ -192,19 +193,19 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="another user's rights 
 
 
 @needs_root
-def test_an_input_in_a_folder_that_may_not_be_searched_fails_its_item_alone(open_folder):
+def test_an_input_in_an_unsearchable_folder_fails_its_item_alone(open_folder):
     secret = open_folder / "secret"
     secret.mkdir()
     bad = replace(item(secret, "bad", "text"), output=str(open_folder / "out" / "bad.json"))
     secret.chmod(0o700)
-    report = as_nobody(open_folder, [bad, item(open_folder, "good", "text")])
+    report = run_as_nobody(open_folder, [bad, item(open_folder, "good", "text")])
     assert report.made == 1
     assert [failure.reason for failure in report.failures] == [f"{secret}/bad.txt cannot be reached (Permission denied)"]
 
 
 @needs_root
 @pytest.mark.parametrize("kind", ["a damaged entry", "a folder of entries"])
-def test_what_another_user_has_in_the_store_and_cannot_be_removed_is_not_used(open_folder, kind, capfd):
+def test_damaged_store_entries_of_another_user_are_not_used(open_folder, kind, capfd):
     store = open_folder / "store"
     toys.loop(store).run([item(open_folder, "first", "text")])
     (entry,) = store.glob("??/*")
@@ -217,13 +218,46 @@ def test_what_another_user_has_in_the_store_and_cannot_be_removed_is_not_used(op
         shutil.rmtree(entry)
         for folder in (store, store / "staging", store / "partial"):
             folder.chmod(0o777)
-    report = as_nobody(open_folder, [item(open_folder, "first", "text"), item(open_folder, "more", "more")])
+    report = run_as_nobody(open_folder, [item(open_folder, "first", "text"), item(open_folder, "more", "more")])
     assert (report.made, report.failures) == (2, [])
     assert prompt(open_folder, "first") == "text" and f"{entry} cannot be written" in capfd.readouterr().err
 
 
+@needs_root
+def test_a_store_entry_with_an_unreadable_folder_counts_as_absent(open_folder, capfd):
+    """Otherwise its files there would count as missing, and the entry as damaged."""
+    store = Store(open_folder / "store")
+    with store.staging() as folder:
+        (folder / "artifact").mkdir(mode=0o700)
+        (folder / "artifact" / "000001.png").write_text("one")
+        store.put("abcd", folder)
+    for folder in (store.root, store.root / "ab", store.root / "staging", store.entry("abcd")):
+        folder.chmod(0o777)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork"), become_nobody) as pool:
+        assert pool.submit(store.find, "abcd").result() is None
+    assert "damaged" not in capfd.readouterr().err
+    assert store.find("abcd")
+
+
+@needs_root
+def test_partial_work_of_another_user_is_not_changed(open_folder):
+    """This holds also if the file is closed to other users and the item is finished meanwhile."""
+    store = open_folder / "store"
+    toys.loop(store).run([item(open_folder, "first", "text")])
+    for folder in store.rglob("*"):
+        folder.chmod(0o777)
+    store.chmod(0o777)
+    (entry,) = store.glob("??/*")
+    shutil.rmtree(entry)
+    states = [Store(store).partial(entry.name)]
+    states[0].write_text("mine")
+    states[0].chmod(0o600)
+    assert run_as_nobody(open_folder, [item(open_folder, "first", "text")]).made == 1
+    assert states[0].read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["n" * 300, "folder"])
-def test_an_input_that_no_file_can_be_fails_its_item_alone(tmp_path, name):
+def test_an_input_path_that_cannot_be_a_file_fails_its_item_alone(tmp_path, name):
     (tmp_path / "folder").mkdir()
     bad = replace(item(tmp_path, "bad", "text"), inputs={"video": str(tmp_path / name)})
     report = toys.loop(tmp_path / "store").run([bad, item(tmp_path, "good", "text")])
@@ -237,11 +271,11 @@ def test_an_option_that_a_worker_refuses_fails_its_item_alone(tmp_path):
     items = [item(tmp_path, "a", "refused"), item(tmp_path, "b", "fine")]
     report = toys.loop(tmp_path / "store").run(items)
     assert report.made == 1 and report.failures[0].reason == "the option is wrong"
-    with pytest.raises(UsageError, match="the option is wrong"):  # a command line's own: it ends with that, exit code 2
+    with pytest.raises(UsageError, match="the option is wrong"):  # on a command line it is a usage error, exit code 2
         toys.loop(tmp_path / "store", mark_failed=False).run(items[:1])
 
 
-def test_kill_in_the_middle_of_a_shard_of_twelve_loses_at_most_the_item_in_hand(tmp_path):
+def test_a_killed_shard_of_twelve_loses_at_most_the_current_item(tmp_path):
     items = [item(tmp_path, f"clip{n:02d}", "kill" if n == 5 else f"text {n}") for n in range(12)]
     script = (
         "import json, sys\nfrom pathlib import Path\nfrom tests.runtime import toys\nfrom stages.runtime.items import Item\n"
@@ -249,17 +283,17 @@ def test_kill_in_the_middle_of_a_shard_of_twelve_loses_at_most_the_item_in_hand(
     )
     rows = json.dumps([asdict(entry) for entry in items])
     command = [sys.executable, "-c", script, str(tmp_path / "store")]
-    done = subprocess.run(command, input=rows, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert done.returncode == -9
+    process = subprocess.run(command, input=rows, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert process.returncode == -9
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"clip{n:02d}.json" for n in range(5)]
     (tmp_path / "clip05.txt").write_text("text 5")
     report = toys.loop(tmp_path / "store").run(items)
     assert (report.made, report.reused) == (7, 5)
-    assert [f"clip{n:02d}" for n in range(5, 12)] == toys.MADE
+    assert [f"clip{n:02d}" for n in range(5, 12)] == toys.FINISHED
     assert [prompt(tmp_path, entry.id) for entry in items] == [f"text {n}" for n in range(12)]
 
 
-def test_provenance_says_how_to_make_it_again_and_does_not_change_the_digest(tmp_path):
+def test_provenance_has_options_and_inputs_and_does_not_change_the_digest(tmp_path):
     toys.loop(tmp_path / "one").run([item(tmp_path, "a", "text", factor=3)])
     first = artifacts.read(tmp_path / "out" / "a.json", ("caption",))
     (record,) = first.provenance
@@ -273,11 +307,38 @@ def test_provenance_says_how_to_make_it_again_and_does_not_change_the_digest(tmp
     assert second.digest == first.digest
 
 
-# ------------------------------------------------------------------------------------- what changes under the work
+def test_a_reused_item_has_the_paths_and_model_name_of_its_own_run(tmp_path):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "weights.bin").write_text("weights")
+    results = []
+    for run, name in (("one", "first"), ("two", "second")):
+        (tmp_path / run).mkdir()
+        model = Model(name, "toys", path=str(weights))
+        early = replace(item(tmp_path / run, f"{name}_clip", "text"), fingerprint="1")
+        later = replace(early, inputs={"video": early.output}, output=str(tmp_path / run / "out" / "later.json"))
+        loop = toys.loop(tmp_path / "store", model=model, weights=("*.bin",))
+        loop.run([early])
+        report = loop.run([later])
+        assert (report.made, report.reused) == ((2, 0) if run == "one" else (0, 2))
+        artifact = artifacts.read(Path(later.output), ("caption",))
+        assert [record["files"] for record in artifact.provenance] == [[early.inputs["video"]], [early.output]]
+        assert [record["model"]["name"] for record in artifact.provenance] == [name] * 2
+        assert run == "one" or artifact.fields["model"] == name  # the toy itself writes none
+        assert not read_record(Path(later.output)).changed(Path(later.output))
+        results.append(artifact)
+    assert results[0].digest == results[1].digest
+    same_facts = ("key", "inputs", "weights", "seconds", "program")
+    assert [[record[fact] for fact in same_facts] for record in results[0].provenance] == [
+        [record[fact] for fact in same_facts] for record in results[1].provenance
+    ]
 
 
-def replaced_and_back(path: Path):
-    """As a person does who tries another file for a moment, and puts the old one back with its size and its time."""
+# ---------------------------------------------------------------------------------- inputs that change during the work
+
+
+def replace_and_restore(path: Path):
+    """A function that replaces a file for a moment and restores the old one with its size and time."""
 
     def swap() -> None:
         path.rename(path.with_suffix(".old"))
@@ -288,41 +349,41 @@ def replaced_and_back(path: Path):
     return swap
 
 
-def test_an_item_whose_input_changed_under_it_is_begun_again(tmp_path, capsys):
+def test_an_item_whose_input_changed_meanwhile_is_started_again(tmp_path, capsys):
     clip = item(tmp_path, "a", "text")
     source = Path(clip.inputs["video"])
-    toys.MEANWHILE[:] = [replaced_and_back(source)]
+    toys.DURING_RUN[:] = [replace_and_restore(source)]
     report = toys.loop(tmp_path / "store").run([clip, item(tmp_path, "b", "more")])
-    assert toys.MADE == ["a", "a", "b"] and report.made == 2
+    assert toys.FINISHED == ["a", "a", "b"] and report.made == 2
     assert f"{source} changed while it was read" in capsys.readouterr().err
     assert prompt(tmp_path, "a") == "text"
 
 
-def test_an_input_that_never_rests_fails_its_item_alone_and_enters_no_store(tmp_path):
+def test_an_input_that_keeps_changing_fails_its_item_and_enters_no_store(tmp_path):
     clip = item(tmp_path, "a", "text")
     source = Path(clip.inputs["video"])
-    toys.MEANWHILE[:] = [lambda: source.write_text("new"), lambda: source.write_text("newer")]
+    toys.DURING_RUN[:] = [lambda: source.write_text("new"), lambda: source.write_text("newer")]
     report = toys.loop(tmp_path / "store").run([clip, item(tmp_path, "b", "more")])
     assert [failure.reason for failure in report.failures] == [f"{source} changed while it was read"]
     assert report.made == 1 and len([*(tmp_path / "store").rglob("artifact.json")]) == 1
 
 
-def test_the_item_is_made_of_what_is_there_when_it_is_begun_again(tmp_path):
+def test_an_item_that_is_started_again_reads_the_new_input(tmp_path):
     clip = item(tmp_path, "a", "text")
-    toys.MEANWHILE[:] = [lambda: Path(clip.inputs["video"]).write_text("new")]
+    toys.DURING_RUN[:] = [lambda: Path(clip.inputs["video"]).write_text("new")]
     toys.loop(tmp_path / "store").run([clip])
     assert prompt(tmp_path, "a") == "new"
     Path(clip.inputs["video"]).write_text("text")
     toys.loop(tmp_path / "store").run([clip])
-    assert prompt(tmp_path, "a") == "text"  # nothing wrong lies under its key
+    assert prompt(tmp_path, "a") == "text"  # the store has no wrong result under its key
 
 
-def test_weights_that_change_under_the_work_are_loaded_again(tmp_path):
+def test_weights_that_change_meanwhile_are_loaded_again(tmp_path):
     weights = tmp_path / "model" / "weights.bin"
     weights.parent.mkdir()
     weights.write_text("old")
     model = Model("toy", "toys", path=str(weights.parent))
-    toys.MEANWHILE[:] = [lambda: weights.write_text("new")]
+    toys.DURING_RUN[:] = [lambda: weights.write_text("new")]
     report = toys.loop(tmp_path / "store", model=model, weights=("*.bin",)).run([item(tmp_path, "a", "text")])
     assert (report.made, report.loads) == (1, 2)
     (record,) = artifacts.read(tmp_path / "out" / "a.json", ("caption",)).provenance
@@ -336,8 +397,8 @@ def model(tmp_path):
     return {"model": Model("toy", "toys", path=str(tmp_path / "model")), "weights": ("*.bin",)}
 
 
-def test_what_a_library_says_while_it_loads_a_model_is_the_model_s_fault(model, tmp_path, monkeypatch):
-    def load(worker, options, phase):
+def test_an_error_of_a_library_while_loading_blames_the_model(model, tmp_path, monkeypatch):
+    def load(worker, options):
         raise TypeError("'>' not supported\nbetween these")
 
     monkeypatch.setattr(toys.Toy, "load", load)
@@ -347,27 +408,30 @@ def test_what_a_library_says_while_it_loads_a_model_is_the_model_s_fault(model, 
     ) as caught:
         loop.run([item(tmp_path, "a", "text")])
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
-    loop.running = replace(loop.running, debug=True)
+    loop.settings = replace(loop.settings, debug=True)
     with pytest.raises(TypeError):
         loop.run([item(tmp_path, "a", "text")])
 
 
-def test_after_a_load_that_failed_the_model_is_loaded_again(model, tmp_path, monkeypatch):
+def test_the_model_is_loaded_again_after_a_failed_load(model, tmp_path, monkeypatch):
     loads = []
 
-    def load(worker, options, phase):
-        loads.append(options["saving"])
-        if options["saving"]:
+    def load(worker, options):
+        loads.append(options.saving)
+        if options.saving:
             raise MemoryError
 
     monkeypatch.setattr(toys.Toy, "load", load)
-    options = [replace(option, reloads=option.name == "saving") for option in toys.OPTIONS]
-    loop = toys.loop(tmp_path / "store", options=options, memory_saving={"saving": True}, **model)
+
+    class Reloading(toys.ToyOptions):
+        saving: bool = toys.ToyOptions.redeclared("saving", reloads=True)
+
+    loop = toys.loop(tmp_path / "store", options=Reloading, on_out_of_memory={"saving": True}, **model)
     report = loop.run([item(tmp_path, "a", "big"), item(tmp_path, "b", "fine")])
     assert loads == [False, True, False] and report.made == 1
 
 
-def test_an_unexpected_error_at_work_names_the_model(model, tmp_path):
+def test_the_remedy_of_an_unexpected_error_names_the_model(model, tmp_path):
     report = toys.loop(tmp_path / "store", **model).run([item(tmp_path, "a", "bug"), item(tmp_path, "b", "fine")])
     assert report.made == 1
     assert report.failures[0].remedy.startswith(
@@ -376,68 +440,87 @@ def test_an_unexpected_error_at_work_names_the_model(model, tmp_path):
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_the_store_may_be_removed_while_an_item_is_in_hand(tmp_path, times):
+def test_the_store_may_be_removed_while_an_item_runs(tmp_path, times):
     store = tmp_path / "store"
-    toys.MEANWHILE[:] = [lambda: shutil.rmtree(store)] * times
+    toys.DURING_RUN[:] = [lambda: shutil.rmtree(store)] * times
     report = toys.loop(store).run([item(tmp_path, "a", "text"), item(tmp_path, "b", "more")])
     assert report.made == 2 - (times == 2)
     assert all("was removed while it was in use" in failure.reason for failure in report.failures)
     assert prompt(tmp_path, "b") == "more"
 
 
-# ------------------------------------------------------------------------------------------------- what was made of what
+# ------------------------------------------------------------------------------------------------------ result records
 
 
-def planned(one: Item, **inputs) -> Item:
-    """An item as a plan hands it out."""
-    return replace(one, fingerprint=f"work on {one.id}", inputs={**one.inputs, **inputs})
+def with_fingerprint(original: Item, **inputs) -> Item:
+    """The item as a plan issues it, with a fingerprint."""
+    return replace(original, fingerprint=f"work on {original.id}", inputs={**original.inputs, **inputs})
 
 
-def test_a_result_has_a_record_of_the_work_and_of_all_sources_before_it(tmp_path):
-    first = planned(item(tmp_path, "a", "text"))
+def test_a_result_record_has_the_fingerprint_and_all_earlier_sources(tmp_path):
+    first = with_fingerprint(item(tmp_path, "a", "text"))
     toys.loop(tmp_path / "store").run([first])
     second = replace(first, id="b", fingerprint="work on b", inputs={"video": first.output}, output=str(tmp_path / "b.json"))
     toys.loop(tmp_path / "store").run([second])
-    made = read_made(tmp_path / "b.json")
+    record = read_record(tmp_path / "b.json")
     sources = [(first.inputs["video"], hashlib.sha256(b"text").hexdigest())]
-    assert (made.fingerprint, made.sources) == ("work on b", sources)
-    assert made.files["b.json"][2] == hashlib.sha256((tmp_path / "b.json").read_bytes()).hexdigest()
-    assert made.changed(tmp_path / "b.json") == [] and made.has_sources([first.inputs["video"]])
+    assert (record.fingerprint, record.sources) == ("work on b", sources)
+    assert record.files["b.json"][2] == hashlib.sha256((tmp_path / "b.json").read_bytes()).hexdigest()
+    assert record.changed(tmp_path / "b.json") == [] and record.has_sources([first.inputs["video"]])
     os.utime(tmp_path / "b.json", (0, 0))
-    assert made.changed(tmp_path / "b.json") == []
+    assert record.changed(tmp_path / "b.json") == []
     (tmp_path / "b.json").write_text("{}")
-    assert made.changed(tmp_path / "b.json") == ["b.json"]
+    assert record.changed(tmp_path / "b.json") == ["b.json"]
 
 
-def test_an_item_by_hand_leaves_no_record(tmp_path):
+def test_a_result_record_has_the_weights_of_all_earlier_stages(tmp_path, model):
+    first = with_fingerprint(item(tmp_path, "a", "text"))
+    toys.loop(tmp_path / "store", **model).run([first])
+    second = replace(first, id="b", inputs={"video": first.output}, output=str(tmp_path / "b.json"))
+    toys.loop(tmp_path / "store", **model).run([second])
+    digest = model["model"].digest(["*.bin"])
+    record = read_record(tmp_path / "b.json")
+    assert record.weights == [(f"toy for {toys.STAGE.name}", digest)]
+    assert record.has_weights([digest]) and record.has_weights([""])
+    assert not record.has_weights(["another"]) and not record.has_weights([]) and not record.has_weights([digest, digest])
+
+
+def test_weights_replaced_between_two_items_of_a_film_fail_the_second(tmp_path, model):
+    first = with_fingerprint(item(tmp_path, "a", "text"))
+    toys.loop(tmp_path / "store", **model).run([first])
+    (tmp_path / "model/weights.bin").write_text("others")
+    second = replace(first, id="b", inputs={"video": first.output}, output=str(tmp_path / "b.json"))
+    (failure,) = toys.loop(tmp_path / "store", **model).run([second]).failures
+    assert failure.reason == f"toy for {toys.STAGE.name} was replaced after an earlier item had read it"
+
+
+def test_an_item_by_hand_writes_no_result_record(tmp_path):
     toys.loop(tmp_path / "store").run([item(tmp_path, "a", "text")])
     assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "a.json"]
 
 
-def test_a_source_that_is_replaced_between_two_stages_fails_the_second(tmp_path):
-    """The continuation of one video would follow another one."""
+def test_a_source_replaced_between_two_stages_fails_the_second(tmp_path):
+    """Otherwise the continuation of one video would follow another video."""
     stage = replace(toys.STAGE, inputs=(*toys.STAGE.inputs, Input("front", ("file",), "a text file")))
-    first = planned(item(tmp_path, "a", "text"))
+    first = with_fingerprint(item(tmp_path, "a", "text"))
     toys.loop(tmp_path / "store").run([first])
     source = Path(first.inputs["video"])
     inputs = {"video": first.output, "front": str(source)}
     second = replace(first, id="b", inputs=inputs, output=str(tmp_path / "b.json"))
-    loop = toys.loop(tmp_path / "store")
-    loop.plant = replace(loop.plant, stage=stage)
+    loop = toys.loop(tmp_path / "store", stage=stage)
     source.write_text("another")
     (failure,) = loop.run([second]).failures
-    assert failure.reason == f"{source} was replaced after an earlier stage had read it"
+    assert failure.reason == f"{source} was replaced after an earlier item had read it"
     source.write_text("text")
-    loop = toys.loop(tmp_path / "store")
-    loop.plant = replace(loop.plant, stage=stage)
+    loop = toys.loop(tmp_path / "store", stage=stage)
     assert loop.run([second]).made == 1
 
 
-def test_an_item_that_is_to_be_made_again_takes_the_place_of_the_stored_one(tmp_path):
-    one = planned(item(tmp_path, "a", "text"))
-    toys.loop(tmp_path / "store").run([one])
+def test_an_item_with_again_replaces_the_stored_result(tmp_path):
+    first = with_fingerprint(item(tmp_path, "a", "text"))
+    toys.loop(tmp_path / "store").run([first])
     (entry,) = (tmp_path / "store").glob("*/*/seal.json")
     before = entry.stat().st_ino
-    report = toys.loop(tmp_path / "store").run([replace(one, again=True)])
-    assert (report.made, report.reused, toys.MADE) == (1, 0, ["a", "a"])
+    report = toys.loop(tmp_path / "store").run([replace(first, again=True)])
+    assert (report.made, report.reused, toys.FINISHED) == (1, 0, ["a", "a"])
     assert entry.stat().st_ino != before

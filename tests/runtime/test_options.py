@@ -1,4 +1,4 @@
-"""Options: what they take, in every place where a value can come from."""
+"""Options: which values they take, wherever a value comes from."""
 
 import math
 import os
@@ -6,29 +6,29 @@ import os
 import pytest
 from jsonschema import Draft202012Validator
 
-from stages.plan.families import ALL
+from stages.plan.families import ALL_FAMILIES
 from stages.plan.recipes import RECIPES
-from stages.plan.schema import Validator, all_options
+from stages.plan.schema import all_options, validator_class
 from stages.runtime.errors import UsageError
-from stages.runtime.options import Option
+from stages.runtime.options import Option, Options, option
 
-DECLARED = [(name, option) for name, family in ALL.items() for option in family.options]
-DECLARED += [
-    (name, option) for family in ALL.values() for name, training in family.trainings.items() for option in training.options
-]
-DECLARED += [(name, option) for name, recipe in RECIPES.items() for option in recipe.OPTIONS]
+DECLARED = [(name, option) for name, family in ALL_FAMILIES.items() for option in family.options]
+TRAININGS = {name: training for family in ALL_FAMILIES.values() for name, training in family.trainings.items()}
+TRAINED = [(name, option) for name, training in TRAININGS.items() for option in training.options.declared]
+DECLARED += TRAINED
+DECLARED += [(name, option) for name, recipe in RECIPES.items() for option in recipe.OPTIONS.declared]
 NUMBERS = [(name, option) for name, option in DECLARED if option.type in (int, float) and not option.choices]
 
 
-def named(of, options):
-    return pytest.mark.parametrize(("of", "option"), options, ids=[f"{name}-{option.name}" for name, option in options])
+def for_each(owner, options):
+    return pytest.mark.parametrize(("owner", "option"), options, ids=[f"{name}-{option.name}" for name, option in options])
 
 
-@named("number", NUMBERS)
-def test_every_number_has_bounds_and_keeps_them(of, option):
+@for_each("number", NUMBERS)
+def test_every_number_option_has_bounds_and_keeps_them(owner, option):
     assert option.minimum is not None and option.maximum is not None
     assert -math.inf < option.minimum <= option.maximum < 10**19
-    low, high = ([one] if option.many else one for one in (option.minimum, option.maximum))
+    low, high = ([bound] if option.many else bound for bound in (option.minimum, option.maximum))
     for bad in (option.maximum + 1, option.minimum - 1, 10**30, -(10**30)):
         with pytest.raises(UsageError, match=f"option {option.name} is .*: it must be at (most|least)"):
             option.parse(bad)
@@ -36,13 +36,13 @@ def test_every_number_has_bounds_and_keeps_them(of, option):
         assert option.parse(low) == low and option.parse(high) == high
 
 
-@named("number", NUMBERS)
-def test_nan_and_infinity_are_refused_by_every_option(of, option):
+@for_each("number", NUMBERS)
+def test_every_number_option_refuses_nan_and_infinity(owner, option):
     for value in (math.nan, math.inf, -math.inf, "nan", "inf", "-Infinity", "1e999", " NaN "):
         with pytest.raises(UsageError, match=f"option {option.name} is"):
             option.parse(value)
         if isinstance(value, float):
-            assert not Validator(option.schema()).is_valid(value)
+            assert not validator_class()(option.schema()).is_valid(value)
 
 
 VALUES = [
@@ -51,10 +51,10 @@ VALUES = [
 ]
 
 
-@named("option", DECLARED)
-def test_the_schema_takes_what_parse_takes(of, option):
-    """Of text the schema says nothing: only `parse` looks into it."""
-    validator = Validator(option.schema())
+@for_each("option", DECLARED)
+def test_option_schema_takes_what_parse_takes(owner, option):
+    """Text that stands for a number or a flag is left out: only `parse` converts it."""
+    validator = validator_class()(option.schema())
     for value in VALUES:
         texts = [value] if not isinstance(value, list) else value
         if any(isinstance(text, str) for text in texts) and option.type is not str:
@@ -69,12 +69,21 @@ def test_the_schema_takes_what_parse_takes(of, option):
             assert optional or validator.is_valid(value), (option.name, value)
 
 
-def test_options_of_one_name_take_in_a_config_what_any_of_them_takes():
-    steps = all_options()["batch_size"]
-    assert (steps.minimum, steps.maximum) == (1, 256)  # clips of DynamiCrafter, keyframes of FRESCO
-    for name, option in all_options().items():
-        Draft202012Validator.check_schema(option.schema())
-        assert name == option.name
+def test_config_option_takes_what_any_option_of_its_name_takes():
+    batch_size = all_options()["batch_size"]
+    assert (batch_size.minimum, batch_size.maximum) == (1, 256)  # clips of DynamiCrafter, keyframes of FRESCO
+    for name, merged in all_options().items():
+        Draft202012Validator.check_schema(merged.schema())
+        assert name == merged.name
+
+
+def declare_option(kind: type, **attributes) -> Option:
+    """An option `x` of a type."""
+
+    class Declaring(Options):
+        x: kind = option(kind(), "", **attributes)
+
+    return Declaring.declared[0]
 
 
 @pytest.mark.parametrize(
@@ -91,8 +100,8 @@ def test_options_of_one_name_take_in_a_config_what_any_of_them_takes():
         (str, "7", "7"),
     ],
 )
-def test_text_of_cells_and_command_lines_becomes_the_type(type, value, parsed):
-    assert Option("x", type, type(), "", ()).parse(value) == parsed
+def test_parse_converts_text_to_the_option_type(type, value, parsed):
+    assert declare_option(type).parse(value) == parsed
 
 
 @pytest.mark.parametrize(
@@ -113,25 +122,25 @@ def test_text_of_cells_and_command_lines_becomes_the_type(type, value, parsed):
         (bool, 1, "of type boolean"),
     ],
 )
-def test_what_is_no_value_is_one_short_sentence(type, value, message):
+def test_parse_reports_an_invalid_value_in_one_short_sentence(type, value, message):
     with pytest.raises(UsageError, match=message) as caught:
-        Option("x", type, type(), "", (), maximum=None if type in (str, bool) else 9).parse(value)
+        declare_option(type, maximum=None if type in (str, bool) else 9).parse(value)
     assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize("name", ["lora", "masks", "last_image"])
-def test_files_may_be_named_from_the_home_folder(name):
+def test_file_options_may_start_with_a_tilde(name):
     assert all_options()[name].parse("~/a.mp4") == os.path.expanduser("~/a.mp4")
 
 
-def test_folders_of_a_training_may_be_named_from_the_home_folder():
+def test_training_folder_options_may_start_with_a_tilde():
     for name in ("data", "start_from", "vae"):
-        options = [option for _, option in DECLARED if option.name == name and option.stages == ("train",)]
+        options = [option for _, option in TRAINED if option.name == name]
         assert options and all(option.parse("~/here") == os.path.expanduser("~/here") for option in options)
 
 
 @pytest.mark.parametrize("spelling", ["64*64", "64x64", "64X64", "64 x 64", " 64 * 64 "])
-def test_a_size_has_one_spelling_in_every_family(spelling):
+def test_size_options_of_all_families_have_one_spelling(spelling):
     sizes = [option for _, option in DECLARED if option.name == "size"]
     assert len(sizes) == 5
     assert {option.parse(spelling) for option in sizes} == {"64*64"}

@@ -1,4 +1,4 @@
-"""Text of people and other programs: one form, and one sentence for what cannot be read."""
+"""Text files from users and other programs: one form, and one sentence for a file that cannot be read."""
 
 import re
 
@@ -8,18 +8,18 @@ from stages.runtime.errors import UsageError
 from stages.runtime.text import read_csv, read_jsonl, read_lines, read_text, read_yaml
 
 
-def refused(read, path):
-    """What `read` says of a file that it refuses: one short line that names the file."""
+def refusal(read, path):
+    """The error with which `read` refuses a file: one short line that names the file."""
     with pytest.raises(UsageError) as caught:
         list(read(path) or ())
-    said = str(caught.value)
-    assert str(path) in said and "\n" not in said and len(said) < 400
-    return said
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message and len(message) < 400
+    return message
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\xef\xbb\xbf" * 2])
-def test_lines_end_at_the_line_ends_of_every_system_and_nowhere_else(tmp_path, end, mark):
+def test_read_lines_splits_only_at_line_ends_of_any_system(tmp_path, end, mark):
     lines = ["a\u2028b", "c\u2029d\u0085e", "f\x0bg\x0ch\x1ci", "海边的风筝"]
     path = tmp_path / "a.txt"
     path.write_bytes(mark + (end.join(lines) + end).encode())
@@ -38,16 +38,16 @@ def test_lines_end_at_the_line_ends_of_every_system_and_nowhere_else(tmp_path, e
     ids=["UTF-16", "UTF-32", "Latin-1", "NUL"],
 )
 @pytest.mark.parametrize("read", [read_text, read_lines, read_jsonl, read_csv, read_yaml])
-def test_what_is_no_text_is_named(tmp_path, read, data, message):
+def test_readers_name_a_file_that_is_not_utf8(tmp_path, read, data, message):
     path = tmp_path / "a"
     path.write_bytes(data)
-    assert re.search(message, refused(read, path))
+    assert re.search(message, refusal(read, path))
 
 
 @pytest.mark.parametrize("read", [read_text, read_lines, read_jsonl, read_csv, read_yaml])
-def test_what_is_not_there_or_no_file_is_named(tmp_path, read):
-    assert "does not exist" in refused(read, tmp_path / "none")
-    assert "is no file" in refused(read, tmp_path)
+def test_readers_name_a_missing_file_and_a_folder(tmp_path, read):
+    assert "does not exist" in refusal(read, tmp_path / "none")
+    assert "is no file" in refusal(read, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -69,19 +69,19 @@ def test_what_is_not_there_or_no_file_is_named(tmp_path, read):
     ],
     ids=lambda value: value[:20],
 )
-def test_json_that_means_nothing_certain_names_its_line(tmp_path, line, message):
+def test_read_jsonl_names_the_line_of_ambiguous_json(tmp_path, line, message):
     path = tmp_path / "a.jsonl"
     path.write_text('{"id": "fine", "prompt": "\\ud83d\\ude00"}\n\n' + line + "\n")
-    said = refused(read_jsonl, path)
-    assert said.startswith(f"line 3 of {path} ") and re.search(message, said)
+    sentence = refusal(read_jsonl, path)
+    assert sentence.startswith(f"line 3 of {path} ") and re.search(message, sentence)
 
 
-def test_files_that_were_joined_with_their_marks_are_read(tmp_path):
+def test_read_jsonl_skips_byte_order_marks_of_joined_files(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"id": "a"}\n\xef\xbb\xbf{"id": "b"}\n')
     assert [row for _, row in read_jsonl(tmp_path / "a.jsonl")] == [{"id": "a"}, {"id": "b"}]
 
 
-def test_an_emoji_of_two_escapes_is_whole(tmp_path):
+def test_read_jsonl_joins_surrogate_escapes(tmp_path):
     (tmp_path / "a.jsonl").write_text(r'{"prompt": "\ud83d\ude00"}')
     assert [row for _, row in read_jsonl(tmp_path / "a.jsonl")] == [{"prompt": "😀"}]
 
@@ -103,7 +103,7 @@ CSV = [
 
 
 @pytest.mark.parametrize(("text", "rows"), CSV, ids=[repr(text[:30]) for text, _ in CSV])
-def test_csv_as_spreadsheets_and_people_write_it(tmp_path, text, rows):
+def test_read_csv_takes_what_spreadsheets_and_people_write(tmp_path, text, rows):
     path = tmp_path / "a.csv"
     path.write_text("\ufeff" + text, encoding="utf-8", newline="")
     assert [row for _, row in read_csv(path)] == rows
@@ -122,13 +122,13 @@ def test_csv_as_spreadsheets_and_people_write_it(tmp_path, text, rows):
     ],
     ids=lambda value: value[:30],
 )
-def test_csv_that_is_torn_names_its_row(tmp_path, text, message):
+def test_read_csv_names_the_row_of_damaged_csv(tmp_path, text, message):
     path = tmp_path / "a.csv"
     path.write_text(text)
-    assert re.search(message, refused(read_csv, path))
+    assert re.search(message, refusal(read_csv, path))
 
 
-LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
+BILLION_LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
 MERGED = "a0: &a0 {k: 1, l: 2}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 30))
 
 
@@ -141,7 +141,7 @@ MERGED = "a0: &a0 {k: 1, l: 2}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*
         ('{"a": ' * 100_000, "nested too deep"),
         ("\n".join(" " * n + "a:" for n in range(2000)), "nested too deep"),
         ("- " * 10_000, "nested too deep"),
-        (LAUGHS, "stands for more than 1000000 values"),
+        (BILLION_LAUGHS, "stands for more than 1000000 values"),
         (MERGED, "merged tables grow too large"),
         ("runs: 1\nmodels: 2\nruns: 3\n", r"line 1 of .*the key 'runs' stands twice"),
         ('{"runs": 1, "runs": 3}', "has the key 'runs' twice"),
@@ -156,33 +156,33 @@ MERGED = "a0: &a0 {k: 1, l: 2}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*
     ],
     ids=lambda value: value[:20],
 )
-def test_yaml_that_would_crash_or_mislead_is_named(tmp_path, text, message):
+def test_read_yaml_names_text_that_would_crash_or_mislead(tmp_path, text, message):
     path = tmp_path / "a.yaml"
     path.write_text(text)
-    assert re.search(message, refused(read_yaml, path), re.S)
+    assert re.search(message, refusal(read_yaml, path), re.S)
 
 
-def test_yaml_that_repeats_itself_by_anchors_and_merges_is_read(tmp_path):
+def test_read_yaml_takes_anchors_and_merges(tmp_path):
     (tmp_path / "a.yaml").write_text("base: &b {x: 1, y: 2}\nmine: {<<: *b, x: 3}\nlist: [*b, *b]\n")
-    read = read_yaml(tmp_path / "a.yaml")
-    assert read["mine"] == {"x": 3, "y": 2} and read["list"] == [{"x": 1, "y": 2}] * 2
+    values = read_yaml(tmp_path / "a.yaml")
+    assert values["mine"] == {"x": 3, "y": 2} and values["list"] == [{"x": 1, "y": 2}] * 2
 
 
 @pytest.mark.parametrize(
     ("text", "value"), [("", None), ("# nothing\n", None), ('{\t"a": [1]}', {"a": [1]}), ("{a: b}", {"a": "b"})]
 )
-def test_yaml_may_be_empty_or_json(tmp_path, text, value):
+def test_read_yaml_takes_empty_text_and_json(tmp_path, text, value):
     (tmp_path / "a.yaml").write_text(text)
     assert read_yaml(tmp_path / "a.yaml") == value
 
 
 @pytest.mark.parametrize("number", ["010", "-017", "1:30", "1:30.5"])
-def test_a_number_that_yaml_takes_for_another_is_refused(tmp_path, number):
+def test_read_yaml_refuses_octal_and_sexagesimal_numbers(tmp_path, number):
     (tmp_path / "a.yaml").write_text(f"steps: {number}\n")
     with pytest.raises(UsageError, match=f"line 1 of .*{number} is another number to YAML"):
         read_yaml(tmp_path / "a.yaml")
 
 
-def test_other_numbers_of_yaml_are_as_they_look(tmp_path):
+def test_read_yaml_reads_other_numbers_as_written(tmp_path):
     (tmp_path / "a.yaml").write_text("[0, 10, -3, 0.5, 1.5e-3, '010', 0x10, 1_000]")
     assert read_yaml(tmp_path / "a.yaml") == [0, 10, -3, 0.5, 1.5e-3, "010", 16, 1000]

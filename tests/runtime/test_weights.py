@@ -1,4 +1,4 @@
-"""Weights are here and whole before anything is loaded, and come from the hub once."""
+"""Weights are present and complete before anything is loaded, and are fetched from the hub once."""
 
 import json
 import os
@@ -13,12 +13,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from stages.models import FAMILIES
+from stages.families import FAMILIES
 from stages.runtime import components, weights
 from stages.runtime.errors import JobError
 from stages.runtime.model import Model
-from tests.commands import stage
-from tests.hub import REVISION, serving
+from tests.commands import events, stage
+from tests.hub import REVISION, serve
 
 HUB_ID = "us/tiny"
 
@@ -32,7 +32,7 @@ def check(folder):
     return weights.check(Model("mine", "wan", "5b", path=str(folder)), FAMILIES["wan"])
 
 
-def test_files_are_those_that_the_family_reads(copy):
+def test_check_returns_the_files_that_the_family_reads(copy):
     (copy / "README.md").write_text("not read")
     names = {path.relative_to(copy).as_posix() for path in check(copy)}
     assert {"model_index.json", "transformer/diffusion_pytorch_model.safetensors", "vae/config.json"} <= names
@@ -40,7 +40,7 @@ def test_files_are_those_that_the_family_reads(copy):
 
 
 @pytest.mark.parametrize(
-    ("lost", "named"),
+    ("missing", "message"),
     [
         ("vae/diffusion_pytorch_model.safetensors", "/vae lacks diffusion_pytorch_model.safetensors"),
         ("text_encoder/model.safetensors", "/text_encoder lacks model.safetensors"),
@@ -53,13 +53,13 @@ def test_files_are_those_that_the_family_reads(copy):
         ("model_index.json", "lack model_index.json"),
     ],
 )
-def test_a_missing_file_is_named(lost, named, copy):
-    shutil.rmtree(copy / lost) if (copy / lost).is_dir() else (copy / lost).unlink()
-    with pytest.raises(JobError, match=rf"model mine .*{named}: copy it again, with all its files"):
+def test_a_missing_weight_file_is_named(missing, message, copy):
+    shutil.rmtree(copy / missing) if (copy / missing).is_dir() else (copy / missing).unlink()
+    with pytest.raises(JobError, match=rf"model mine .*{message}: copy it again, with all its files"):
         check(copy)
 
 
-def test_a_missing_part_of_an_index_is_named(copy):
+def test_a_missing_shard_of_a_weight_index_is_named(copy):
     folder = copy / "transformer"
     whole = folder / "diffusion_pytorch_model.safetensors"
     parts = {name: "diffusion_pytorch_model-00001-of-00002.safetensors" for name in load_file(whole)}
@@ -72,14 +72,14 @@ def test_a_missing_part_of_an_index_is_named(copy):
 
 
 @pytest.mark.parametrize("cut", [1, 8, 100, -1, -1000])
-def test_a_torn_file_is_named_with_its_size(cut, copy):
+def test_a_truncated_weight_file_is_named_with_its_size(cut, copy):
     path = copy / "vae" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(JobError, match=r"model mine .*vae/diffusion_pytorch_model.safetensors (is no|has)"):
         check(copy)
 
 
-def test_a_file_of_another_kind_is_named(copy):
+def test_a_weight_file_that_is_not_safetensors_is_named(copy):
     path = copy / "vae" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(struct.pack("<Q", 4) + b"none" + bytes(100))
     with pytest.raises(JobError, match="is no safetensors file"):
@@ -94,7 +94,7 @@ SHORT = ("--prompt", "x", "--size", "32*32", "--frame-num", 1)
 
 
 def index(content):
-    """Gives the VAE an index, with its weights as the only shard; none for an empty text."""
+    """Gives the VAE a weight index, with its weights as the only shard; no index for an empty text."""
 
     def damage(copy):
         (copy / VAE).rename(copy / "vae" / SHARD)
@@ -104,18 +104,18 @@ def index(content):
     return damage
 
 
-def change(name, **values):
+def edit(name, **values):
     def damage(copy):
         (copy / name).write_text(json.dumps({**json.loads((copy / name).read_text()), **values}))
 
     return damage
 
 
-def moved(name, new):
+def rename(name, new):
     return lambda copy: (copy / name).rename((copy / name).with_name(new))
 
 
-def holding(name, text):
+def write(name, text):
     return lambda copy: (copy / name).write_text(text)
 
 
@@ -132,33 +132,33 @@ def holding(name, text):
         (index({"a": SHARD}), f"{SHARD} lacks the tensor a, which the index places there"),
         (index(""), "/vae has shards of weights and lacks diffusion_pytorch_model.safetensors.index.json"),
         (
-            moved(VAE, "mine.safetensors"),
+            rename(VAE, "mine.safetensors"),
             r"/vae lacks diffusion_pytorch_model.safetensors \(it has mine",
         ),
         (
-            moved(TEXT, "pytorch_model.bin"),
+            rename(TEXT, "pytorch_model.bin"),
             "/text_encoder has weights in pytorch_model.bin alone, a pickle",
         ),
-        (holding(VAE, POINTER), f"{VAE} is a pointer of Git LFS and not the file: run git lfs pull"),
-        (holding("tokenizer/tokenizer.json", POINTER), "tokenizer.json is a pointer of Git LFS"),
+        (write(VAE, POINTER), f"{VAE} is a pointer of Git LFS and not the file: run git lfs pull"),
+        (write("tokenizer/tokenizer.json", POINTER), "tokenizer.json is a pointer of Git LFS"),
         (
-            moved("tokenizer/tokenizer.json", "spiece.model"),
+            rename("tokenizer/tokenizer.json", "spiece.model"),
             "/tokenizer has spiece.model and lacks tokenizer.json: fetch that file too, or pip install sentencepiece",
         ),
-        (holding("tokenizer/special_tokens_map.json", "[]"), "special_tokens_map.json holds a list and not a table"),
+        (write("tokenizer/special_tokens_map.json", "[]"), "special_tokens_map.json holds a list and not a table"),
         (
-            change("model_index.json", vae=["diffusers", "AutoencoderKL"]),
+            edit("model_index.json", vae=["diffusers", "AutoencoderKL"]),
             "model_index.json names AutoencoderKL for vae, which has to be a AutoencoderKLWan",
         ),
-        (change("vae/config.json", _class_name="AutoencoderKL"), "is of a 'AutoencoderKL' and not of a AutoencoderKLWan"),
-        (change("text_encoder/config.json", model_type="t5"), "text_encoder/config.json is of a 't5' and not of a umt5"),
+        (edit("vae/config.json", _class_name="AutoencoderKL"), "is of a 'AutoencoderKL' and not of a AutoencoderKLWan"),
+        (edit("text_encoder/config.json", model_type="t5"), "text_encoder/config.json is of a 't5' and not of a umt5"),
         (
-            change("scheduler/scheduler_config.json", _class_name="DDIMScheduler"),
+            edit("scheduler/scheduler_config.json", _class_name="DDIMScheduler"),
             "scheduler_config.json is of a 'DDIMScheduler' and not of a UniPCMultistepScheduler",
         ),
     ],
 )
-def test_what_a_loader_would_stumble_over_is_told_before(damage, sentence, copy, monkeypatch):
+def test_a_damaged_model_is_reported_before_loading(damage, sentence, copy, monkeypatch):
     monkeypatch.setattr(components, "find_spec", lambda name: None)
     damage(copy)
     with pytest.raises(JobError, match=f"model mine cannot be loaded: .*{sentence}"):
@@ -166,8 +166,8 @@ def test_what_a_loader_would_stumble_over_is_told_before(damage, sentence, copy,
 
 
 @pytest.mark.parametrize("variant", ["fp16", "bf16"])
-def test_weights_of_a_variant_alone_are_loaded(variant, copy, tiny_wan, tmp_path):
-    """As a repository that has model.fp16.safetensors and no model.safetensors."""
+def test_weights_that_exist_only_as_a_variant_are_loaded(variant, copy, tiny_wan, tmp_path):
+    """For example a repository that has model.fp16.safetensors and no model.safetensors."""
     for name in (VAE, TEXT):
         (copy / name).rename(copy / name.replace(".safetensors", f".{variant}.safetensors"))
     check(copy)
@@ -177,23 +177,35 @@ def test_weights_of_a_variant_alone_are_loaded(variant, copy, tiny_wan, tmp_path
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_files_that_are_not_loaded_need_not_be_whole_and_take_no_memory(copy):
-    model, resident = Model("mine", "wan", "5b", path=str(copy)), FAMILIES["wan"].resident["encode"]
-    before = weights.resident_bytes(model, resident, "float32")
+def test_weight_files_that_are_not_loaded_are_not_checked_and_take_no_memory(copy):
+    model, encode = Model("mine", "wan", "5b", path=str(copy)), FAMILIES["wan"].stages["encode"]
+    before = weights.bytes_in_memory(model, encode, {"dtype": "float32"})
     shutil.copy(copy / TEXT, copy / "text_encoder/model.fp16.safetensors")
     (copy / "vae/other.safetensors").write_text("not read")
     check(copy)
-    weights.numbers.cache_clear()
-    assert weights.resident_bytes(model, resident, "float32") == before
+    weights.count_parameters.cache_clear()
+    assert weights.bytes_in_memory(model, encode, {"dtype": "float32"}) == before
 
 
-def test_a_stage_tells_of_parts_that_only_later_ones_load(copy, tmp_path):
+def test_weights_in_8_bits_take_half_of_the_memory(copy):
+    model, generate = Model("mine", "wan", "5b", path=str(copy)), FAMILIES["wan"].stages["generate"]
+    half = weights.bytes_in_memory(model, generate, {"dtype": "bfloat16", "layerwise_casting": "none"})
+    assert 2 * weights.bytes_in_memory(model, generate, {"dtype": "bfloat16", "layerwise_casting": "float8_e4m3fn"}) == half
+
+
+def test_encode_needs_room_for_the_larger_of_its_networks(copy):
+    model, encode = Model("mine", "wan", "5b", path=str(copy)), FAMILIES["wan"].stages["encode"]
+    text, vae = (weights.count_parameters(copy / part) for part in ("text_encoder", "vae"))
+    assert weights.bytes_in_memory(model, encode, {"dtype": "bfloat16"}) == max(2 * text, 4 * vae)
+
+
+def test_a_stage_reports_damaged_weights_of_later_stages(copy, tmp_path):
     (copy / "transformer/diffusion_pytorch_model.safetensors").write_bytes(b"torn")
-    said = stage("encode", "-o", tmp_path / "a.safetensors", "-m", copy, *SHORT, fails=1)
-    assert "transformer/diffusion_pytorch_model.safetensors is no safetensors file" in said and '"load"' not in said
+    stderr = stage("encode", "-o", tmp_path / "a.safetensors", "-m", copy, *SHORT, fails=1)
+    assert "transformer/diffusion_pytorch_model.safetensors is no safetensors file" in stderr and '"load"' not in stderr
 
 
-def test_a_stage_goes_without_parts_that_only_later_ones_load(copy, tmp_path):
+def test_a_stage_runs_without_the_weights_of_later_stages(copy, tmp_path):
     shutil.rmtree(copy / "transformer")
     stage("encode", "-o", tmp_path / "a.safetensors", "-m", copy, *SHORT)
 
@@ -203,13 +215,13 @@ def test_a_stage_goes_without_parts_that_only_later_ones_load(copy, tmp_path):
 
 @pytest.fixture
 def hub(tiny_wan):
-    with serving({HUB_ID: tiny_wan["5b"]}) as hub:
+    with serve({HUB_ID: tiny_wan["5b"]}) as hub:
         yield hub
 
 
 @pytest.fixture
 def fetch(hub, tmp_path):
-    """Runs the program `fetch` with a cache of its own and returns its standard error."""
+    """A function that runs the program `fetch` with its own cache and returns its standard error."""
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump({"models": {"tiny": {"family": "wan", "variant": "5b", "hub": HUB_ID}}})
     )
@@ -217,19 +229,19 @@ def fetch(hub, tmp_path):
     def run(fails=0, name="tiny"):
         environment = {**os.environ, **hub.environment(tmp_path / "hf")}
         command = [str(Path(sys.executable).with_name("fetch")), name, "--output", "record.json"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == fails, done.stderr
-        return done.stderr
+        process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert process.returncode == fails, process.stderr
+        return process.stderr
 
     return run
 
 
-def test_fetched_once_and_recorded(hub, fetch, tiny_wan, tmp_path):
-    said = [json.loads(line) for line in fetch().splitlines() if line.startswith("{")]
-    assert said[0]["event"] == "fetch" and said[0]["revision"] == REVISION and said[0]["licence"] == "apache-2.0"
+def test_fetch_downloads_once_and_writes_a_record(hub, fetch, tiny_wan, tmp_path):
+    log = events(fetch())
+    assert log[0]["event"] == "fetch" and log[0]["revision"] == REVISION and log[0]["licence"] == "apache-2.0"
     record = json.loads((tmp_path / "record.json").read_text())
     assert (record["hub"], record["revision"]) == (HUB_ID, REVISION)
-    assert said[0]["bytes"] == sum(facts["bytes"] for facts in record["files"].values())
+    assert log[0]["bytes"] == sum(facts["bytes"] for facts in record["files"].values())
     name = "vae/diffusion_pytorch_model.safetensors"
     digest = subprocess.run(["sha256sum", tiny_wan["5b"] / name], capture_output=True, text=True).stdout.split()[0]
     assert record["files"][name]["sha256"] == digest
@@ -238,25 +250,25 @@ def test_fetched_once_and_recorded(hub, fetch, tiny_wan, tmp_path):
     assert hub.requests == []
 
 
-def test_interrupted_it_goes_on_where_it_was(hub, fetch):
+def test_an_interrupted_fetch_resumes(hub, fetch):
     hub.cut = large = "transformer/diffusion_pytorch_model.safetensors"
     fetch()
-    assert hub.cut == "" and hub.asked_for(large) == 2
-    assert hub.asked_for("vae/diffusion_pytorch_model.safetensors") == 1
+    assert hub.cut == "" and hub.count_fetches(large) == 2
+    assert hub.count_fetches("vae/diffusion_pytorch_model.safetensors") == 1
 
 
-def test_too_little_disk_is_refused_before_a_byte_comes(hub, fetch, monkeypatch, tiny_wan, tmp_path):
+def test_fetch_refuses_a_full_disk_before_downloading(hub, fetch, monkeypatch, tiny_wan, tmp_path):
     with open(tmp_path / "large.safetensors", "wb") as file:
         file.truncate(10**13)
     hub.repositories[HUB_ID] = Path(shutil.copytree(tiny_wan["5b"], tmp_path / "large"))
     (tmp_path / "large.safetensors").rename(hub.repositories[HUB_ID] / "vae" / "more.safetensors")
-    said = fetch(fails=1)
-    assert f"error: {HUB_ID} needs 10000.0 GB more and " in said and "GB free: make room, or set HF_HOME" in said
+    stderr = fetch(fails=1)
+    assert f"error: {HUB_ID} needs 10000.0 GB more and " in stderr and "GB free: make room, or set HF_HOME" in stderr
     assert not any("resolve" in path for _, path in hub.requests)
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("spoil", "sentence"),
     [
         (
             lambda hub: hub.repositories.clear(),
@@ -270,12 +282,12 @@ def test_too_little_disk_is_refused_before_a_byte_comes(hub, fetch, monkeypatch,
     ],
     ids=["unknown", "gated", "no network"],
 )
-def test_what_cannot_be_fetched_is_one_sentence(change, sentence, hub, fetch):
-    change(hub)
-    said = fetch(fails=1)
-    assert [line for line in said.splitlines() if line.startswith("error: ")] == [said.splitlines()[-1]]
-    assert said.splitlines()[-1].startswith(sentence) and "Traceback" not in said
+def test_a_failed_fetch_is_one_sentence(spoil, sentence, hub, fetch):
+    spoil(hub)
+    stderr = fetch(fails=1)
+    assert [line for line in stderr.splitlines() if line.startswith("error: ")] == [stderr.splitlines()[-1]]
+    assert stderr.splitlines()[-1].startswith(sentence) and "Traceback" not in stderr
 
 
-def test_a_model_that_is_not_declared_is_one_sentence(fetch):
+def test_fetch_of_an_undeclared_model_is_one_sentence(fetch):
     assert fetch(fails=2, name="other") == "error: model other is not declared in the config: declared are tiny\n"

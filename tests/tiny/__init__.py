@@ -1,1 +1,1 @@
-"""Tiny models with random weights, in the public layouts: made in seconds, and what they make is noise."""
+"""Tiny models with random weights in the public layouts. They are built in seconds, and their output is noise."""

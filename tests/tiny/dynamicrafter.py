@@ -1,4 +1,4 @@
-"""A tiny DynamiCrafter in the layout that convert writes, of the same classes and files as the real ones."""
+"""A tiny DynamiCrafter in the layout that convert writes, with the classes and files of the real models."""
 
 from pathlib import Path
 
@@ -33,9 +33,9 @@ VISION = {
 
 
 def make(folder: Path, variant: str = "256", seed: int = 0) -> Path:
-    """Write the repository to `folder` and return it; the same seed gives the same weights."""
-    from stages.models.dynamicrafter.convert import write_index
-    from stages.models.shared.loading import quiet
+    """Write the repository to `folder` and return it. The same seed gives the same weights."""
+    from stages.families.dynamicrafter.convert import write_index
+    from stages.families.shared.loading import quiet
 
     quiet()
     for name, model in models(variant, seed).items():
@@ -46,27 +46,27 @@ def make(folder: Path, variant: str = "256", seed: int = 0) -> Path:
 
 
 def models(variant: str, seed: int = 0) -> dict:
-    """The networks by name, no weight of them zero."""
+    """The networks by name, without weights of zero."""
     import torch
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-    from stages.models.dynamicrafter.resampler import Resampler
-    from stages.models.dynamicrafter.unet import UNet
+    from stages.families.dynamicrafter.resampler import Resampler
+    from stages.families.dynamicrafter.unet import UNet
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = {
+        networks = {
             "unet": UNet(**UNET, image_scale_learnable=variant == "256"),
             "image_projector": Resampler(**RESAMPLER),
             "vae": AutoencoderKL(**VAE),
             "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT, **tokens())),
             "image_encoder": CLIPVisionModel(CLIPVisionConfig(**VISION)),
         }
-        for parameter in made["unet"].parameters():
+        for parameter in networks["unet"].parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.05)
-    return {name: model.eval() for name, model in made.items()}
+    return {name: model.eval() for name, model in networks.items()}
 
 
 def tokens() -> dict[str, int]:
@@ -74,14 +74,14 @@ def tokens() -> dict[str, int]:
 
 
 def tokenizer():
-    """Texts between a start and an end, padded with "!", as CLIP's are."""
+    """A tokenizer like CLIP's: texts between a start and an end token, padded with "!"."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    made = byte_tokenizer(SPECIAL)
-    enclosing = [(START, made.token_to_id(START)), (END, made.token_to_id(END))]
-    made.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=enclosing)
-    assert made.get_vocab_size() == tokens()["vocab_size"]
+    fast_tokenizer = byte_tokenizer(SPECIAL)
+    enclosing = [(START, fast_tokenizer.token_to_id(START)), (END, fast_tokenizer.token_to_id(END))]
+    fast_tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=enclosing)
+    assert fast_tokenizer.get_vocab_size() == tokens()["vocab_size"]
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token=START, eos_token=END, pad_token=PAD, unk_token=END, model_max_length=77
+        tokenizer_object=fast_tokenizer, bos_token=START, eos_token=END, pad_token=PAD, unk_token=END, model_max_length=77
     )

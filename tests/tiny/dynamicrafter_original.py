@@ -1,4 +1,4 @@
-"""DynamiCrafter's own file, written down module by module as its classes nest them: what convert is held against.
+"""DynamiCrafter's published checkpoint, written down module by module as its classes nest them, to test convert.
 
 Text and vision are OpenCLIP's towers, made of torch's own attention; the VAE's names are from diffusers' to
 latent-diffusion's.
@@ -29,13 +29,13 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(self, x, mask=None):
-        own = self.ln_1(x)
-        x = x + self.attn(own, own, own, need_weights=False, attn_mask=mask)[0]
+        normalised = self.ln_1(x)
+        x = x + self.attn(normalised, normalised, normalised, need_weights=False, attn_mask=mask)[0]
         return x + self.mlp(self.ln_2(x))
 
 
 class Text(nn.Module):
-    """One layer more than is used."""
+    """The text tower, with one layer more than is used."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ class Text(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, ids):
-        """The states before the last layer, through the last norm."""
+        """The states before the last layer, after the last norm."""
         x = self.token_embedding(ids) + self.positional_embedding
         mask = torch.full((77, 77), float("-inf")).triu(1)
         for block in self.transformer.resblocks[:-1]:
@@ -67,7 +67,7 @@ class Vision(nn.Module):
         self.proj = nn.Parameter(torch.randn(width, width))
 
     def forward(self, pixels):
-        """All states, the last norm left out."""
+        """All states, without the last norm."""
         patches = self.conv1(pixels).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_embedding.expand(len(pixels), 1, -1), patches], dim=1)
         x = self.ln_pre(x + self.positional_embedding)
@@ -77,9 +77,9 @@ class Vision(nn.Module):
 
 
 def vae_names(levels: int = 4, blocks: int = 1) -> dict[str, str]:
-    """From diffusers' modules to latent-diffusion's."""
+    """Module names of latent-diffusion, by those of diffusers."""
     names = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
-    for half, way, count in (("encoder", "down", blocks), ("decoder", "up", blocks + 1)):
+    for half, direction, count in (("encoder", "down", blocks), ("decoder", "up", blocks + 1)):
         names |= {f"{half}.{name}": f"{half}.{name}" for name in ("conv_in", "conv_out")}
         names[f"{half}.conv_norm_out"] = f"{half}.norm_out"
         for number in range(2):
@@ -88,12 +88,12 @@ def vae_names(levels: int = 4, blocks: int = 1) -> dict[str, str]:
         for ours, theirs in attention.items():
             names[f"{half}.mid_block.attentions.0.{ours}"] = f"{half}.mid.attn_1.{theirs}"
         for level in range(levels):
-            theirs = level if way == "down" else levels - 1 - level
+            theirs = level if direction == "down" else levels - 1 - level
             for number in range(count):
-                block = f"{half}.{way}_blocks.{level}.resnets.{number}"
-                names |= resnet(block, f"{half}.{way}.{theirs}.block.{number}")
-            sampler = f"{half}.{way}_blocks.{level}.{way}samplers.0.conv"
-            names[sampler] = f"{half}.{way}.{theirs}.{way}sample.conv"
+                block = f"{half}.{direction}_blocks.{level}.resnets.{number}"
+                names |= resnet(block, f"{half}.{direction}.{theirs}.block.{number}")
+            sampler = f"{half}.{direction}_blocks.{level}.{direction}samplers.0.conv"
+            names[sampler] = f"{half}.{direction}.{theirs}.{direction}sample.conv"
     return names
 
 
@@ -103,17 +103,17 @@ def resnet(ours: str, theirs: str) -> dict[str, str]:
 
 
 def vae_weights(vae) -> dict[str, torch.Tensor]:
-    """A VAE's weights by latent-diffusion's names, its attention as convolutions."""
-    names, made = vae_names(), {}
+    """The weights of a VAE by latent-diffusion's names, with attention as convolutions."""
+    names, weights = vae_names(), {}
     for name, weight in vae.state_dict().items():
         module, _, kind = name.rpartition(".")
         attention = ".attentions." in name and weight.ndim == 2
-        made[f"{names[module]}.{kind}"] = weight[:, :, None, None] if attention else weight
-    return made
+        weights[f"{names[module]}.{kind}"] = weight[:, :, None, None] if attention else weight
+    return weights
 
 
 def state_dict(variant: str, text: Text, vision: Vision) -> dict[str, torch.Tensor]:
-    """All that model.ckpt holds, the tables of the noise schedule too."""
+    """The contents of model.ckpt, with the tables of the noise schedule."""
     models = tiny.models(variant, seed=1)
     parts = {
         "model.diffusion_model.": models["unet"].state_dict(),

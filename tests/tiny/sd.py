@@ -1,15 +1,50 @@
-"""A tiny Stable Diffusion 1.5 with ControlNets and what makes their maps: the classes and files of the real ones."""
+"""A tiny Stable Diffusion 1.5 with ControlNets and the networks for their maps, with classes and files of the real ones."""
 
 import json
 from pathlib import Path
 
 from tests.tiny.tokenizer import byte_tokenizer
 
-LENGTH, WIDTH = 16, 16  # tokens of a prompt, and what each is in numbers
+LENGTH, WIDTH = 16, 16  # tokens of a prompt, and the width of their states
+
+
+def make_segmenter(folder: Path, labels=("background", "bird", "car"), seed: int = 0) -> Path:
+    """Write a MobileViT for semantic segmentation to `folder` and return it. Its processor crops, as the published one."""
+    import torch
+    from transformers import MobileViTConfig, MobileViTForSemanticSegmentation
+    from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
+
+    from stages.families.shared.loading import quiet
+
+    quiet()
+    config = MobileViTConfig(
+        image_size=64,
+        hidden_sizes=[8, 8, 8],
+        neck_hidden_sizes=[8, 8, 8, 8, 8, 8, 16],
+        num_attention_heads=2,
+        aspp_out_channels=8,
+        atrous_rates=[1, 2, 3],
+        mlp_ratio=1.0,
+        expand_ratio=1.0,
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = MobileViTForSemanticSegmentation(config)
+        for name, weights in net.named_parameters():
+            if weights.ndim > 1:
+                torch.nn.init.kaiming_normal_(weights)
+            elif name.endswith("weight"):  # of norms, whose initial weights are so small that the masks have no contrast
+                torch.nn.init.ones_(weights)
+    net.save_pretrained(folder)
+    processor = MobileViTImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    processor.save_pretrained(folder)
+    return Path(folder)
 
 
 def make(folder: Path, seed: int = 0) -> Path:
-    """Write the repository to `folder` and return it; the same seed gives the same weights."""
+    """Write the repository to `folder` and return it. The same seed gives the same weights."""
     import torch
     from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
     from safetensors.torch import save_file
@@ -22,8 +57,8 @@ def make(folder: Path, seed: int = 0) -> Path:
         PreTrainedTokenizerFast,
     )
 
-    from stages.models.fresco.control import HED
-    from stages.models.shared.loading import quiet
+    from stages.families.fresco.control import HED
+    from stages.families.shared.loading import quiet
 
     quiet()
     end = "<|endoftext|>"
@@ -46,7 +81,7 @@ def make(folder: Path, seed: int = 0) -> Path:
         for control in ("hed", "canny", "depth"):
             net = ControlNetModel.from_unet(unet, conditioning_channels=3)
             for weights in net.parameters():
-                if not weights.any():  # it begins with zeros, that let nothing through
+                if not weights.any():  # zero-initialised layers would give zero
                     torch.nn.init.normal_(weights, std=0.05)
             net.save_pretrained(folder / f"controlnet_{control}")
         AutoencoderKL(
@@ -82,7 +117,9 @@ def make(folder: Path, seed: int = 0) -> Path:
             )
         )
         for weights in depth.parameters():
-            torch.nn.init.normal_(weights, std=0.2)  # the library's own are so small that everything is equally near
+            torch.nn.init.normal_(
+                weights, std=0.2
+            )  # the initial weights of transformers are so small that the depth is the same everywhere
         depth.save_pretrained(folder / "depth")
     DPTImageProcessor(size={"height": 32, "width": 32}, keep_aspect_ratio=False).save_pretrained(folder / "depth")
     DDPMScheduler(

@@ -1,4 +1,4 @@
-"""What the tiny models have in common: a tokenizer that is trained on the spot."""
+"""The tokenizer of the tiny models, which is trained when a model is built."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,9 @@ CORPUS = (
 
 
 def byte_tokenizer(special: Sequence[str], end: str = "") -> Tokenizer:
-    """A byte-level BPE tokenizer with a few English merges: any text in any script has tokens, and always the same ones.
+    """A byte-level BPE tokenizer with a few English merges. Any text in any script always has the same tokens.
 
-    `special` tokens take the first ids, in order; `end`, one of them, closes every text.
+    `special` tokens have the first ids, in order. `end`, one of them, ends every text.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

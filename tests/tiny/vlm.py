@@ -1,4 +1,4 @@
-"""A tiny InternVL in the layout of the published "-HF" repositories, of the same classes and files as the real ones."""
+"""A tiny InternVL in the layout of the published "-HF" repositories, with the classes and files of the real models."""
 
 import re
 from pathlib import Path
@@ -9,13 +9,13 @@ SIDE, PATCH = 56, 14  # pixels: 4 x 4 patches, 2 x 2 tokens a frame
 
 
 def make(folder: Path, seed: int = 0) -> Path:
-    """Write the repository to `folder` and return it; the same seed gives the same weights."""
+    """Write the repository to `folder` and return it. The same seed gives the same weights."""
     import torch
 
-    from stages.models.shared.loading import quiet
+    from stages.families.shared.loading import quiet
 
     quiet()
-    from stages.models.vlm import build
+    from stages.families.vlm import build
 
     tokenizer = build.chat_tokenizer(byte_tokenizer(build.SPECIAL))
     vision = {
@@ -39,11 +39,11 @@ def make(folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build.build(tokenizer, vision, text).eval()
-    model.generation_config.suppress_tokens = unreadable(tokenizer)
+    model.generation_config.suppress_tokens = unreadable_tokens(tokenizer)
     build.save(folder, model, tokenizer)
     return Path(folder)
 
 
-def unreadable(tokenizer) -> list[int]:
-    """Tokens other than letters and blanks: without them even random weights say something that a prompt may be."""
+def unreadable_tokens(tokenizer) -> list[int]:
+    """Tokens other than letters and blanks. Without them even random weights give a usable prompt."""
     return [i for i in range(len(tokenizer)) if not re.fullmatch(r"[A-Za-z ]+", tokenizer.decode([i]))]

@@ -1,4 +1,4 @@
-"""Tiny Wan2.2 repositories in the public diffusers layout, of the same classes and files as the real ones."""
+"""Tiny Wan2.2 repositories in the public diffusers layout, with the classes and files of the real models."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ TEXT_WIDTH = 32
 
 
 def make(folder: Path, variant: str, seed: int = 0) -> Path:
-    """Write a repository of variant "14b" or "5b" to `folder` and return it; the same seed gives the same weights."""
+    """Write a repository of variant "14b" or "5b" to `folder` and return it. The same seed gives the same weights."""
     import torch
 
-    from stages.models.shared.loading import quiet
+    from stages.families.shared.loading import quiet
 
     quiet()
     from diffusers import WanImageToVideoPipeline, WanPipeline
@@ -28,7 +28,7 @@ def make(folder: Path, variant: str, seed: int = 0) -> Path:
                 transformer_2=_transformer(16 + 4 + 16, 16),
                 boundary_ratio=0.9,
             )
-        else:  # published as the text-to-video class
+        else:  # published with the text-to-video class
             pipeline = WanPipeline(
                 **text,
                 vae=_vae(
@@ -108,7 +108,7 @@ def _scheduler(shift: float):
 
 
 def set_schedule(pipe, shift: float, sigma_grid: str = "wan") -> None:
-    """Give a pipeline of diffusers the shift and the grid that our stages are given. "diffusers" is the plain library."""
+    """Set the shift and sigma grid of a diffusers pipeline as in our stages. The grid "diffusers" changes nothing."""
     from diffusers import UniPCMultistepScheduler
 
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, flow_shift=shift)

@@ -1,4 +1,4 @@
-"""Wan's own layout, written down module by module as its classes nest them: what the rules of convert are held against.
+"""Wan's own layout, written down module by module as its classes nest them, to test the rules of convert.
 
 Each table is from the names of diffusers or transformers to Wan's.
 """
@@ -62,14 +62,14 @@ def text_encoder_names(layers: int) -> dict[str, str]:
         modules[f"{attention}.SelfAttention.relative_attention_bias"] = f"{block}.pos_embedding.embedding"
         modules[f"{attention}.layer_norm"] = f"{block}.norm1"
         modules[f"{feed_forward}.layer_norm"] = f"{block}.norm2"
-        modules[f"{feed_forward}.DenseReluDense.wi_0"] = f"{block}.ffn.gate.0"  # the one that is activated
+        modules[f"{feed_forward}.DenseReluDense.wi_0"] = f"{block}.ffn.gate.0"  # the one with the activation
         modules[f"{feed_forward}.DenseReluDense.wi_1"] = f"{block}.ffn.fc1"
         modules[f"{feed_forward}.DenseReluDense.wo"] = f"{block}.ffn.fc2"
     return with_parameters(modules, ("weight",))
 
 
 def vae_names(nested: bool) -> dict[str, str]:
-    """All that a VAE of four levels can have; `nested` for that of Wan2.2, where each level is a list of its own."""
+    """All modules of a VAE of four levels. `nested` is the form of Wan2.2, where each level is a list of its own."""
     names = {"quant_conv": "conv1", "post_quant_conv": "conv2"}
     names = with_parameters(names)
     for half in ("encoder", "decoder"):
@@ -83,17 +83,17 @@ def vae_names(nested: bool) -> dict[str, str]:
     flat = {"encoder": 0, "decoder": 0}
     for level in range(4):
         for half, kind, blocks in (("encoder", "down", 2), ("decoder", "up", 3)):
-            for place in range(blocks + (level < 3)):
-                number = f"{level}.{kind}samples.{place}" if nested else str(flat[half])
+            for position in range(blocks + (level < 3)):
+                number = f"{level}.{kind}samples.{position}" if nested else str(flat[half])
                 theirs = f"{half}.{kind}samples.{number}"
                 level_block = f"{half}.{kind}_blocks.{level}"
                 if not nested and half == "encoder":
                     ours = f"encoder.down_blocks.{flat[half]}"
-                elif place < blocks:
-                    ours = f"{level_block}.resnets.{place}"
+                elif position < blocks:
+                    ours = f"{level_block}.resnets.{position}"
                 else:
                     ours = f"{level_block}.{kind}sampler" if nested else f"{level_block}.upsamplers.0"
-                if place < blocks:
+                if position < blocks:
                     names |= residual_block(ours, theirs)
                 else:
                     parts = ("resample.1", "time_conv")
@@ -112,7 +112,7 @@ def residual_block(ours: str, theirs: str) -> dict[str, str]:
 
 
 def originals(model, names: Mapping[str, str]) -> dict:
-    """A model's weights by Wan's names."""
+    """The weights of a model by Wan's names."""
     return {names[name]: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 

@@ -1,7 +1,8 @@
-"""The pipeline as users run it: the `snakemake` program in a folder with a config, on tiny models with random weights."""
+"""The pipeline as users run it: the program `snakemake` in a folder with a config, on tiny models with random weights."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from tests import zoo
+from tests.commands import events
 
 ROOT = Path(__file__).parents[2]
 ONE_WORKER = ("--resources", "gpu=1", "--cores", 2)  # one shard of up to 16 clips
@@ -18,7 +20,7 @@ TINY = {"size": "32*32", "frame_num": 5, "steps": 2, "max_new_tokens": 4, "seed"
 
 
 class Project:
-    """A folder with a config.yaml; `root` is the checkout whose Snakefile makes its films."""
+    """A folder with a config.yaml. `root` is the checkout whose Snakefile makes its films."""
 
     def __init__(self, folder: Path, models: dict, root: Path = ROOT):
         self.folder, self.models, self.root = folder, models, root
@@ -29,40 +31,39 @@ class Project:
         self.path("config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
 
     def start(self, *arguments, program: str = "snakemake", path: Path | None = None, **options) -> subprocess.Popen:
-        """Start a program that is installed beside this interpreter; `path` is a folder of other programs."""
+        """Start a program that is installed beside this interpreter. `path` is a folder of other programs."""
         if program == "snakemake":
             arguments = ("--snakefile", self.root / "Snakefile", *arguments)
         command = [str(Path(sys.executable).with_name(program)), *map(str, arguments)]
-        places = [*([path] if path else []), Path(sys.executable).parent, os.environ["PATH"]]
-        own = {"PYTHONPATH": str(self.root), "PATH": os.pathsep.join(map(str, places))}
+        folders = [*([path] if path else []), Path(sys.executable).parent, os.environ["PATH"]]
+        overrides = {"PYTHONPATH": str(self.root), "PATH": os.pathsep.join(map(str, folders))}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        # what a shell runs in its background ignores Ctrl-C, and so would its children
+        # a process in the background of a shell ignores Ctrl-C, and so would its children
         options |= {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-        return subprocess.Popen(command, cwd=self.folder, env={**os.environ, **own}, **streams, **options)
+        return subprocess.Popen(command, cwd=self.folder, env={**os.environ, **overrides}, **streams, **options)
 
     def run(self, *arguments, fails: int = 0, **options) -> str:
-        """Run a program to its end and return its standard error. `fails` is the exit code to expect."""
-        return ended(self.start(*arguments, **options), fails)[1]
+        """Run a program to its end and return its standard error. `fails` is the expected exit code."""
+        return finish(self.start(*arguments, **options), fails)[1]
 
     def output(self, *arguments) -> str:
-        """What `snakemake` writes to its standard output: what a dry run plans."""
-        return ended(self.start(*arguments))[0]
+        """The standard output of `snakemake`, where a dry run lists its jobs."""
+        return finish(self.start(*arguments))[0]
 
     def path(self, name: str) -> Path:
         return self.folder / name
 
     def files(self) -> dict[str, tuple[int, int]]:
-        """Size and time of every file but Snakemake's own."""
-        found = [path for path in self.folder.rglob("*") if path.is_file() and ".snakemake" not in path.parts]
-        return {str(path.relative_to(self.folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+        """Size and time of every file except Snakemake's own, by path."""
+        paths = [path for path in self.folder.rglob("*") if path.is_file() and ".snakemake" not in path.parts]
+        return {str(path.relative_to(self.folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
     def log(self, run: str, job: str) -> list[dict]:
-        """The lines of a job's log that are JSON."""
-        lines = self.path(f"results/{run}/steps/logs/{run}.{job}.log").read_text().splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
+        """The events of a job's log."""
+        return events(self.path(f"results/{run}/steps/logs/{run}.{job}.log").read_text())
 
     def shards(self, run: str) -> dict[str, dict]:
-        """The closing line of every job of a run that loads models or takes frames, by job."""
+        """The event `shard` of every job of a run that has a log, by job."""
         logs = self.path(f"results/{run}/steps/logs").glob("*.log")
         names = sorted(path.name.removeprefix(f"{run}.").removesuffix(".log") for path in logs)
         return {name: next(line for line in self.log(run, name) if line["event"] == "shard") for name in names}
@@ -70,17 +71,26 @@ class Project:
     def read(self, name: str) -> dict:
         return json.loads(self.path(f"results/{name}").read_text())
 
+    def records(self, name: str) -> dict[str, dict]:
+        """The provenance of a result, by stage."""
+        return {record["stage"]: record for record in self.read(name)["provenance"]}
 
-def ended(process: subprocess.Popen, fails: int = 0) -> tuple[str, str]:
-    """Standard output and standard error of a program, at its end."""
+
+def finish(process: subprocess.Popen, fails: int = 0) -> tuple[str, str]:
+    """Wait for a program to end and return its standard output and standard error. `fails` is the expected exit code."""
     out, err = process.communicate()
     assert process.returncode == fails, out + err
     return out, err
 
 
+def item_counts(report: str) -> tuple[int, ...]:
+    """Items made, reused and failed, by the summary of a run."""
+    return tuple(map(int, re.search(r"items: (\d+) made, (\d+) reused from the store, (\d+) failed", report).groups()))
+
+
 @pytest.fixture(scope="session")
 def models(tiny_wan, tiny_vlm):
-    """Declarations of the tiny models."""
+    """Declarations of the tiny models for a config."""
     small = {"family": "wan", "dtype": "float32", "sizes": ["32*32"]}
     return {
         "two-experts": {**small, "variant": "14b", "path": str(tiny_wan["14b"])},
@@ -96,5 +106,5 @@ def project(tmp_path_factory, models):
 
 
 def frame_count(film: Path, size=(32, 32)) -> int:
-    """Frames of a film as the ffmpeg program decodes it."""
+    """Number of frames of a film as the program ffmpeg decodes it."""
     return len(zoo.rgb_by_ffmpeg(film, size))

@@ -1,4 +1,4 @@
-"""One stage after another by hand, from an empty folder, on a real clip and models that no config declares."""
+"""Each stage by hand, in an empty folder, on a real clip and models that no config declares."""
 
 import pytest
 
@@ -13,13 +13,13 @@ def folder(tmp_path, models):
     return Project(tmp_path / "empty", models)
 
 
-def test_six_stages_make_a_film(folder, models):
-    clip, wan, eye = zoo.real_clip("car-turn.mp4"), models["one-expert"]["path"], models["eye"]["path"]
+def test_six_stages_by_hand_make_a_film(folder, models):
+    clip, wan, captioner = zoo.real_clip("car-turn.mp4"), models["one-expert"]["path"], models["eye"]["path"]
     size = ("--size", "32*32")
     folder.run(clip, "-o", "frames.json", *size, program="extract_frames")
-    folder.run(clip, "-o", "caption.json", "-m", eye, "--max-new-tokens", 4, *CPU, program="caption_vlm")
-    made = ("-o", "encoded.safetensors", "-m", wan, "--frame-num", 5)
-    folder.run("frames.json", "--caption", "caption.json", *made, *CPU, program="encode")
+    folder.run(clip, "-o", "caption.json", "-m", captioner, "--max-new-tokens", 4, *CPU, program="caption_vlm")
+    options = ("-o", "encoded.safetensors", "-m", wan, "--frame-num", 5)
+    folder.run("frames.json", "--caption", "caption.json", *options, *CPU, program="encode")
     folder.run("encoded.safetensors", "-o", "latents.safetensors", "--steps", 2, *CPU, program="generate")
     folder.run("latents.safetensors", "-o", "clip.json", "--lossless", *CPU, program="decode")
     folder.run("clip.json", "--source", clip, "-o", "film.mp4", program="concat")
@@ -28,7 +28,7 @@ def test_six_stages_make_a_film(folder, models):
     assert not list(folder.folder.glob(".kinemake-*"))
 
 
-def test_a_failed_item_is_one_sentence_exit_code_1_and_no_output(folder):
+def test_a_failed_item_by_hand_is_one_sentence_and_exit_code_1(folder):
     zoo.no_index(folder.folder)
     report = folder.run("cut_plain.mp4", "-o", "frames.json", program="extract_frames", fails=1)
     sentences = [line for line in report.splitlines() if not line.startswith("{")]
@@ -45,7 +45,7 @@ def test_a_failed_item_is_one_sentence_exit_code_1_and_no_output(folder):
         ("encode", ["a.png", "-o", "b.safetensors"], "error: no model is given: add --model NAME, FOLDER or HUB_ID"),
     ],
 )
-def test_a_usage_error_is_one_sentence_and_exit_code_2(folder, program, arguments, sentence):
+def test_a_usage_error_by_hand_is_one_sentence_and_exit_code_2(folder, program, arguments, sentence):
     report = folder.run(*arguments, program=program, fails=2)
     assert sentence in report and "Traceback" not in report
     assert folder.files() == {}

@@ -1,4 +1,4 @@
-"""A mistake in the config is one clear sentence, before anything runs."""
+"""A mistake in the config is reported in one sentence before any job runs."""
 
 import os
 import re
@@ -17,11 +17,14 @@ CLIP = {"video": "a.mp4", "prompt": "p"}
         ({"modle": "x"}, "config.runs.demo has the unknown key 'modle': did you mean model?"),
         ({"model": "large"}, "model of run demo is 'large': declared models are eye, one-expert, two-experts"),
         ({"clips": {"videos": "nowhere"}}, "the folder of videos nowhere does not exist: mend the path"),
-        ({"options": {**TINY, "frame_num": 6}}, "clip a of run demo: option frame_num is 6: it must be 4n+1, for example 5"),
+        (
+            {"options": {**TINY, "frame_num": 6}},
+            "clip a of run demo: option num_frames is 6: it must be 4n+1, for example 5",
+        ),
     ],
     ids=["an unknown key", "an unknown model", "no folder", "a wrong value"],
 )
-def test_it_is_said_without_a_traceback(project, change, sentence):
+def test_an_invalid_run_is_reported_without_a_traceback(project, change, sentence):
     project.configure(demo={"recipe": "v2v", "clips": [CLIP], "model": "one-expert", "options": TINY, **change})
     report = project.run("--cores", 1, fails=1)
     assert f"error: {sentence}" in report.splitlines()
@@ -29,7 +32,7 @@ def test_it_is_said_without_a_traceback(project, change, sentence):
     assert not project.path("results").exists()
 
 
-def test_a_film_that_is_not_planned_is_named(project):
+def test_an_unplanned_film_given_as_a_target_is_named(project):
     project.configure(demo={"recipe": "v2v", "clips": [CLIP], "model": "one-expert", "options": TINY})
     report = project.run("--cores", 1, "results/demo/b.mp4", fails=1)
     assert "results/demo/b.mp4 is not the film of a clip: planned are results/demo/a.mp4, ..." in report
@@ -49,17 +52,17 @@ def test_a_damaged_config_is_one_sentence(tmp_path, text, arguments, sentence):
     project = Project(tmp_path, {})
     project.path("config.yaml").write_bytes(text)
     report = project.run("--cores", 1, *arguments, fails=1)
-    (told,) = [line for line in report.splitlines() if line.startswith("error: ")]
-    assert told.startswith(f"error: {sentence}")
+    (line,) = [line for line in report.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {sentence}")
     assert "Traceback" not in report and "File " not in report
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory, models):
-    """A run whose clips have odd ids, whose films have odd names, and a run whose list is torn."""
+    """A project with two runs: one has odd clip ids and film names, the other a damaged list of clips."""
     project = Project(tmp_path_factory.mktemp("mixed"), models)
     zoo.plain(project.folder, "a.mp4", frames=5, size=(64, 48))
-    ids = ["0" * 64, "a" + ".0" * 30, "ab" * 25]  # Snakemake holds wildcards that end in repetitions for endless loops
+    ids = ["0" * 64, "a" + ".0" * 30, "ab" * 25]  # Snakemake takes wildcards that end in repetitions for endless loops
     good = [{"id": identity, "video": "a.mp4", "prompt": "p"} for identity in ids]
     project.path("torn.jsonl").write_text('{"id": "s", "prompt": "a red ring \\ud83d on black"}\n')
     run = {"recipe": "v2v", "model": "one-expert", "options": {**TINY, "size": "32X32"}}
@@ -73,7 +76,7 @@ def mixed(tmp_path_factory, models):
 SENTENCE = "line 1 of torn.jsonl has half a character (\\ud83d): remove it, or write the character itself in UTF-8"
 
 
-def test_a_run_whose_list_is_torn_fails_and_the_other_one_is_made(mixed):
+def test_a_run_with_a_damaged_list_fails_and_the_other_run_is_made(mixed):
     project, films = mixed
     report = project.run(*ONE_WORKER, fails=1)
     assert [frame_count(project.path(film)) for film in films] == [5] * 3
@@ -84,10 +87,10 @@ def test_a_run_whose_list_is_torn_fails_and_the_other_one_is_made(mixed):
     assert SENTENCE in project.run(*ONE_WORKER, "torn", fails=1)
 
 
-@pytest.mark.parametrize("place", ["a file", "a dangling link"])
-def test_results_that_cannot_be_written_are_named_before_any_job(mixed, tmp_path, place):
+@pytest.mark.parametrize("kind", ["a file", "a dangling link"])
+def test_an_unwritable_results_folder_is_named_before_any_job(mixed, tmp_path, kind):
     project = Project(tmp_path, mixed[0].models)
-    project.path("results").write_text("mine") if place == "a file" else os.symlink("nowhere", project.path("results"))
+    project.path("results").write_text("mine") if kind == "a file" else os.symlink("nowhere", project.path("results"))
     project.configure(demo={"recipe": "v2v", "clips": [CLIP], "model": "one-expert", "options": TINY})
     report = project.run(*ONE_WORKER, fails=1)
     assert re.search("error: the results cannot be written .results is a (file|link)", report)

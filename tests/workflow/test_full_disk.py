@@ -1,4 +1,4 @@
-"""A disk that is full, for real: each stage says so, leaves nothing that counts as done, and works once there is room."""
+"""A full disk, mounted for real: each stage reports it, leaves no result, and works once there is room."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ ROOM = 24 * 2**20  # bytes of the disk: more than the films of tiny models take
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small disk of its own."""
+    """The folder of a small file system."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", folder]
@@ -27,7 +27,7 @@ def disk(tmp_path):
 
 
 def fill(disk):
-    """Leave no room at all."""
+    """Fill a disk completely."""
     with open(disk / "filler", "wb", buffering=0) as file:
         try:
             while file.write(b"0" * 2**16):
@@ -37,14 +37,14 @@ def fill(disk):
     assert os.statvfs(disk).f_bavail == 0
 
 
-def test_every_stage_on_a_full_disk(disk, tiny_wan, tiny_vlm, monkeypatch, own_cache):
+def test_every_stage_reports_a_full_disk_and_works_once_there_is_room(disk, tiny_wan, tiny_vlm, monkeypatch, own_cache):
     zoo.plain(disk, "a.mp4", frames=5, size=(64, 48))
     monkeypatch.chdir(disk)
     store = ("--store", "store")
-    wan, eye = ("--model", tiny_wan["5b"]), ("--model", tiny_vlm)
+    wan, captioner = ("--model", tiny_wan["5b"]), ("--model", tiny_vlm)
     steps = {
         "extract_frames": ("a.mp4", "--size", "32*32", "--select", "first", "--count", 1, "-o", "frames.json"),
-        "caption_vlm": ("a.mp4", *eye, "--max-new-tokens", 4, "--dtype", "float32", "-o", "caption.json"),
+        "caption_vlm": ("a.mp4", *captioner, "--max-new-tokens", 4, "--dtype", "float32", "-o", "caption.json"),
         "encode": ("frames.json", "--caption", "caption.json", *wan, "--frame-num", 5, "-o", "encoded.safetensors"),
         "generate": ("encoded.safetensors", "--steps", 2, "-o", "latents.safetensors"),
         "decode": ("latents.safetensors", "-o", "clip.json"),
@@ -55,8 +55,8 @@ def test_every_stage_on_a_full_disk(disk, tiny_wan, tiny_vlm, monkeypatch, own_c
     for name, arguments in steps.items():
         before = set(os.listdir(disk))
         fill(disk)
-        said = stage(name, *arguments, *store, fails=1)
-        (sentence,) = [line for line in said.splitlines() if not line.startswith("{")]
+        stderr = stage(name, *arguments, *store, fails=1)
+        (sentence,) = [line for line in stderr.splitlines() if not line.startswith("{")]
         assert "the disk is full" in sentence or "No space left on device" in sentence, name
         (disk / "filler").unlink()
         assert set(os.listdir(disk)) - before <= {"store"}, name
@@ -64,7 +64,7 @@ def test_every_stage_on_a_full_disk(disk, tiny_wan, tiny_vlm, monkeypatch, own_c
     assert os.path.getsize("film.mp4") > 0
 
 
-def test_results_on_a_full_disk_are_said_before_any_job(disk, tmp_path, models):
+def test_results_on_a_full_disk_are_reported_before_any_job(disk, tmp_path, models):
     project = Project(tmp_path / "project", models)
     clip = {"video": "a.mp4", "prompt": "p"}
     run = {"recipe": "v2v", "clips": [clip], "model": "one-expert", "options": TINY}
@@ -76,15 +76,15 @@ def test_results_on_a_full_disk_are_said_before_any_job(disk, tmp_path, models):
 
 
 @pytest.mark.parametrize("room", [0, 2**17])
-def test_a_log_on_the_full_disk_has_the_last_words(disk, monkeypatch, room):
-    """As of a job of Snakemake, whose log lies beside its results."""
+def test_a_log_on_a_full_disk_ends_with_the_error(disk, monkeypatch, room):
+    """The log of a Snakemake job lies beside its results."""
     zoo.plain(disk, "a.mp4", frames=5, size=(640, 480))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "stages.extract_frames", "a.mp4", "--select", "all", "-o", "f.json", "--store", "store"]
     with open(disk / "log", "wb") as log:
         fill(disk)
         os.truncate(disk / "filler", os.path.getsize(disk / "filler") - 2**17 - room)
-        done = subprocess.run(command, stderr=log, cwd=disk, env=environment)
-    assert done.returncode == 1
+        process = subprocess.run(command, stderr=log, cwd=disk, env=environment)
+    assert process.returncode == 1
     last = (disk / "log").read_text().splitlines()[-1]
     assert last.startswith("error: ") and "the disk is full" in last

@@ -1,4 +1,4 @@
-"""Killed in the middle of a shard: the next run makes what is missing and nothing else."""
+"""A run that is killed in the middle of a shard: the next run makes only the missing results."""
 
 import os
 import re
@@ -18,7 +18,7 @@ LATENTS = "results/night/steps/{}/latents.safetensors"
 
 
 def kill_session(leader: int) -> None:
-    """Kill every process of a session at once, as a power cut would."""
+    """Kill every process of a session at once, like a power cut."""
     members = []
     for entry in Path("/proc").iterdir():
         try:
@@ -30,8 +30,8 @@ def kill_session(leader: int) -> None:
         os.kill(member, signal.SIGKILL)
 
 
-def finished(project: Project) -> list[str]:
-    """Clips whose latents the log of generate calls made."""
+def finished_clips(project: Project) -> list[str]:
+    """Clips that generate has finished, by its log."""
     log = project.path("results/night/steps/logs/night.generate.000.log")
     lines = log.read_text().splitlines() if log.exists() else []
     return re.findall(r'"item": "(clip\d\d)", "status": "made"', "\n".join(lines))
@@ -39,18 +39,18 @@ def finished(project: Project) -> list[str]:
 
 @pytest.fixture(scope="module")
 def killed(project):
-    """A project whose snakemake and stage were killed after a few of twelve clips; the clips that were done by then."""
+    """A project whose snakemake and stage were killed after a few of twelve clips, and the clips finished by then."""
     zoo.plain(project.folder, "a.mp4", frames=5, size=(64, 48))
     rows = [{"id": clip, "video": "a.mp4", "prompt": f"prompt of {clip}"} for clip in CLIPS]
     options = {**TINY, "steps": 60}
     project.configure(night={"recipe": "v2v", "clips": rows, "model": "one-expert", "options": options})
     process = project.start(*ONE_WORKER, start_new_session=True)
     deadline = time.monotonic() + 600
-    while len(finished(project)) < 3 and process.poll() is None and time.monotonic() < deadline:
+    while len(finished_clips(project)) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     kill_session(process.pid)
     process.communicate()
-    return project, finished(project)
+    return project, finished_clips(project)
 
 
 @pytest.fixture(scope="module")
@@ -61,33 +61,33 @@ def rerun(killed):
     return project.run(*ONE_WORKER)
 
 
-def test_what_was_finished_is_whole_and_nothing_else_is_there(killed):
-    project, done = killed
-    assert 3 <= len(done) < 12
-    there = [clip for clip in CLIPS if project.path(LATENTS.format(clip)).exists()]
-    assert there[: len(done)] == done and len(there) <= len(done) + 1
-    for clip in there:
+def test_a_killed_run_leaves_only_whole_results(killed):
+    project, finished = killed
+    assert 3 <= len(finished) < 12
+    existing = [clip for clip in CLIPS if project.path(LATENTS.format(clip)).exists()]
+    assert existing[: len(finished)] == finished and len(existing) <= len(finished) + 1
+    for clip in existing:
         tensors = artifacts.read(project.path(LATENTS.format(clip)), ("latents",)).tensors()
         assert tensors["latents"].isfinite().all()
 
 
-def test_the_rerun_makes_only_what_is_missing_and_says_so(killed, rerun):
-    project, done = killed
+def test_the_rerun_makes_only_the_missing_results(killed, rerun):
+    project, finished = killed
     (shard,) = [line for line in project.log("night", "generate.000") if line["event"] == "shard"]
-    assert 12 - len(done) - shard["items"] in (0, 1)  # killed between publishing an item and logging it
-    assert shard["reused"] in (0, 1)  # killed between keeping an item and publishing it
-    made = shard["made"] + 12 + 12  # decode, concat
-    assert f"items: {made} made, {shard['reused']} reused from the store, 0 failed" in rerun
+    assert 12 - len(finished) - shard["items"] in (0, 1)  # killed between publishing an item and logging it
+    assert shard["reused"] in (0, 1)  # killed between storing an item and publishing it
+    expected = shard["made"] + 12 + 12  # decode, concat
+    assert f"items: {expected} made, {shard['reused']} reused from the store, 0 failed" in rerun
 
 
-def test_all_films_are_there(killed, rerun):
+def test_the_rerun_completes_all_films(killed, rerun):
     project, _ = killed
     assert {frame_count(project.path(f"results/night/{clip}.mp4")) for clip in CLIPS} == {5}
 
 
-def test_the_results_are_those_of_a_run_that_was_not_killed(killed, rerun, tmp_path, models):
-    project, done = killed
-    for clip in (done[0], CLIPS[len(done)], CLIPS[-1]):
+def test_results_equal_those_of_a_run_that_was_not_killed(killed, rerun, tmp_path, models):
+    project, finished = killed
+    for clip in (finished[0], CLIPS[len(finished)], CLIPS[-1]):
         encoded = project.path(f"results/night/steps/{clip}/encoded.safetensors")
         options = ("--model", models["one-expert"]["path"], "--dtype", "float32", "--steps", 60, "--seed", TINY["seed"])
         stage("generate", encoded, "--output", tmp_path / f"{clip}.safetensors", *options)
@@ -96,7 +96,7 @@ def test_the_results_are_those_of_a_run_that_was_not_killed(killed, rerun, tmp_p
         assert (alone == inside).all()
 
 
-def test_no_half_of_anything_is_left(killed, rerun):
+def test_the_rerun_leaves_no_partial_files(killed, rerun):
     project, _ = killed
     left = [path for path in project.path("results").rglob("*") if ".tmp" in path.suffixes or path.name == "partial"]
     assert [path for path in left if path.is_file() or list(path.iterdir())] == []

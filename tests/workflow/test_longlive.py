@@ -1,10 +1,10 @@
-"""A file as LongLive's users have it, through snakemake: a source, its prompt, what follows; and bad lines among them."""
+"""Recipe longlive through snakemake: lines of the old program's JSONL file, some of them bad."""
 
 import json
 
 import pytest
 
-from benchmarks.shapes import declared_models
+from examples.shipped import declared_models
 from tests import zoo
 from tests.workflow.conftest import frame_count
 
@@ -25,33 +25,32 @@ def run(project):
     name = "rank{rank}-{idx}-{sample}_{model_type}.mp4"
     demo = {"recipe": "longlive", "clips": "clips.jsonl", "model": "shapes-longlive", "name": name, "options": OPTIONS}
     project.configure(demo=demo)
-    project.said = project.run("demo", "--cores", 2, fails=1)
+    project.stderr = project.run("demo", "--cores", 2, fails=1)
     return project
 
 
-def test_the_good_line_becomes_a_film_per_sample_under_the_old_names(run):
+def test_longlive_makes_a_film_per_sample_with_the_old_names(run):
     films = sorted(path.name for path in run.path("results/demo").glob("*.mp4"))
     assert films == ["rank0-0-0_regular.mp4", "rank0-0-1_regular.mp4"]
     assert [frame_count(run.path(f"results/demo/{film}"), (64, 64)) for film in films] == [21, 21]
     seeds = []
     for film in films:
-        provenance = run.read(f"demo/{film.removesuffix('.mp4')}.json")["provenance"]
-        records = {record["stage"]: record for record in provenance}
+        records = run.records(f"demo/{film.removesuffix('.mp4')}.json")
         assert list(records) == ["extract_frames", "caption_vlm", "encode", "generate", "decode", "concat"]
         seeds.append(records["generate"]["options"]["seed"])
     assert seeds == [3, 4]
 
 
-def test_the_others_say_what_is_wrong_and_what_would_be_enough(run):
-    assert "videos/missing.mp4 does not exist" in run.said
-    assert "the source of short has 7 frames to look at: 9 are enough for a block of 3 latent frames" in run.said
+def test_bad_longlive_lines_are_reported_with_the_remedy(run):
+    assert "videos/missing.mp4 does not exist" in run.stderr
+    assert "the source of short has 7 frames to use: give at least 9, which make a block of 3 latent frames" in run.stderr
 
 
-def test_without_prompt1_the_source_is_captioned(project):
+def test_longlive_captions_a_source_without_prompt1(project):
     zoo.plain(project.folder, "alone.mp4", frames=9, size=(64, 64))
     clips = [{"video": "alone.mp4", "prompt2": OTHER}]
     models = {"model": "shapes-longlive", "captioner": "shapes-internvl"}
     project.configure(alone={"recipe": "longlive", "clips": clips, **models, "options": {**OPTIONS, "num_samples": 1}})
     project.run("alone", "--cores", 2)
-    provenance = {record["stage"]: record for record in project.read("alone/alone.json")["provenance"]}
-    assert provenance["caption_vlm"]["weights"] and not provenance["caption_vlm"]["options"]["prompt"]
+    record = project.records("alone/alone.json")["caption_vlm"]
+    assert record["weights"] and not record["options"]["prompt"]

@@ -1,21 +1,21 @@
-"""A new kind of model is one folder and one recipe: nothing else of the code is touched."""
+"""A new family is one folder and one recipe; no other file of the code changes."""
 
 import pytest
 
-from benchmarks import toy
+from examples import toy_family
 from tests import zoo
 from tests.workflow.conftest import Project
 
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy of this checkout, and two files more."""
-    return toy.checkout(tmp_path / "checkout")
+    """A copy of this checkout with two more files."""
+    return toy_family.checkout(tmp_path / "checkout")
 
 
-def test_a_family_and_its_recipe_are_two_files(checkout, tmp_path):
+def test_a_new_family_and_its_recipe_are_two_files(checkout, tmp_path):
     project = Project(tmp_path / "project", {"grey": {"family": "toy", "path": "grey"}}, root=checkout)
-    toy.weights(project.path("grey"))
+    toy_family.weights(project.path("grey"))
     zoo.plain(project.folder, "a.mp4", frames=4, size=(32, 32))
     clips = [{"id": "one", "video": "a.mp4"}, {"id": "two", "video": "a.mp4", "brighter": 60}]
     project.configure(demo={"recipe": "toy", "clips": clips, "model": "grey"})

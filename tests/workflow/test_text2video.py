@@ -1,11 +1,13 @@
-"""A file of prompts becomes a film each, by a model that `train text2video` made."""
+"""Recipe text2video makes a film of each line of a prompt file, by a model from `train text2video`."""
 
 import pytest
+from PIL import Image
 
 from tests.workflow.conftest import frame_count
 
 PROMPTS = ["a red ring moving left slowly on a black background", "海滩 ; $(touch pwned)", "a blue square moving up"]
-OPTIONS = {"steps": 2, "sampler": "ddim", "seed": 3, "dtype": "float32"}
+EXTRAS = {"save_gif": True, "save_frames": True, "visualize": True}
+OPTIONS = {"steps": 2, "sampler": "ddim", "seed": 3, "dtype": "float32", **EXTRAS}
 
 
 @pytest.fixture(scope="module")
@@ -23,31 +25,39 @@ def films(project, run):
     return sorted(path.name for path in project.path(f"results/{run}").glob("*.mp4"))
 
 
-def test_each_prompt_becomes_a_film(run):
-    made = films(run, "demo")
-    assert len(made) == len(PROMPTS)
-    for film, prompt in zip(made, PROMPTS, strict=True):
+def test_text2video_makes_a_film_of_each_prompt(run):
+    names = films(run, "demo")
+    assert len(names) == len(PROMPTS)
+    for film, prompt in zip(names, PROMPTS, strict=True):
         assert frame_count(run.path(f"results/demo/{film}"), (16, 16)) == 4
-        provenance = run.read(f"demo/{film.removesuffix('.mp4')}.json")["provenance"]
-        records = {record["stage"]: record for record in provenance}
+        records = run.records(f"demo/{film.removesuffix('.mp4')}.json")
         assert list(records) == ["encode", "generate", "decode", "concat"]
         assert records["encode"]["options"]["prompt"] == prompt
         assert records["generate"]["options"]["seed"] == 3
     assert not list(run.folder.rglob("pwned"))
 
 
-def test_after_success_there_is_nothing_to_do(run):
+def test_a_text2video_film_has_a_gif_images_and_a_contact_sheet_beside_it(run):
+    for film in films(run, "demo"):
+        stem = run.path(f"results/demo/{film}").with_suffix("")
+        assert Image.open(f"{stem}.gif").n_frames == 4 and Image.open(f"{stem}.sheet.png").size[1] > 16
+        assert [path.name for path in sorted(stem.glob("*.png"))] == [f"{number:06d}.png" for number in range(4)]
+        assert list(stem.glob("*.mp4")) == []  # the film exists once
+
+
+def test_a_second_text2video_run_has_nothing_to_do(run):
     assert "Nothing to be done" in run.run("demo", "--cores", 2)
 
 
-def test_the_5b_of_wan_makes_films_of_the_same_prompts(run):
+def test_wan_5b_makes_text2video_films(run):
     run.run("wan", "--cores", 2)
     assert len(films(run, "wan")) == len(PROMPTS)
     assert frame_count(run.path(f"results/wan/{films(run, 'wan')[0]}")) == 5
 
 
-def test_the_14b_is_refused_since_it_needs_a_first_frame(run):
+def test_wan_14b_is_refused_for_text2video(run):
     demo = {"recipe": "text2video", "clips": "prompts.txt", "model": "two-experts"}
     run.configure(large={**demo, "options": {"size": "32*32", "frame_num": 5, "steps": 2}})
-    said = run.run("large", "--cores", 2, fails=1)
-    assert "model two-experts of run large needs a first frame: name a 5b, or use recipe v2v" in said
+    stderr = run.run("large", "--cores", 2, fails=1)
+    remedy = "name a model that generates clips from a prompt alone, or use recipe v2v"
+    assert f"model two-experts of run large needs a first frame: {remedy}" in stderr

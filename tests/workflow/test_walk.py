@@ -1,4 +1,4 @@
-"""Whatever was done to a run before, its films are those of its config: random histories, against films from nothing."""
+"""The films of a run are those of its config after any history: random changes, compared with films made from nothing."""
 
 import os
 import random
@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from benchmarks import toy
+from examples import toy_family
 from tests import zoo
-from tests.workflow.conftest import Project, ended
+from tests.workflow.conftest import Project, finish
 
-SIZES = ((32, 32), (48, 48), (64, 64))  # of the contents that a source may have
+SIZES = ((32, 32), (48, 48), (64, 64))  # of the possible contents of a source
 BRIGHTER = (10, 20, 30)
-SEEDS, STEPS = (int(number) for number in os.environ.get("KINEMAKE_WALKS", "3x10").split("x"))
-DATES = (0, 1_000_000_000, 2_000_000_000, 4_000_000_000)  # the last two lie ahead
+SEEDS, STEPS = (int(number) for number in os.environ.get("KINEMAKE_WALKS", "2x10").split("x"))
+DATES = (0, 1_000_000_000, 2_000_000_000, 4_000_000_000)  # the last two lie in the future
 MODEL = {"grey": {"family": "toy", "path": "grey"}}
 FAIL = """        if os.path.exists("fail"):
             raise JobError("it was told to fail", "remove that file")
@@ -25,9 +25,9 @@ FAIL = """        if os.path.exists("fail"):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of this checkout with the toy family, whose generate fails where a file says so."""
-    root = toy.checkout(tmp_path_factory.mktemp("walk") / "checkout")
-    options = root / "stages/models/toy/options.py"
+    """A copy of this checkout with the toy family, whose generate fails if the file `fail` exists."""
+    root = toy_family.checkout(tmp_path_factory.mktemp("walk") / "checkout")
+    options = root / "stages/families/toy/options.py"
     text = options.read_text().replace(
         "import time\n", "import os\nimport time\n\nfrom stages.runtime.errors import JobError\n"
     )
@@ -47,7 +47,7 @@ def contents(tmp_path_factory):
 def fresh(tmp_path_factory, checkout, contents):
     """The film of each content with each option, made from nothing."""
     project = Project(tmp_path_factory.mktemp("fresh"), MODEL, root=checkout)
-    toy.weights(project.path("grey"))
+    toy_family.weights(project.path("grey"))
     rows = [
         {"id": f"{content}-{tone}", "video": str(path), "brighter": tone}
         for content, path in enumerate(contents)
@@ -63,97 +63,98 @@ def fresh(tmp_path_factory, checkout, contents):
 
 
 class Walk:
-    """A project, what is done to it at random, and what its films have to be."""
+    """A project, the random changes to it, and the contents that its films must have."""
 
     def __init__(self, project, contents, seed):
         self.project, self.contents, self.random = project, contents, random.Random(seed)
-        self.results, self.history = "results", []
+        self.results, self.history, self.fuse = "results", [], seed % 2 == 0
         self.clips = [{"id": name, "source": name, "brighter": 10} for name in ("a", "b", "c")]
-        self.held = {}
+        self.content_of = {}
         for number, name in enumerate("abcd"):
             self.replace(name, number % len(contents))
-        toy.weights(project.path("grey"))
+        toy_family.weights(project.path("grey"))
 
     def replace(self, name, content):
-        """Give a source another content; its date may be the same."""
+        """Give a source another content."""
         shutil.copy(self.contents[content], self.project.path(f"{name}.mp4"))
-        self.held[name] = content
+        self.content_of[name] = content
 
     def configure(self):
-        rows = [{"id": one["id"], "video": f"{one['source']}.mp4", "brighter": one["brighter"]} for one in self.clips]
-        self.project.configure(results=self.results, store="store", film={"recipe": "toy", "clips": rows, "model": "grey"})
+        rows = [{"id": clip["id"], "video": f"{clip['source']}.mp4", "brighter": clip["brighter"]} for clip in self.clips]
+        run = {"recipe": "toy", "fuse": self.fuse, "clips": rows, "model": "grey"}
+        self.project.configure(results=self.results, store="store", film=run)
 
     def film(self, clip):
         return self.project.path(f"{self.results}/film/{clip['id']}.mp4")
 
-    # what may happen between two runs
+    # changes between two runs
 
-    def other_option(self):
+    def change_option(self):
         self.random.choice(self.clips)["brighter"] = self.random.choice(BRIGHTER)
 
-    def other_source(self):
+    def change_source(self):
         self.replace(self.random.choice("abcd"), self.random.randrange(len(self.contents)))
 
-    def same_source_again(self):
+    def rewrite_source(self):
         name = self.random.choice("abcd")
-        self.replace(name, self.held[name])
+        self.replace(name, self.content_of[name])
 
-    def any_date(self):
+    def change_date(self):
         paths = [self.project.path(f"{self.random.choice('abcd')}.mp4"), *map(self.film, self.clips)]
         paths += self.project.path(self.results).rglob("*.safetensors")
         if (path := self.random.choice(paths)).exists():
             os.utime(path, (date := self.random.choice(DATES), date))
 
-    def no_store(self):
+    def remove_store(self):
         shutil.rmtree(self.project.path("store"), ignore_errors=True)
 
-    def no_intermediates(self):
+    def remove_intermediates(self):
         steps = self.project.path(f"{self.results}/film/steps")
         shutil.rmtree(self.random.choice([steps, steps / self.random.choice(self.clips)["id"]]), ignore_errors=True)
 
-    def no_memory_of_snakemake(self):
+    def remove_snakemake_folder(self):
         shutil.rmtree(self.project.path(".snakemake"), ignore_errors=True)
 
-    def no_film(self):
+    def remove_film(self):
         self.film(self.random.choice(self.clips)).unlink(missing_ok=True)
 
-    def no_description(self):
+    def remove_description(self):
         self.film(self.random.choice(self.clips)).with_suffix(".json").unlink(missing_ok=True)
 
-    def moved(self):
+    def move_results(self):
         before, self.results = self.results, f"results{self.random.randrange(1000)}"
         self.project.path(self.results).parent.mkdir(exist_ok=True)
         if self.project.path(before).exists():
             self.project.path(before).rename(self.project.path(self.results))
 
-    def another_order(self):
+    def reorder_clips(self):
         self.random.shuffle(self.clips)
 
-    def one_more(self):
+    def add_clip(self):
         name = f"n{len(self.history)}"
         self.clips.append({"id": name, "source": self.random.choice("abcd"), "brighter": self.random.choice(BRIGHTER)})
 
-    def one_less(self):
+    def remove_clip(self):
         if len(self.clips) > 2:
             self.clips.remove(self.random.choice(self.clips))
 
-    def another_name(self):
+    def rename_clip(self):
         self.random.choice(self.clips)["id"] = f"r{len(self.history)}"
 
-    def failed(self):
-        """Something changes, and the run fails."""
-        self.random.choice([self.other_option, self.other_source])()
+    def run_and_fail(self):
+        """Change something and let the run fail."""
+        self.random.choice([self.change_option, self.change_source])()
         self.configure()
         self.project.path("fail").touch()
-        code, said = self.run()
+        code, stderr = self.run()
         self.project.path("fail").unlink()
-        if "it was told to fail" in said:
-            assert code == 1 and "it was told to fail: remove that file" in said[said.index("items: ") :], said
+        if "it was told to fail" in stderr:
+            assert code == 1 and "it was told to fail: remove that file" in stderr[stderr.index("items: ") :], stderr
         else:
-            assert code == 0, said
+            assert code == 0, stderr
 
-    def interrupted(self):
-        self.random.choice([self.other_option, self.other_source])()
+    def run_and_interrupt(self):
+        self.random.choice([self.change_option, self.change_source])()
         self.configure()
         process = self.project.start("--cores", 2)
         time.sleep(self.random.uniform(1, 8))
@@ -162,9 +163,10 @@ class Walk:
 
     def step(self):
         changes = [
-            *(self.other_option, self.other_source, self.same_source_again, self.any_date, self.no_store),
-            *(self.no_intermediates, self.no_memory_of_snakemake, self.no_film, self.no_description, self.moved),
-            *(self.another_order, self.one_more, self.one_less, self.another_name, self.failed, self.interrupted),
+            *(self.change_option, self.change_source, self.rewrite_source, self.change_date, self.remove_store),
+            *(self.remove_intermediates, self.remove_snakemake_folder, self.remove_film, self.remove_description),
+            *(self.move_results, self.reorder_clips, self.add_clip, self.remove_clip, self.rename_clip),
+            *(self.run_and_fail, self.run_and_interrupt),
         ]
         for change in self.random.sample(changes, self.random.randint(1, 3)):
             self.history.append(change.__name__)
@@ -174,39 +176,39 @@ class Walk:
     # a run
 
     def run(self, *arguments):
-        """The exit code of a run, and what it says; no film that was there may be gone at any moment."""
-        there = [path for path in map(self.film, self.clips) if path.exists()]
-        missed, over = [], threading.Event()
+        """Run Snakemake and return its exit code and standard error. No existing film may be missing at any moment."""
+        existing = [path for path in map(self.film, self.clips) if path.exists()]
+        missed, finished = [], threading.Event()
 
-        def watch():
-            while not over.is_set():
-                missed.extend(path.name for path in there if not path.exists())
+        def watch_films():
+            while not finished.is_set():
+                missed.extend(path.name for path in existing if not path.exists())
                 time.sleep(0.002)
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
+        thread = threading.Thread(target=watch_films)
+        thread.start()
         process = self.project.start("--cores", 2, *arguments)
-        _, said = process.communicate()
-        over.set()
-        watcher.join()
+        _, stderr = process.communicate()
+        finished.set()
+        thread.join()
         assert not missed, (self.history, set(missed))
-        return process.returncode, said
+        return process.returncode, stderr
 
     def check(self, fresh):
-        """The films are those of the config, and there is nothing left to do."""
-        code, said = self.run()
-        assert code == 0, (self.history, said)
-        assert "Traceback" not in said and "bug of Kinemake" not in said, (self.history, said)
+        """Check that the films are those of the config, and that nothing is left to do."""
+        code, stderr = self.run()
+        assert code == 0, (self.history, stderr)
+        assert "Traceback" not in stderr and "bug of Kinemake" not in stderr, (self.history, stderr)
         for clip in self.clips:
-            same = self.film(clip).read_bytes() == fresh[self.held[clip["source"]], clip["brighter"]]
-            assert same, (self.history, clip)
+            is_current = self.film(clip).read_bytes() == fresh[self.content_of[clip["source"]], clip["brighter"]]
+            assert is_current, (self.history, clip)
         before = self.project.files()
-        assert "Nothing to be done" in ended(self.project.start("--cores", 2, "-n"))[0], self.history
+        assert "Nothing to be done" in finish(self.project.start("--cores", 2, "-n"))[0], self.history
         assert self.project.files() == before, self.history
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_films_are_those_of_the_config_after_any_history(tmp_path, checkout, contents, fresh, seed):
+def test_films_are_those_of_the_config_after_any_random_history(tmp_path, checkout, contents, fresh, seed):
     walk = Walk(Project(tmp_path, MODEL, root=checkout), contents, seed)
     walk.configure()
     walk.check(fresh)

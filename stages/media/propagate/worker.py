@@ -1,30 +1,34 @@
-"""The work of `propagate`: the frames between translated keyframes, from the frames that were filmed."""
+"""The worker of `propagate`: translates the frames between keyframes from the translated keyframes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import cv2
 import numpy as np
 
 from stages.media.members import read_member
+from stages.media.options import PropagateOptions
 from stages.media.propagate import ebsynth
 from stages.media.propagate.blend import Blend
-from stages.media.propagate.engines import Engine
+from stages.media.propagate.engines import Engine, Propagated
 from stages.media.propagate.patches import Pair, Search
 from stages.media.write import write_member
 from stages.runtime.artifacts import Artifact, write_index
 from stages.runtime.errors import ItemError
 from stages.runtime.worker import Work, Worker
 
-Gap = tuple[int | None, int | None]  # indices of the key before and of the key behind; None at the ends of the clip
+Gap = tuple[int | None, int | None]  # indices of the keys before and after it; None at the ends of the clip
 
 
-class Propagate(Worker):
-    def check(self, work: Work) -> None:
-        frames, keys = work.inputs["frames"], work.inputs["keys"]
+class Propagate(Worker[PropagateOptions]):
+    """Writes `propagated`: a part of the clip's frames, translated."""
+
+    def check(self, work: Work[PropagateOptions]) -> None:
+        frames, keys = work.artifact("frames"), work.artifact("keys")
         if indices(frames) != list(range(len(indices(frames)))):
             raise ItemError(f"{frames.path} does not hold every frame of a clip", "make it with extract_frames --select all")
         sizes = [(one.fields["width"], one.fields["height"]) for one in (frames, keys)]
@@ -35,27 +39,27 @@ class Propagate(Worker):
             )
         if not indices(keys):
             raise ItemError(f"{keys.path} holds no keys", "give at least one")
-        if strange := sorted(set(indices(keys)) - set(indices(frames))):
+        if outside := sorted(set(indices(keys)) - set(indices(frames))):
             raise ItemError(
-                f"{keys.path} has a key at frame {strange[0]}, the clip has {len(indices(frames))} frames",
+                f"{keys.path} has a key at frame {outside[0]}, the clip has {len(indices(frames))} frames",
                 "make both of one video",
             )
-        if work.options["part"] >= work.options["parts"]:
-            raise ItemError(f"part is {work.options['part']} of {work.options['parts']} parts", "they are counted from 0")
-        if work.options["engine"] == ebsynth.PROGRAM:
+        if work.options.part >= work.options.parts:
+            raise ItemError(f"part is {work.options.part} of {work.options.parts} parts", "set 0 to parts - 1")
+        if work.options.engine == ebsynth.PROGRAM:
             ebsynth.program()
 
-    def run(self, work: Work, phase: str) -> None:
-        cv2.setNumThreads(1)  # cores are for intervals, which jobs do side by side
-        frames, keys, options = work.inputs["frames"], work.inputs["keys"], work.options
-        search = Search(options["patch_size"], options["patch_votes"], options["patch_iters"], options["patch_radius"])
-        engine = Engine(options["engine"], options["residual"], options["full_above"], search)
-        clip = Clip(frames, keys, engine, options["poisson"])
+    def run(self, work: Work[PropagateOptions]) -> None:
+        cv2.setNumThreads(1)  # parts run in parallel, as jobs
+        frames, keys, options = work.artifact("frames"), work.artifact("keys"), work.options
+        search = Search(options.patch_size, options.patch_votes, options.patch_iters, options.patch_radius)
+        engine = Engine(options.engine, options.residual, options.full_above, search)
+        clip = KeyframedClip(frames, keys, engine, options.poisson)
         listed = []
-        for gap in gaps_of(sorted(set(indices(keys))), options["part"], options["parts"]):
-            for index, picture in clip.pictures(gap):
+        for gap in part_gaps(sorted(set(indices(keys))), options.part, options.parts):
+            for index, image in clip.translate(gap):
                 suffix = f"/{index:06d}.png"
-                write_member(work.output, suffix, picture)
+                write_member(work.output, suffix, image)
                 listed.append({**frames.fields["frames"][index], "suffix": suffix})
         fields = {
             "width": frames.fields["width"],
@@ -68,56 +72,64 @@ class Propagate(Worker):
 
 
 def indices(artifact: Artifact) -> list[int]:
+    """The indices of an artifact's frames in the video."""
     return [frame["index"] for frame in artifact.fields["frames"]]
 
 
-def gaps_of(keys: list[int], part: int, parts: int) -> list[Gap]:
-    """What a part consists of. In order, the parts have every gap: that before the first key, those between two, and that
-    after the last key."""
-    gaps = list(pairwise([None, *keys, None]))
+def part_gaps(keys: list[int], part: int, parts: int) -> list[Gap]:
+    """The gaps of a part. The gaps of a clip are that before the first key, those between keys, and that after the last."""
+    gaps: list[Gap] = list(pairwise([None, *keys, None]))
     first, end = (len(gaps) * number // parts for number in (part, part + 1))
     return gaps[first:end]
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
-    """A clip and its keys; pictures are read when they are needed."""
+class KeyframedClip:
+    """A clip and its translated keyframes; images are read on demand."""
 
     frames: Artifact
     keys: Artifact
     engine: Engine
     poisson: bool
 
-    def pictures(self, gap: Gap) -> Iterator[tuple[int, np.ndarray]]:
-        """The key before a gap, unchanged, and the frames of the gap: (index, RGB uint8 [H, W, 3]), in order."""
-        before, behind = gap
+    def translate(self, gap: Gap) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (index, RGB uint8 [H, W, 3]) in order: the key before the gap, unchanged, then the frames of the gap."""
+        before, after = gap
         count = len(self.frames.fields["frames"])
-        first, stop = (-1 if before is None else before), (count if behind is None else behind)
+        first, stop = (-1 if before is None else before), (count if after is None else after)
         inner = range(first + 1, stop)
-        if before is None:
-            backwards = [carried.picture for carried in self._carried(behind, reversed(inner))]
+        if before is not None:
+            yield before, self._key(before).translated
+        if before is not None and after is not None:
+            from_after = list(self._propagate(after, reversed(inner)))
+            blend = Blend(self._frame(before), self.poisson)
+            for index, from_before in zip(inner, self._propagate(before, inner)):
+                share = (index - before) / (after - before)
+                yield index, blend.blend(self._frame(index), from_before, from_after.pop(), share)
+        elif before is not None:
+            yield from zip(inner, (propagated.image for propagated in self._propagate(before, inner)))
+        elif after is not None:
+            backwards = [propagated.image for propagated in self._propagate(after, reversed(inner))]
             yield from zip(inner, reversed(backwards))
-            return
-        yield before, self._key(before).picture
-        if behind is None:
-            yield from zip(inner, (carried.picture for carried in self._carried(before, inner)))
-            return
-        from_behind = list(self._carried(behind, reversed(inner)))
-        blend = Blend(self._frame(before), self.poisson)
-        for index, carried in zip(inner, self._carried(before, inner)):
-            share = (index - before) / (behind - before)
-            yield index, blend.picture(self._frame(index), carried, from_behind.pop(), share)
 
-    def _carried(self, key: int, inner):
-        return self.engine.carry(self._key(key), map(self._frame, inner))
+    def _propagate(self, key: int, inner: Iterable[int]) -> Iterator[Propagated]:
+        return self.engine.propagate(self._key(key), map(self._frame, inner))
 
     def _key(self, index: int) -> Pair:
-        return Pair(self._frame(index), picture_at(self.keys, index))
+        return Pair(self._frame(index), read_member(self.keys, self._key_suffixes[index]))
 
     def _frame(self, index: int) -> np.ndarray:
-        return picture_at(self.frames, index)
+        return read_member(self.frames, self._frame_suffixes[index])
+
+    @cached_property
+    def _frame_suffixes(self) -> dict[int, str]:
+        return suffixes(self.frames)
+
+    @cached_property
+    def _key_suffixes(self) -> dict[int, str]:
+        return suffixes(self.keys)
 
 
-def picture_at(artifact: Artifact, index: int) -> np.ndarray:
-    suffix = next(frame["suffix"] for frame in artifact.fields["frames"] if frame["index"] == index)
-    return read_member(artifact, suffix)
+def suffixes(artifact: Artifact) -> dict[int, str]:
+    """The suffix of each frame's image, by the frame's index in the video; of an index that is listed twice, the first."""
+    return {frame["index"]: frame["suffix"] for frame in reversed(artifact.fields["frames"])}

@@ -1,1 +1,1 @@
-"""Shapes world: clips of coloured shapes that move, drawn by formula, told by a template, read back from pixels."""
+"""Shapes world: clips of moving coloured shapes, drawn by formulas, captioned by a template, read back from pixels."""

@@ -1,8 +1,8 @@
-"""A data set of shapes world: clips as videos, their captions, and the scenes behind them, from which all else follows.
+"""A data set of shapes world: videos, captions, and the scenes that they are rendered from.
 
-FOLDER/videos/0000.mp4      H.264, at a quality that keeps the colours
-FOLDER/captions/0000.txt    what it shows, with the direction at its last frame
-FOLDER/scenes.jsonl         an object per clip: `stem`, the fields of its Scene, `frames`, and `size`, the picture's side
+FOLDER/videos/0000.mp4      H.264, of a quality that keeps the colours
+FOLDER/captions/0000.txt    its caption, with the direction at its last frame
+FOLDER/scenes.jsonl         an object per clip: `stem`, the fields of its Scene, `frames`, and `size`, the side of a frame
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CRF = 8
 
 @dataclass(frozen=True)
 class Source:
-    """A clip of a data set: so many frames of a scene, from frame 0 on, in a square picture of `size` pixels."""
+    """A clip of a data set: `frames` frames of a scene from frame 0 on, each a square of `size` pixels."""
 
     scene: Scene
     frames: int
@@ -37,18 +37,18 @@ class Source:
 
 
 def draw(count: int, size: int, frames: int, seed: int, held_out: bool = False) -> list[Source]:
-    """The clips of a data set. Clip i depends on seed and i alone."""
+    """The clips of a data set. Clip i depends only on `seed` and i."""
     scenes = (sample(np.random.default_rng([seed, i]), held_out) for i in range(count))
     return [Source(scene, frames, size) for scene in scenes]
 
 
 def write(folder: Path, sources: list[Source], fps: float) -> Iterator[str]:
-    """Write a data set, and give each clip's stem when it is there.
+    """Write a data set; yields the stem of each clip once it is written.
 
-    Raises UsageError where the folder has something in it, or the size cannot be written.
+    Raises UsageError for a folder that is not empty, and for a size that cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already and not an empty folder", "give a new one, or remove it")
+        raise UsageError(f"{folder} exists and is not an empty folder", "give a new one, or remove it")
     for name in ("videos", "captions"):
         (folder / name).mkdir(parents=True)
     lines = []
@@ -60,12 +60,12 @@ def write(folder: Path, sources: list[Source], fps: float) -> Iterator[str]:
         (folder / "captions" / f"{stem}.txt").write_text(source.caption + "\n")
         lines.append({"stem": stem, **asdict(source.scene), "frames": source.frames, "size": source.size})
         yield stem
-    with replacing(folder / SCENES) as temporary:  # comes last and whole: a folder that has it is complete
+    with replacing(folder / SCENES) as temporary:  # written last and atomically: a folder with it is complete
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read(path: Path) -> dict[str, Source]:
-    """The clips of a data set by stem, from its scenes.jsonl. Raises UsageError for a file that is none."""
+    """The clips of a data set by stem, from its scenes.jsonl. Raises UsageError for a missing or damaged file."""
     names = [field.name for field in fields(Scene)]
     sources = {}
     try:
@@ -73,7 +73,7 @@ def read(path: Path) -> dict[str, Source]:
             for row in map(json.loads, lines):
                 sources[row["stem"]] = Source(Scene(**{name: row[name] for name in names}), row["frames"], row["size"])
     except FileNotFoundError:
-        raise UsageError(f"the scenes {path} are not there", "give the scenes.jsonl of a data set of shapes world") from None
+        raise UsageError(f"the scenes {path} do not exist", "give the scenes.jsonl of a data set of shapes world") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"the scenes {path} cannot be read ({error!r})", "make the data set again") from None
     return sources

@@ -1,9 +1,8 @@
-"""What a clip of shapes world shows, read back from its pixels by classical vision: no network, no knowledge of how the
-clip was made.
+"""Reading of a shapes world clip from its pixels by classical vision, without a network and without its scene.
 
-The ground is the most common tone; the shape is what differs from it, the picture turned round until the shape is in its
-middle; its colour is the nearest of the palette, its outline the best of the known ones in the same box; its motion is a
-straight line, on a round world, through the centres of its boxes.
+The background is the most common tone. The shape is what differs from it, after the frame is rolled until the shape is in
+the middle. Its colour is the nearest of the palette, and its outline the best match in the same bounding box. Its motion is
+a straight line through the centres of its boxes; the borders of a frame wrap around.
 """
 
 from __future__ import annotations
@@ -15,22 +14,22 @@ import numpy as np
 
 from stages.media.shapes.world import BACKGROUNDS, COLORS, SHAPES, SPEEDS, signed_distance
 
-CONTRAST = 35  # levels: less is no shape
-AREA = (40, 640)  # pixels of a shape in a picture of 64 x 64
-COLOR_DISTANCE = 70  # in RGB
-OVERLAP = 0.6  # intersection over union with the best outline
-STILL = 0.3  # pixels per frame in a picture of 64 x 64: slower is no motion
-JITTER = 1.5  # pixels of 64, root mean square: more is no steady motion
-PRESENT = 0.6  # share of the frames that must show a shape
+CONTRAST = 35  # levels, of a shape at least
+AREA = (40, 640)  # pixels of a shape in a frame of 64 x 64
+COLOR_DISTANCE = 70  # in RGB, at most
+OVERLAP = 0.6  # intersection over union with the best outline, at least
+MIN_SPEED = 0.3  # pixels per frame in a frame of 64 x 64
+MAX_JITTER = 1.5  # pixels of 64, root mean square
+MIN_PRESENT = 0.6  # share of frames with a shape
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the oracle saw; None for what it could not tell.
+    """The oracle's reading of a clip; None for a property that it cannot determine.
 
-    `centers` float [T, 2] in pixels (x, y), NaN where no shape was seen. `present` is the share of frames with a shape,
-    `jitter` the root mean square distance from steady motion in pixels of a 64-pixel picture, `junk` the share of what
-    differs from the ground beside the shape.
+    `centers` float [T, 2] are pixels (x, y), NaN in frames without a shape. `present` is the share of frames with a shape.
+    `jitter` is the root mean square distance from uniform motion, in pixels of a 64-pixel frame. `junk` is the share of the
+    foreground that is not the shape.
     """
 
     color: str | None
@@ -45,64 +44,59 @@ class Reading:
 
 
 def read(video: np.ndarray) -> Reading:
-    """Look at a clip, RGB, uint8 [T, H, W, 3]."""
+    """Read a clip, RGB, uint8 [T, H, W, 3]."""
     video = np.asarray(video, np.float32)
     count, height, width, _ = video.shape
     size, unit = np.array([width, height]), min(height, width) / 64
-    ground = most_common(video)
-    background = min(BACKGROUNDS, key=lambda name: np.linalg.norm(ground - BACKGROUNDS[name]))
+    tone = background_tone(video)
+    background = min(BACKGROUNDS, key=lambda name: float(np.linalg.norm(tone - BACKGROUNDS[name])))
     centers = np.full((count, 2), np.nan)
     junk, tones, overlaps = np.zeros(count), [], []
     for t, frame in enumerate(video):
-        difference = abs(frame - ground).max(axis=-1)
-        turned = to_middle(difference)
-        frame, difference = (np.roll(picture, turned[::-1], axis=(0, 1)) for picture in (frame, difference))
+        difference = abs(frame - tone).max(axis=-1)
+        shift = centring_shift(difference)
+        frame, difference = (np.roll(image, shift[::-1], axis=(0, 1)) for image in (frame, difference))
         mask, junk[t] = find_shape(difference, unit)
         if mask is None:
             continue
-        centers[t] = (np.array(box_center(mask)) - turned) % size
+        centers[t] = (np.array(box_center(mask)) - shift) % size
         core = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         tones.append(frame[core if core.sum() >= 4 else mask].mean(axis=0))
         overlaps.append([overlap(name, mask) for name in SHAPES])
     seen = ~np.isnan(centers[:, 0])
-    facts = {"background": background, "centers": centers, "present": float(seen.mean()), "junk": float(junk.mean())}
-    if seen.sum() < max(3, PRESENT * count):
-        return Reading(None, None, None, None, jitter=np.nan, **facts)
-    tone, fit = np.median(tones, axis=0), np.mean(overlaps, axis=0)
-    color = min(COLORS, key=lambda name: np.linalg.norm(tone - COLORS[name]))
+    present, beside = float(seen.mean()), float(junk.mean())
+    if seen.sum() < max(3, MIN_PRESENT * count):
+        return Reading(None, None, None, None, background, centers, present, np.nan, beside)
+    shape_tone, fit = np.median(tones, axis=0), np.mean(overlaps, axis=0)
+    nearest = min(COLORS, key=lambda name: float(np.linalg.norm(shape_tone - COLORS[name])))
+    color = nearest if np.linalg.norm(shape_tone - COLORS[nearest]) < COLOR_DISTANCE else None
+    shape = SHAPES[int(fit.argmax())] if fit.max() > OVERLAP else None
     direction, speed, jitter = motion(np.flatnonzero(seen), centers[seen] / unit, size / unit)
-    return Reading(
-        color if np.linalg.norm(tone - COLORS[color]) < COLOR_DISTANCE else None,
-        SHAPES[int(fit.argmax())] if fit.max() > OVERLAP else None,
-        direction,
-        speed,
-        jitter=jitter,
-        **facts,
-    )
+    return Reading(color, shape, direction, speed, background, centers, present, jitter, beside)
 
 
-def most_common(video: np.ndarray) -> np.ndarray:
-    """The tone of the ground: the median of all pixels, of which a shape takes the smaller part."""
+def background_tone(video: np.ndarray) -> np.ndarray:
+    """The RGB of the background: the median of all pixels, most of which are background."""
     return np.median(video[::4].reshape(-1, 3), axis=0)
 
 
-def to_middle(difference: np.ndarray) -> np.ndarray:
-    """By how many pixels (x, y) to turn a round picture until what differs from the ground [H, W] is in its middle.
+def centring_shift(difference: np.ndarray) -> np.ndarray:
+    """The roll (x, y) in pixels that brings the foreground to the middle; `difference` [H, W] is that to the background.
 
-    Where things are on a round world is the direction of their mean on a circle.
+    Along a border that wraps around, the mean place is the direction of the mean on a circle.
     """
     height, width = difference.shape
     weight = np.maximum(difference - CONTRAST, 0)
-    turned = []
+    shift = []
     for axis, size in ((0, width), (1, height)):
         circle = np.exp(2j * np.pi * (np.arange(size) + 0.5) / size)
         place = np.angle((weight.sum(axis=axis) * circle).sum()) * size / (2 * np.pi)
-        turned.append(round(size / 2 - place))
-    return np.array(turned)
+        shift.append(round(size / 2 - place))
+    return np.array(shift)
 
 
 def find_shape(difference: np.ndarray, unit: float) -> tuple[np.ndarray | None, float]:
-    """The mask of the largest thing that stands out, None where nothing of a shape's size does; and the share of junk."""
+    """The mask of the largest foreground component, or None if it has not the size of a shape; and the share of junk."""
     contrast = np.percentile(difference, 99)
     if contrast < CONTRAST:
         return None, 0.0
@@ -133,24 +127,24 @@ def overlap(shape: str, mask: np.ndarray) -> float:
         radius = half / 0.9
     elif shape == "ring":
         radius = half
-    else:  # from its box, 2 * side / 2 wide and high by half the root of 3, to its centre of gravity
+    else:  # from the box of an equilateral triangle to its centre of gravity
         radius, y = half / 0.931, y + half * 0.31
     template = signed_distance(shape, grid_x - x, grid_y - y, radius) < 0
     return float((template & mask).sum() / max(1, (template | mask).sum()))
 
 
 def motion(times: np.ndarray, centers: np.ndarray, size: np.ndarray) -> tuple[str | None, str | None, float]:
-    """Direction, speed and jitter of centres [N, 2] at `times` on a round world, in pixels of a 64-pixel picture.
+    """Direction, speed and jitter of centres [N, 2] at `times`, in pixels of a 64-pixel frame whose borders wrap around.
 
-    Between two sights a shape took the shortest way.
+    Between two centres the shape is assumed to move along the shortest path.
     """
-    way = np.stack([np.unwrap(centers[:, axis], period=size[axis]) for axis in (0, 1)], axis=1)
+    path = np.stack([np.unwrap(centers[:, axis], period=size[axis]) for axis in (0, 1)], axis=1)
     design = np.stack([times, np.ones_like(times)], axis=1).astype(float)
-    solution, *_ = np.linalg.lstsq(design, way, rcond=None)
-    velocity, jitter = solution[0], float(np.sqrt(((way - design @ solution) ** 2).sum() / len(times)))
+    solution, *_ = np.linalg.lstsq(design, path, rcond=None)
+    velocity, jitter = solution[0], float(np.sqrt(((path - design @ solution) ** 2).sum() / len(times)))
     axis = int(abs(velocity).argmax())
     speed, drift = abs(velocity[axis]), abs(velocity[1 - axis])
-    if speed < STILL or drift > 0.5 * speed or jitter > JITTER:
+    if speed < MIN_SPEED or drift > 0.5 * speed or jitter > MAX_JITTER:
         return None, None, jitter
     direction = (("left", "right"), ("up", "down"))[axis][int(velocity[axis] > 0)]
     name = min(SPEEDS, key=lambda name: abs(np.log(speed / (64 * SPEEDS[name]))))

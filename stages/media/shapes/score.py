@@ -1,7 +1,7 @@
-"""How true generated clips and captions are to shapes world: pure measures, from pixels and words to numbers.
+"""Scores of generated clips and captions of shapes world, as pure functions of pixels and words.
 
-A measure is a figure by name: a truth value (right or wrong), or a number whose name ends in its unit. Pixels of distances
-are those of a 64-pixel picture, whatever the size of the clip. A shape that cannot be found is a whole picture away.
+A score is a dict of figures: a bool (right or wrong), or a number whose name ends in its unit. Distances are in pixels of a
+64-pixel frame, whatever the size of the clip. The distance of a shape that is not found is the side of that frame.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy as np
 
 from stages.media.shapes import filmed
 from stages.media.shapes.oracle import Reading, read
-from stages.media.shapes.world import COLORS, DIRECTIONS, HELD_OUT, SHAPES, SPEEDS, Scene, render, wrapped
+from stages.media.shapes.world import COLORS, DIRECTIONS, HELD_OUT, SHAPES, SPEEDS, Scene, render, wrap
 
 SLOTS = {"color": COLORS, "shape": SHAPES, "direction": DIRECTIONS, "speed": SPEEDS}
-WRONG = dict.fromkeys(SLOTS, False)  # what a clip that was not made scores
-NO_CAPTION = dict.fromkeys(["caption_exact", *(f"caption_{slot}" for slot in SLOTS)], False)  # and one without a caption
-PICTURE = 64.0
-BEST_PSNR = 100.0  # decibels; of equal pictures it would be infinite
+WRONG = dict.fromkeys(SLOTS, False)  # score of a missing clip
+NO_CAPTION = dict.fromkeys(["caption_exact", *(f"caption_{slot}" for slot in SLOTS)], False)  # score of a missing caption
+SIDE = 64.0  # of the frame that distances refer to
+MAX_PSNR = 100.0  # decibels; equal images would have an infinite one
 Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Row:
-    """The figures of one clip. `failed` says why there is no result; `held_out`: its combination was never trained on."""
+    """The figures of one clip. `failed` is the reason for a missing result; `held_out`: its combination is held out."""
 
     clip: str
     held_out: bool
@@ -36,27 +36,28 @@ class Row:
 
 
 def is_held_out(named: Mapping[str, str]) -> bool:
+    """Whether the combination of `color` and `shape` is held out from training."""
     return (named.get("color"), named.get("shape")) in HELD_OUT
 
 
 def slots(text: str) -> dict[str, str]:
-    """The first colour, shape, direction and speed that a text names; those that it does not name are left out."""
+    """The first colour, shape, direction and speed that a text names, by slot; no entry for a slot that it does not name."""
     words = text.lower().replace(",", " ").replace(".", " ").split()
     found = {slot: next((word for word in words if word in known), "") for slot, known in SLOTS.items()}
     return {slot: word for slot, word in found.items() if word}
 
 
-def caption(said: str, true: str) -> Figures:
-    """Is it the true caption, word for word; and is each of its facts right."""
-    facts = slots(said)
-    right = {f"caption_{slot}": facts.get(slot) == word for slot, word in slots(true).items()}
-    return {"caption_exact": said.strip().lower() == true, **right}
+def caption(generated: str, true: str) -> Figures:
+    """Whether a caption equals the true one, and which of its slots are right."""
+    named = slots(generated)
+    right = {f"caption_{slot}": named.get(slot) == word for slot, word in slots(true).items()}
+    return {"caption_exact": generated.strip().lower() == true, **right}
 
 
 def continuation(clip: np.ndarray, scene: Scene, start: int) -> Figures:
-    """A clip, uint8 [T, H, W, 3], against the scene's frames start, start + 1, ...; its first one repeats the source's last.
+    """Compare a clip, uint8 [T, H, W, 3], with frames start, start + 1, ... of the scene; it begins with the source's last.
 
-    `gain_db` is what the clip has over the true first frame standing still.
+    `gain_db` is the PSNR of the clip minus that of its true first frame, repeated.
     """
     return _compare(clip, scene, start)[0]
 
@@ -65,26 +66,26 @@ def _compare(clip: np.ndarray, scene: Scene, start: int) -> tuple[Figures, Readi
     count, height, width, _ = clip.shape
     true = render(scene, count, width, height, start)
     seen, places = read(clip), read(true).centers
-    whole, still = psnr(clip, true), psnr(true[:1], true)
+    moving, still = psnr(clip, true), psnr(true[:1], true)
     figures = {
         "color": seen.color == scene.color,
         "shape": seen.shape == scene.shape,
         "direction": seen.direction == scene.direction,
         "speed": seen.speed == scene.speed,
-        "psnr_db": whole,
+        "psnr_db": moving,
         "still_psnr_db": still,
-        "gain_db": whole - still,
-        "end_point_px": apart(seen.centers[-1], places[-1], clip),
-        "seam_px": apart(seen.centers[0], places[0], clip),
+        "gain_db": moving - still,
+        "end_point_px": pixel_distance(seen.centers[-1], places[-1], clip),
+        "seam_px": pixel_distance(seen.centers[0], places[0], clip),
     }
     return figures, seen
 
 
 def chain(links: Sequence[np.ndarray], scene: Scene, start: int, planned: int) -> Figures:
-    """The links of a chain against the scene; `planned` of them there should be, and a missing one is wrong.
+    """Compare the links of a chain with the scene; of `planned` links, a missing one counts as wrong.
 
-    `seam_px` is the mean distance from a shape's place in the last frame before a link to that in the link's first one;
-    `end_point_px` is that of the last link that there is, against where the scene has come by then.
+    `seam_px` is the mean distance between the shape's places in the last frame before a link and in the link's first frame.
+    `end_point_px` is the distance to the true place in the last frame of the last link present.
     """
     figures: Figures = {}
     steps: list[Figures] = []
@@ -92,7 +93,7 @@ def chain(links: Sequence[np.ndarray], scene: Scene, start: int, planned: int) -
     before = None
     for clip in links:
         step, seen = _compare(clip, scene, start)
-        seams.append(step["seam_px"] if before is None else apart(before, seen.centers[0], clip))
+        seams.append(step["seam_px"] if before is None else pixel_distance(before, seen.centers[0], clip))
         steps.append(step)
         start, before = start + len(clip) - 1, seen.centers[-1]
     steps += [WRONG] * (planned - len(links))
@@ -105,13 +106,13 @@ def chain(links: Sequence[np.ndarray], scene: Scene, start: int, planned: int) -
     return figures
 
 
-def parts(film: Sequence[tuple[np.ndarray, str]], planned: int = 0) -> Figures:
-    """The parts of a film, uint8 [T, H, W, 3], each against its prompt; one that is missing is wrong.
+def parts(video: Sequence[tuple[np.ndarray, str]], planned: int = 0) -> Figures:
+    """Compare the parts of a video, each a clip uint8 [T, H, W, 3] and its prompt; a missing part counts as wrong.
 
-    A part begins with the last frame of the one before, so that its motion shows at once.
+    A part begins with the last frame of the part before, so that its first motion is included.
     """
-    steps = [told(clip, prompt) for clip, prompt in film]
-    steps += [WRONG | {"color_shape_direction": False}] * (planned - len(film))
+    steps = [prompt_match(clip, prompt) for clip, prompt in video]
+    steps += [WRONG | {"color_shape_direction": False}] * (planned - len(video))
     names = ("color", "shape", "direction", "color_shape_direction")
     figures = {f"{name}_in_every_part": all(step.get(name, True) for step in steps) for name in names}
     for number, step in enumerate(steps, 1):
@@ -119,46 +120,46 @@ def parts(film: Sequence[tuple[np.ndarray, str]], planned: int = 0) -> Figures:
     return figures
 
 
-def told(clip: np.ndarray, prompt: str) -> Figures:
-    """A clip, uint8 [T, H, W, 3], against what its prompt names; what the prompt leaves open cannot be wrong."""
+def prompt_match(clip: np.ndarray, prompt: str) -> Figures:
+    """Compare a clip, uint8 [T, H, W, 3], with the slots that its prompt names; other slots cannot be wrong."""
     seen = read(clip)
     right = {slot: getattr(seen, slot) == word for slot, word in slots(prompt).items()}
     return {**right, "color_shape_direction": all(right.get(slot, True) for slot in ("color", "shape", "direction"))}
 
 
-def untold(prompt: str) -> Figures:
-    """What a prompt scores that no clip was made of."""
+def missing_clip(prompt: str) -> Figures:
+    """The score of a prompt without a clip."""
     return {**dict.fromkeys(slots(prompt), False), "color_shape_direction": False}
 
 
-def translated(film: np.ndarray, scene: Scene) -> Figures:
-    """A film, uint8 [T, H, W, 3], of a scene from its first frame on, in the filmed look: is it reached, is the scene kept.
+def translation(video: np.ndarray, scene: Scene) -> Figures:
+    """Score a translation, uint8 [T, H, W, 3], of a scene from its first frame on, to the filmed look.
 
-    `nearness_of_look` is 0 for what is drawn and 1 for what is filmed; `flicker_levels` is what changes from frame to frame
-    where nothing should.
+    `nearness_of_look` is 0 for the drawn look and 1 for the filmed one; `flicker_levels` is the change from frame to frame
+    where the scene does not change.
     """
-    seen, nearness = read(film), filmed.nearness(film, scene)
+    seen, nearness = read(video), filmed.nearness(video, scene)
     kept = {name: getattr(seen, name) == getattr(scene, name) for name in ("color", "shape", "direction")}
-    return {"look": nearness > 0.5, **kept, "nearness_of_look": nearness, "flicker_levels": filmed.flicker(film, scene)}
+    return {"look": nearness > 0.5, **kept, "nearness_of_look": nearness, "flicker_levels": filmed.flicker(video, scene)}
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of pictures of 0 to 255, in decibels, over all of their pixels together."""
+    """Peak signal-to-noise ratio of images in 0 to 255, in decibels, over all pixels together; at most `MAX_PSNR`."""
     error = np.mean((one.astype(np.float32) - other.astype(np.float32)) ** 2, dtype=np.float64)
-    return float(min(BEST_PSNR, 10 * np.log10(255**2 / max(error, 1e-12))))
+    return float(min(MAX_PSNR, 10 * np.log10(255**2 / max(error, 1e-12))))
 
 
-def apart(one: np.ndarray, other: np.ndarray, clip: np.ndarray) -> float:
-    """Distance of two places in a clip, in pixels of a 64-pixel picture; where one is not known, the picture's side."""
+def pixel_distance(one: np.ndarray, other: np.ndarray, clip: np.ndarray) -> float:
+    """Distance of two places in a clip, in pixels of a 64-pixel frame; its side if one place is unknown (NaN)."""
     height, width = clip.shape[1:3]
-    distance = float(np.hypot(*wrapped(one - other, np.array([width, height])))) * PICTURE / min(height, width)
-    return PICTURE if np.isnan(distance) else distance
+    distance = float(np.hypot(*wrap(one - other, np.array([width, height])))) * SIDE / min(height, width)
+    return SIDE if np.isnan(distance) else distance
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, Figures]:
-    """By group, `seen` and `held_out`: numbers of clips and of failed ones, shares of right ones, means and a median.
+    """For the groups `seen` and `held_out`: numbers of clips and of failed ones, shares of right ones, means and a median.
 
-    A figure is taken over the clips that have it: pixels of a clip that was not made are not, its facts are wrong.
+    A figure is averaged over the clips that have it: a missing clip has no distances, and counts as wrong in each slot.
     """
     groups = {"seen": [row for row in rows if not row.held_out], "held_out": [row for row in rows if row.held_out]}
     return {name: _summary(group) for name, group in groups.items() if group}
@@ -172,6 +173,6 @@ def _summary(rows: Sequence[Row]) -> Figures:
     figures: Figures = {"clips": len(rows), "failed": sum(bool(row.failed) for row in rows)}
     for name, values in columns.items():
         figures[name] = statistics.fmean(values)
-        if name == "end_point_px":  # one shape that was lost outweighs fifty that were not
+        if name == "end_point_px":  # a single lost shape dominates the mean
             figures["median_end_point_px"] = statistics.median(values)
     return figures

@@ -1,8 +1,8 @@
-"""The scenes of shapes world: what is in them, how they move, how they look, and what their caption says.
+"""The scenes of shapes world: their contents, motion, rendering and captions.
 
-A shape glides straight at a constant speed, and what leaves the picture on one side comes in on the other: the world is
-round. So a shape stays in sight however long a chain of clips goes on, and its caption is true of all of them. Lengths are
-shares of the picture's shorter side, so a scene can be drawn at any size.
+A shape moves in a straight line at a constant speed. The borders wrap around: what leaves a frame on one side enters on the
+other. A shape therefore stays visible in a chain of any length, and its caption is true of every clip. Lengths are shares of
+the shorter side, so that a scene can be rendered at any size.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHAPES = ("square", "ring", "triangle")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SPEEDS = {"slowly": 1 / 64, "quickly": 2 / 64}  # of the shorter side, per frame
 RADII = (7.5 / 64, 10.5 / 64)
-HELD_OUT = (("green", "triangle"), ("purple", "ring"), ("orange", "square"))  # never trained on, scored beside
+HELD_OUT = (("green", "triangle"), ("purple", "ring"), ("orange", "square"))  # excluded from training, scored separately
 RING_HOLE = 0.5  # of the radius
 
 WORDS = ("a", "an", "moving", "on", "background", *COLORS, *BACKGROUNDS, *SHAPES, *DIRECTIONS, *SPEEDS)
@@ -45,22 +45,24 @@ class Scene:
     y: float
 
     def caption(self) -> str:
+        """The caption, such as "a red square moving left slowly on a black background"."""
         article = "an" if self.color[0] in "aeiou" else "a"
         look = f"{article} {self.color} {self.shape}"
         return f"{look} moving {self.direction} {self.speed} on a {self.background} background"
 
     def centers(self, frames: int, width: int = 64, height: int = 64, start: int = 0) -> np.ndarray:
-        """The shape's centre at frames start, start + 1, ..., float64 [frames, 2]: x and y in pixels, within the picture."""
-        way = np.arange(start, start + frames)[:, None] * (SPEEDS[self.speed] * min(width, height))
+        """The shape's centre at frames start, start + 1, ..., float64 [frames, 2]: x and y in pixels, within the frame."""
+        distance = np.arange(start, start + frames)[:, None] * (SPEEDS[self.speed] * min(width, height))
         size = np.array([width, height])
-        return (np.array([self.x, self.y]) * size + way * DIRECTIONS[self.direction]) % size
+        return (np.array([self.x, self.y]) * size + distance * DIRECTIONS[self.direction]) % size
 
 
 def sample(rng: np.random.Generator, held_out: bool = False, inside: int = 0) -> Scene:
-    """A scene at random.
+    """A random scene.
 
-    `held_out` takes one of the combinations of colour and shape that no training sees; else they are left out. With
-    `inside`, the border of a square picture cuts the shape in none of that many frames, where there is the room.
+    `held_out` selects one of the combinations of colour and shape that are excluded from training; otherwise they are
+    excluded here. With `inside`, the border of a square frame does not cut the shape in the first `inside` frames, if there
+    is room for its motion.
     """
     pick = lambda names: names[rng.integers(len(names))]  # noqa: E731
     while True:
@@ -70,8 +72,8 @@ def sample(rng: np.random.Generator, held_out: bool = False, inside: int = 0) ->
     direction, speed, background = pick([*DIRECTIONS]), pick([*SPEEDS]), pick([*BACKGROUNDS])
     radius, place = rng.uniform(*RADII), rng.uniform(size=2)
     if inside:
-        way = (inside - 1) * SPEEDS[speed] * np.array(DIRECTIONS[direction])
-        low, high = radius - np.minimum(way, 0), 1 - radius - np.maximum(way, 0)
+        motion = (inside - 1) * SPEEDS[speed] * np.array(DIRECTIONS[direction])
+        low, high = radius - np.minimum(motion, 0), 1 - radius - np.maximum(motion, 0)
         place = low + place * np.maximum(high - low, 0)
     return Scene(color, shape, direction, speed, background, radius, *place.tolist())
 
@@ -79,23 +81,23 @@ def sample(rng: np.random.Generator, held_out: bool = False, inside: int = 0) ->
 def render(scene: Scene, frames: int, width: int = 64, height: int = 64, start: int = 0) -> np.ndarray:
     """Frames start, start + 1, ... of a scene, RGB, uint8 [frames, height, width, 3], with smooth edges."""
     centers = scene.centers(frames, width, height, start).astype(np.float32)
-    x = wrapped(np.arange(width, dtype=np.float32) + 0.5 - centers[:, :1], width)  # [frames, width]
-    y = wrapped(np.arange(height, dtype=np.float32) + 0.5 - centers[:, 1:], height)
+    x = wrap(np.arange(width, dtype=np.float32) + 0.5 - centers[:, :1], width)  # [frames, width]
+    y = wrap(np.arange(height, dtype=np.float32) + 0.5 - centers[:, 1:], height)
     distance = signed_distance(scene.shape, x[:, None, :], y[:, :, None], scene.radius * min(width, height))
     cover = np.clip(0.5 - distance, 0, 1)[..., None]
-    color, ground = (np.array(rgb, np.float32) for rgb in (COLORS[scene.color], BACKGROUNDS[scene.background]))
-    return (ground + cover * (color - ground) + 0.5).astype(np.uint8)
+    color, background = (np.array(rgb, np.float32) for rgb in (COLORS[scene.color], BACKGROUNDS[scene.background]))
+    return (background + cover * (color - background) + 0.5).astype(np.uint8)
 
 
-def turned(scene: Scene, direction: str, frame: int, width: int = 64, height: int = 64) -> Scene:
-    """The scene that goes on in another direction from where one is at `frame`, which is the new one's frame 0."""
+def turn(scene: Scene, direction: str, frame: int, width: int = 64, height: int = 64) -> Scene:
+    """The scene that continues in another direction from the place at `frame`, which becomes frame 0."""
     x, y = scene.centers(1, width, height, start=frame)[0] / (width, height)
     return replace(scene, direction=direction, x=float(x), y=float(y))
 
 
-def wrapped(way: np.ndarray, size: float) -> np.ndarray:
-    """The shortest of the ways around a round world of that size that end at the same place, -size / 2 to size / 2."""
-    return (way + size / 2) % size - size / 2
+def wrap(offset: np.ndarray, size: float | np.ndarray) -> np.ndarray:
+    """The shortest offset to the same place where borders wrap around after `size`: -size / 2 to size / 2."""
+    return (offset + size / 2) % size - size / 2
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
@@ -105,5 +107,5 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> 
     if shape == "ring":
         middle, half = (1 + RING_HOLE) / 2 * radius, (1 - RING_HOLE) / 2 * radius
         return abs(np.hypot(x, y) - middle) - half
-    slope = math.sqrt(3) / 2  # a triangle that stands on its side, centre of its circumcircle at the origin
+    slope = math.sqrt(3) / 2  # an equilateral triangle with a horizontal side, the centre of its circumcircle at the origin
     return np.maximum(slope * abs(x) - 0.5 * y, y) - 0.5 * 1.15 * radius

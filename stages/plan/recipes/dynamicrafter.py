@@ -1,45 +1,45 @@
-"""`dynamicrafter`: a picture and a prompt become a clip; a picture without a prompt is described first."""
+"""`dynamicrafter`: an image and a prompt become a clip. An image without a prompt is captioned first."""
 
 from __future__ import annotations
 
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from stages.plan.families import families_for
 from stages.plan.names import part_of_name
-from stages.runtime.errors import UsageError
-from stages.runtime.size import parse_size
+from stages.runtime.options import Options
+from stages.runtime.sizes import parse_size
 
 if TYPE_CHECKING:
     from stages.plan.resolve import Clip
     from stages.runtime.items import Item
 
-FAMILIES = ("dynamicrafter", "vlm")
+FAMILIES = {"model": ("dynamicrafter",), "captioner": families_for("captioner")}
 NEEDS = ("image",)
 DEFAULTS = {"seed": 123}
-OPTIONS = ()
+OPTIONS = Options
+FUSE = False
 
 
 def items(clip: Clip) -> dict[str, list[Item]]:
-    """The items of a clip, by the job that they belong to."""
-    if len(clip.prompts) > 1:
-        raise UsageError(f"clip {clip.id} of run {clip.run.name} has {len(clip.prompts)} prompts", "dynamicrafter takes one")
-    values = clip.values["dynamicrafter"]
+    """The items of a clip, by step."""
+    prompt, values = clip.only_prompt(), clip.generating
     encoded, latents = clip.step("encoded.safetensors"), clip.step("latents.safetensors")
-    pixels = clip.result(f"{clip.id}/{clip.id}.json")
+    pixels = clip.step("clip.json")
     jobs: dict[str, list[Item]] = {}
-    if clip.prompts:
-        told = {"prompt": clip.prompts[0]}
+    if prompt:
+        text = {"prompt": prompt}
     else:
-        told = {"caption": clip.step("caption.json")}
-        jobs["caption_vlm"] = [clip.item("caption_vlm", told["caption"], video=clip.image)]
+        text = {"caption": clip.step("caption.json")}
+        jobs["caption_vlm"] = [clip.item("caption_vlm", text["caption"], video=clip.image)]
     fields = {
         "image": part_of_name(PurePath(clip.image).stem),
         "resolution": parse_size(values["size"])[0],
         "seed": values["seed"],
     }
     return jobs | {
-        "encode": [clip.item("encode", encoded, image=clip.image, **told)],
+        "encode": [clip.item("encode", encoded, image=clip.image, **text)],
         "generate": [clip.item("generate", latents, encoded=encoded)],
         "decode": [clip.item("decode", pixels, latents=latents)],
-        "concat": [clip.item("concat", clip.result(clip.run.film, **fields), clips=[pixels])],
+        "concat": [clip.film_item(clip.result(clip.run.film, **fields), pixels)],
     }

@@ -1,47 +1,50 @@
-"""`fresco`: a whole video in a new look, keyframes by FRESCO and the frames between them by propagation."""
+"""`fresco`: restyle a whole video. FRESCO translates the keyframes, and propagation the frames between them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stages.plan.recipes.v2v import caption_item
-from stages.runtime.errors import UsageError
-from stages.runtime.options import Option
-from stages.runtime.size import size_text
+from stages.plan.families import families_for
+from stages.runtime.options import Options, option
+from stages.runtime.sizes import size_text
 
 if TYPE_CHECKING:
     from stages.plan.resolve import Clip
     from stages.runtime.items import Item
 
-FAMILIES = ("fresco", "vlm")
+
+class FrescoOptions(Options):
+    size: str = option(
+        "512*512",
+        "Size of the film: its shorter side is the film's; both sides of the film are multiples of 64",
+        form=size_text,
+    )
+
+
+FAMILIES = {"model": ("fresco",), "captioner": families_for("captioner")}
 NEEDS = ("video",)
 DEFAULTS: dict = {}
-OPTIONS = (
-    Option(
-        "size", str, "512*512", "Its shorter side is that of the film; both sides are multiples of 64", (), form=size_text
-    ),
-)
+OPTIONS = FrescoOptions
+FUSE = False
 MULTIPLE = 64
 
 
 def items(clip: Clip) -> dict[str, list[Item]]:
-    """The items of a clip, by the job that they belong to."""
-    if len(clip.prompts) > 1:
-        raise UsageError(f"clip {clip.id} of run {clip.run.name} has {len(clip.prompts)} prompts", "fresco takes one")
-    recipe, values = clip.values["recipe"], clip.values["fresco"]
+    """The items of a clip, by step."""
+    prompt, recipe, values = clip.only_prompt(), FrescoOptions.of(clip.values["recipe"]), clip.generating
     frames, keys, caption = clip.step("frames.json"), clip.step("keys.json"), clip.step("caption.json")
     encoded, latents = clip.step("encoded.safetensors"), clip.step("latents.safetensors")
-    looked_at = {"video": clip.video, "size": recipe["size"], "fit": "short", "multiple": MULTIPLE}
+    source = {"video": clip.video, "size": recipe.size, "fit": "short", "multiple": MULTIPLE}
     edges = values["controlnet_type"] == "canny"
     translated = clip.result(f"{clip.id}/keys.json")
     propagated = [clip.step(f"propagated{part:02d}.json") for part in range(clip.values["media"]["parts"])]
     film = clip.result(clip.run.film, seed=values["seed"])
     return {
         "extract_frames": [
-            clip.item("extract_frames", frames, label="all", select="all", **looked_at),
-            clip.item("extract_frames", keys, label="keyframes", select="keyframes", canny=edges, **looked_at),
+            clip.item("extract_frames", frames, label="all", select="all", **source),
+            clip.item("extract_frames", keys, label="keyframes", select="keyframes", canny=edges, **source),
         ],
-        "caption_vlm": [caption_item(clip, clip.video, caption, clip.prompts[0] if clip.prompts else "")],
+        "caption_vlm": [clip.item("caption_vlm", caption, video=clip.video, prompt=prompt)],
         "encode": [clip.item("encode", encoded, image=keys, caption=caption)],
         "generate": [clip.item("generate", latents, encoded=encoded)],
         "decode": [clip.item("decode", translated, latents=latents)],

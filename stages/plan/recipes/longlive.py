@@ -1,62 +1,73 @@
-"""`longlive`: a video and its prompt fill a cache, and further prompts drive what follows; also prompts alone."""
+"""`longlive`: continue a video by one or more prompts; also generate a film from prompts alone."""
 
 from __future__ import annotations
 
-from string import Formatter
 from typing import TYPE_CHECKING
 
+from stages.plan.families import families_for
+from stages.plan.names import template_fields
 from stages.runtime.errors import UsageError
-from stages.runtime.options import Option
+from stages.runtime.options import Options, option
 
 if TYPE_CHECKING:
     from stages.plan.resolve import Clip
     from stages.runtime.items import Item
 
-FAMILIES = ("longlive", "vlm")
+
+class LongLiveOptions(Options):
+    prompt1: str = option("", "Prompt that describes the source video; without it, the video is captioned")
+    prompt2: str = option("", "Prompt of the film after the source video; for several prompts, use prompts")
+    num_samples: int = option(1, "Number of films per clip; sample j has seed + j", unit="films", minimum=1, maximum=100)
+    ema: bool = option(
+        False,
+        "The model has the averaged weights, so that model_type in names of films is ema; convert longlive --ema sets this "
+        "in the folder of the model",
+    )
+
+
+FAMILIES = {"model": ("longlive",), "captioner": families_for("captioner")}
 NEEDS = ()
 DEFAULTS: dict = {}
-OPTIONS = (
-    Option("prompt1", str, "", "What the source video shows; without it the video is captioned", ()),
-    Option("prompt2", str, "", "What follows it; prompts for several, each from its switch on", ()),
-    Option("num_samples", int, 1, "Films of each clip; sample j has seed + j", (), "films", minimum=1, maximum=100),
-)
+OPTIONS = LongLiveOptions
+FUSE = False
 
 
 def items(clip: Clip) -> dict[str, list[Item]]:
-    """The items of a clip, by the job that they belong to."""
-    recipe, values = clip.values["recipe"], clip.values["longlive"]
-    first, *further = following(clip)
+    """The items of a clip, by step."""
+    recipe, values = LongLiveOptions.of(clip.values["recipe"]), clip.generating
+    first, *further = generation_prompts(clip)
     encoded = clip.step("encoded.safetensors")
+    model_type = "lora" if values["lora"] else "ema" if recipe.ema else "regular"
     jobs: dict[str, list[Item]] = {}
     source = {}
     if clip.video:
         frames, caption = clip.step("frames.json"), clip.step("caption.json")
-        looked_at = {"select": "first", "count": values["num_conditioning_frames"], "size": values["size"]}
-        jobs["extract_frames"] = [clip.item("extract_frames", frames, video=clip.video, **looked_at)]
-        jobs["caption_vlm"] = [clip.item("caption_vlm", caption, video=clip.video, prompt=recipe["prompt1"])]
+        selection = {"select": "first", "count": values["num_conditioning_frames"], "size": values["size"]}
+        jobs["extract_frames"] = [clip.item("extract_frames", frames, video=clip.video, **selection)]
+        jobs["caption_vlm"] = [clip.item("caption_vlm", caption, video=clip.video, prompt=recipe.prompt1)]
         source = {"image": frames, "caption": caption}
     jobs["encode"] = [clip.item("encode", encoded, prompt=first, next_prompts=further, **source)]
     for stage in ("generate", "decode", "concat"):
         jobs[stage] = []
-    for sample in range(recipe["num_samples"]):
-        number = f".{sample}" if recipe["num_samples"] > 1 else ""
+    for sample in range(recipe.num_samples):
+        number = f".{sample}" if recipe.num_samples > 1 else ""
         label, seed = number.replace(".", "sample"), values["seed"] + sample
-        latents, pixels = clip.step(f"latents{number}.safetensors"), clip.result(f"{clip.id}/{clip.id}{number}.json")
-        film = clip.result(film_name(clip), seed=seed, sample=sample, model_type="lora" if values["lora"] else "regular")
+        latents, pixels = clip.step(f"latents{number}.safetensors"), clip.step(f"clip{number}.json")
+        film = clip.result(film_name(clip), seed=seed, sample=sample, model_type=model_type)
         jobs["generate"].append(clip.item("generate", latents, label=label, encoded=encoded, seed=seed))
         jobs["decode"].append(clip.item("decode", pixels, label=label, latents=latents))
-        jobs["concat"].append(clip.item("concat", film, label=label, clips=[pixels]))
+        jobs["concat"].append(clip.film_item(film, pixels, label=label))
     return jobs
 
 
-def following(clip: Clip) -> list[str]:
-    """The prompts of what is made, in order. Raises UsageError."""
-    recipe, switches = clip.values["recipe"], clip.values["longlive"]["switch_frame_indices"]
-    prompts = [recipe["prompt2"]] if recipe["prompt2"] else list(clip.prompts)
-    if recipe["prompt1"] and not clip.video:
+def generation_prompts(clip: Clip) -> list[str]:
+    """The prompts of the generated part, in order. Raises UsageError."""
+    recipe, switches = LongLiveOptions.of(clip.values["recipe"]), clip.generating["switch_frame_indices"]
+    prompts = [recipe.prompt2] if recipe.prompt2 else list(clip.prompts)
+    if recipe.prompt1 and not clip.video:
         raise UsageError(f"clip {clip.id} of run {clip.run.name} has a prompt1 and no video", "give video, or prompts alone")
     if not prompts:
-        raise UsageError(f"clip {clip.id} of run {clip.run.name} says nothing of what is to be made", "give prompt2")
+        raise UsageError(f"clip {clip.id} of run {clip.run.name} has no prompt for the film", "give prompt2")
     if len(switches) != len(prompts) - 1:
         raise UsageError(
             f"clip {clip.id} of run {clip.run.name} has {len(prompts)} prompts and {len(switches)} switch_frame_indices",
@@ -66,9 +77,11 @@ def following(clip: Clip) -> list[str]:
 
 
 def film_name(clip: Clip) -> str:
-    """The run's template; where a clip has several films it is told which is which."""
+    """The run's name template.
+
+    If a clip has several films and the template names neither seed nor sample, the sample is appended.
+    """
     template = clip.run.film
-    fields = {field for _, field, _, _ in Formatter().parse(template)}
-    if clip.values["recipe"]["num_samples"] > 1 and not fields & {"sample", "seed"}:
+    if LongLiveOptions.of(clip.values["recipe"]).num_samples > 1 and not template_fields(template) & {"sample", "seed"}:
         return f"{template.removesuffix('.mp4')}_{{sample}}.mp4"
     return template

@@ -1,4 +1,4 @@
-"""The engines side by side, on scenes whose every translated frame is known."""
+"""The engines on scenes whose translated frames are all known."""
 
 import stat
 
@@ -10,24 +10,24 @@ from stages.media.propagate.engines import Engine
 from stages.media.propagate.patches import Pair
 from stages.media.write import write_png
 from stages.runtime.errors import ItemError, JobError
-from tests.media.propagate.scenes import layered, panning, psnr, toned
+from tests.media.propagate.scenes import layered_scene, panning, psnr, restyle
 
 
-def carried(engine, frames, **options):
-    return [made.picture for made in Engine(engine, **options).carry(Pair(frames[0], toned(frames[0])), frames[1:])]
+def propagate_frames(engine, frames, **options):
+    return [result.image for result in Engine(engine, **options).propagate(Pair(frames[0], restyle(frames[0])), frames[1:])]
 
 
 @pytest.mark.parametrize("engine", ["warp", "hybrid", "patch", "auto"])
-def test_a_still_clip_keeps_the_key(engine):
+def test_engines_keep_the_key_in_a_still_clip(engine):
     frame = panning(1)[0]
-    for picture in carried(engine, [frame] * 3):
-        assert np.array_equal(picture, toned(frame))
+    for image in propagate_frames(engine, [frame] * 3):
+        assert np.array_equal(image, restyle(frame))
 
 
-def test_patches_fill_what_comes_into_sight():
-    frames = layered(6)
+def test_patches_fill_disoccluded_regions_better_than_warping():
+    frames = layered_scene(6)
     quality = {
-        engine: [psnr(made, toned(frame)) for made, frame in zip(carried(engine, frames), frames[1:])]
+        engine: [psnr(image, restyle(frame)) for image, frame in zip(propagate_frames(engine, frames), frames[1:])]
         for engine in ("warp", "hybrid", "patch", "auto")
     }
     assert all(hybrid >= warp for hybrid, warp in zip(quality["hybrid"], quality["warp"]))
@@ -36,73 +36,73 @@ def test_patches_fill_what_comes_into_sight():
         assert auto >= max(warp, patch) - 0.2
 
 
-def test_auto_goes_over_to_patches_above_its_share():
-    frames = layered(3)
+def test_auto_engine_uses_patches_above_its_threshold():
+    frames = layered_scene(3)
     hybrid, never, always = (
-        carried("hybrid", frames),
-        carried("auto", frames, full_above=1.0),
-        carried("auto", frames, full_above=0.0),
+        propagate_frames("hybrid", frames),
+        propagate_frames("auto", frames, full_above=1.0),
+        propagate_frames("auto", frames, full_above=0.0),
     )
     assert np.array_equal(hybrid, never) and not np.array_equal(hybrid, always)
 
 
-def test_the_error_tells_where_the_flow_is_wrong():
-    frames = layered(4)
-    *_, made = Engine("warp").carry(Pair(frames[0], toned(frames[0])), frames[1:])
-    wrong = np.abs(made.picture.astype(int) - toned(frames[3])).mean(axis=-1) > 30
-    assert made.error[wrong].mean() > 10 * made.error[~wrong].mean()
+def test_engine_error_is_large_where_the_flow_is_wrong():
+    frames = layered_scene(4)
+    *_, last = Engine("warp").propagate(Pair(frames[0], restyle(frames[0])), frames[1:])
+    wrong = np.abs(last.image.astype(int) - restyle(frames[3])).mean(axis=-1) > 30
+    assert last.error[wrong].mean() > 10 * last.error[~wrong].mean()
 
 
-def test_the_result_is_the_same_on_any_number_of_threads():
-    frames, threads, made = layered(4), cv2.getNumThreads(), []
+def test_engine_result_does_not_depend_on_the_number_of_threads():
+    frames, threads, results = layered_scene(4), cv2.getNumThreads(), []
     for count in (1, 2):
         cv2.setNumThreads(count)
-        made.append(carried("auto", frames, full_above=0.05))
+        results.append(propagate_frames("auto", frames, full_above=0.05))
     cv2.setNumThreads(threads)
-    assert np.array_equal(*made)
+    assert np.array_equal(*results)
 
 
-# -------------------------------------------------------------------------------------------------- a program of others
+# --------------------------------------------------------------------------------------------------------------- ebsynth
 
 
 @pytest.fixture
 def ebsynth(tmp_path, monkeypatch):
-    """Puts a program called ebsynth on an otherwise empty PATH."""
+    """A function that installs a script as the program ebsynth on an otherwise empty PATH."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    def put(script: str) -> None:
+    def install(script: str) -> None:
         program = tmp_path / "ebsynth"
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
 
-    return put
+    return install
 
 
-def test_ebsynth_gets_its_guides_and_its_picture_is_taken(ebsynth, tmp_path):
+def test_ebsynth_is_called_with_its_guides_and_its_image_is_used(ebsynth, tmp_path):
     frames = panning(2)
-    # The picture to make is the last word; the 5th and the 6th are the colour guide and its target.
+    # the last argument is the output image; the 5th and 6th are the colour guide and its target
     ebsynth(
         f'echo "$@" > {tmp_path}/words\nwhile [ $# -gt 1 ]; do last=$2; shift; done\n/bin/cp {tmp_path}/made.png "$last"'
     )
-    made = panning(3)[2]
-    write_png(tmp_path / "made.png", made)
-    (picture,) = carried("ebsynth", frames)
-    assert np.array_equal(picture, made)
-    words = (tmp_path / "words").read_text().split()
-    assert words[0] == "-style" and words.count("-guide") == 2 and words[words.index("-weight") + 1] == "6.0"
-    assert words[words.index("-searchvoteiters") + 1] == "3" and words[words.index("-patchmatchiters") + 1] == "2"
+    expected = panning(3)[2]
+    write_png(tmp_path / "made.png", expected)
+    (image,) = propagate_frames("ebsynth", frames)
+    assert np.array_equal(image, expected)
+    argv = (tmp_path / "words").read_text().split()
+    assert argv[0] == "-style" and argv.count("-guide") == 2 and argv[argv.index("-weight") + 1] == "6.0"
+    assert argv[argv.index("-searchvoteiters") + 1] == "3" and argv[argv.index("-patchmatchiters") + 1] == "2"
 
 
-def test_a_failing_ebsynth_is_heard(ebsynth):
+def test_a_failing_ebsynth_is_reported(ebsynth):
     ebsynth("echo no such device >&2; exit 3")
     with pytest.raises(ItemError, match="ebsynth failed with exit code 3: no such device"):
-        carried("ebsynth", panning(2))
+        propagate_frames("ebsynth", panning(2))
     ebsynth("exit 0")
-    with pytest.raises(ItemError, match="exit code 0: it says nothing"):
-        carried("ebsynth", panning(2))
+    with pytest.raises(ItemError, match="exit code 0: no message"):
+        propagate_frames("ebsynth", panning(2))
 
 
-def test_without_ebsynth_on_the_path(monkeypatch, tmp_path):
+def test_ebsynth_engine_without_the_program_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(JobError, match="no program ebsynth on the PATH"):
-        carried("ebsynth", panning(2))
+        propagate_frames("ebsynth", panning(2))

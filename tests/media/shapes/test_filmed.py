@@ -1,4 +1,4 @@
-"""The look that translations are to reach: the same scene, in light."""
+"""The filmed look, which translations are to reach: the same scene with light and shadow."""
 
 import numpy as np
 import pytest
@@ -9,16 +9,18 @@ from stages.media.shapes.oracle import read
 SCENE = world.Scene("red", "square", "right", "slowly", "gray", 0.15, 0.4, 0.5)
 
 
-def test_the_oracle_reads_what_is_filmed():
-    right = 0
+def test_the_oracle_reads_the_filmed_look():
+    correct = 0
     for i in range(40):
         scene = world.sample(np.random.default_rng([5, i]))
-        seen = read(filmed.film(scene, 17, 128, 128, grain=i))
-        right += all(getattr(seen, name) == getattr(scene, name) for name in ("color", "shape", "direction", "background"))
-    assert right >= 39
+        reading = read(filmed.film(scene, 17, 128, 128, grain=i))
+        correct += all(
+            getattr(reading, name) == getattr(scene, name) for name in ("color", "shape", "direction", "background")
+        )
+    assert correct >= 39
 
 
-def test_light_comes_from_the_upper_left_and_the_shadow_falls_on_the_other_side():
+def test_filmed_light_comes_from_the_upper_left_and_casts_a_shadow():
     (frame,) = filmed.film(SCENE, 1).astype(int)
     x, y = np.rint(SCENE.centers(1)[0]).astype(int)
     inside, outside = round(0.6 * SCENE.radius * 64), round(1.1 * SCENE.radius * 64)
@@ -26,15 +28,15 @@ def test_light_comes_from_the_upper_left_and_the_shadow_falls_on_the_other_side(
     assert frame[y + outside, x + outside].max() < frame[y - outside, x - outside].min() - 10
 
 
-def test_the_grain_stays_where_it_is_and_is_another_in_another_clip():
-    one, other = (filmed.film(SCENE, 2, grain=seed).astype(int) for seed in (1, 2))
-    assert np.array_equal(one[0, :16], one[1, :16])  # above the shape and its shadow
-    assert np.abs(one[0, :16] - other[0, :16]).mean() > 4
-    assert one[0, :16].std() > filmed.film(SCENE, 1)[0, :16].std()
+def test_filmed_grain_is_fixed_within_a_clip_and_differs_between_clips():
+    first, second = (filmed.film(SCENE, 2, grain=seed).astype(int) for seed in (1, 2))
+    assert np.array_equal(first[0, :16], first[1, :16])  # above the shape and its shadow
+    assert np.abs(first[0, :16] - second[0, :16]).mean() > 4
+    assert first[0, :16].std() > filmed.film(SCENE, 1)[0, :16].std()
 
 
 @pytest.mark.parametrize("start", [0, 7])
-def test_nearness_is_0_of_what_is_drawn_and_1_of_what_is_filmed(start):
+def test_nearness_is_0_for_the_drawn_and_1_for_the_filmed_look(start):
     drawn, film = world.render(SCENE, 4, start=start), filmed.film(SCENE, 4, start=start)
     assert filmed.nearness(drawn, SCENE, start) == 0
     assert filmed.nearness(film, SCENE, start) == 1
@@ -43,11 +45,12 @@ def test_nearness_is_0_of_what_is_drawn_and_1_of_what_is_filmed(start):
     assert filmed.nearness(filmed.film(SCENE, 4, start=start, grain=3), SCENE, start) == pytest.approx(1, abs=0.15)
 
 
-def test_flicker_is_what_changes_where_nothing_should():
+def test_flicker_measures_changes_of_the_background():
     still = filmed.film(SCENE, 5, 128, 128, grain=4)
     assert filmed.flicker(still, SCENE) < 0.2
     noisy = np.clip(still + np.random.default_rng(0).normal(0, 5, still.shape), 0, 255).astype(np.uint8)
-    assert filmed.flicker(noisy, SCENE) == pytest.approx(5 * 2 / np.sqrt(np.pi), rel=0.1)  # of two normal numbers
+    # the mean difference of two normally distributed numbers
+    assert filmed.flicker(noisy, SCENE) == pytest.approx(5 * 2 / np.sqrt(np.pi), rel=0.1)
     grains = np.stack([filmed.film(SCENE, 1, 128, 128, start=frame, grain=frame)[0] for frame in range(5)])
     assert filmed.flicker(grains, SCENE) > 4
     assert filmed.flicker(np.repeat(still[:1], 5, axis=0), SCENE) > filmed.flicker(still, SCENE)  # a shape that stands still

@@ -1,4 +1,4 @@
-"""What is right scores right, and what is wrong wrong: clips made by hand."""
+"""The scores of correct and wrong clips."""
 
 import numpy as np
 import pytest
@@ -14,80 +14,80 @@ def clip(frames=17, start=START, size=64, **changed):
     return world.render(world.Scene(**{**vars(SCENE), **changed}), frames, size, size, start)
 
 
-def right(figures):
+def correct(figures):
     return {name for name in ("color", "shape", "direction", "speed") if figures[name]}
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
-def test_a_perfect_continuation(size):
+def test_score_of_a_perfect_continuation(size):
     figures = score.continuation(clip(size=size), SCENE, START)
-    assert right(figures) == {"color", "shape", "direction", "speed"}
-    assert figures["psnr_db"] == score.BEST_PSNR and figures["gain_db"] > 60
+    assert correct(figures) == {"color", "shape", "direction", "speed"}
+    assert figures["psnr_db"] == score.MAX_PSNR and figures["gain_db"] > 60
     assert figures["end_point_px"] == figures["seam_px"] == 0
 
 
-def test_every_clip_that_the_world_can_show_is_a_perfect_continuation_of_itself():
-    perfect = 0
+def test_every_rendered_clip_is_a_perfect_continuation_of_itself():
+    count = 0
     for i in range(40):
         scene = world.sample(np.random.default_rng([21, i]))
-        perfect += len(right(score.continuation(world.render(scene, 17, start=16), scene, 16))) == 4
-    assert perfect >= 39
+        count += len(correct(score.continuation(world.render(scene, 17, start=16), scene, 16))) == 4
+    assert count >= 39
 
 
-def test_a_still_frame_gains_nothing():
+def test_score_of_a_still_frame_has_no_gain():
     figures = score.continuation(clip()[:1].repeat(17, axis=0), SCENE, START)
     assert figures["gain_db"] == 0
-    assert right(figures) == {"color", "shape"}
+    assert correct(figures) == {"color", "shape"}
     assert figures["seam_px"] == 0 and figures["end_point_px"] == pytest.approx(16, abs=0.6)
 
 
-def test_another_color():
-    assert right(score.continuation(clip(color="blue"), SCENE, START)) == {"shape", "direction", "speed"}
+def test_score_of_another_color():
+    assert correct(score.continuation(clip(color="blue"), SCENE, START)) == {"shape", "direction", "speed"}
 
 
-def test_another_shape():
-    assert right(score.continuation(clip(shape="triangle"), SCENE, START)) == {"color", "direction", "speed"}
+def test_score_of_another_shape():
+    assert correct(score.continuation(clip(shape="triangle"), SCENE, START)) == {"color", "direction", "speed"}
 
 
-def test_the_way_back():
+def test_score_of_the_opposite_direction():
     figures = score.continuation(clip()[::-1], SCENE, START)
-    assert right(figures) == {"color", "shape", "speed"}
+    assert correct(figures) == {"color", "shape", "speed"}
     assert figures["seam_px"] == pytest.approx(16, abs=0.6)
 
 
-def test_another_speed():
+def test_score_of_another_speed():
     figures = score.continuation(world.render(SCENE, 33, start=START)[::2], SCENE, START)
-    assert right(figures) == {"color", "shape", "direction"}
+    assert correct(figures) == {"color", "shape", "direction"}
     assert figures["end_point_px"] == pytest.approx(16, abs=0.6)
 
 
-def test_an_empty_picture_is_a_picture_away():
+def test_score_of_an_empty_image_has_the_largest_distance():
     figures = score.continuation(np.zeros((17, 64, 64, 3), np.uint8), SCENE, START)
-    assert not right(figures)
+    assert not correct(figures)
     assert figures["end_point_px"] == figures["seam_px"] == 64
 
 
-def test_distances_are_those_on_a_round_world():
+def test_score_distances_wrap_around_the_borders():
     scene = world.Scene(**{**vars(SCENE), "x": 0.98})
     beside = world.Scene(**{**vars(SCENE), "x": 0.02})
     figures = score.continuation(world.render(beside, 17), scene, 0)
     assert figures["seam_px"] == pytest.approx(0.04 * 64, abs=0.6)
 
 
-def test_psnr_is_that_of_the_formula():
+def test_score_psnr_is_that_of_the_formula():
     gray = np.full((2, 8, 8, 3), 100, np.uint8)
     assert score.psnr(gray, gray + 10) == pytest.approx(10 * np.log10(255**2 / 100))
 
 
-def test_captions():
+def test_score_of_captions():
     true = SCENE.caption()
     assert all(score.caption(f" {true.capitalize()} \n", true).values())
-    wrong = score.caption("a red square moving left slowly on a black background.", true)
-    assert [name for name, value in wrong.items() if not value] == ["caption_exact", "caption_direction"]
+    measures = score.caption("a red square moving left slowly on a black background.", true)
+    assert [name for name, value in measures.items() if not value] == ["caption_exact", "caption_direction"]
     assert not any(score.caption("", true).values())
 
 
-def test_a_chain_with_a_link_gone_wrong():
+def test_score_of_a_chain_with_a_wrong_link():
     links = [clip(9), clip(9, START + 8, color="blue"), clip(9, START + 16)]
     figures = score.chain(links, SCENE, START, planned=4)
     assert [figures[f"link{k:02d}_color"] for k in (1, 2, 3, 4)] == [True, False, True, False]
@@ -99,19 +99,19 @@ def test_a_chain_with_a_link_gone_wrong():
     assert whole["color_in_every_link"] and whole["shape_in_every_link"] and whole["direction_in_every_link"]
 
 
-def test_a_chain_of_nothing_is_wrong():
+def test_score_of_an_empty_chain_is_wrong():
     figures = score.chain([], SCENE, START, planned=2)
     assert not any(figures.values()) and "seam_px" not in figures
 
 
-def test_the_words_of_a_prompt():
-    assert score.told(clip(), SCENE.caption())["color_shape_direction"]
-    figures = score.told(clip(), "A blue square, moving right.")
+def test_score_of_a_prompt_match():
+    assert score.prompt_match(clip(), SCENE.caption())["color_shape_direction"]
+    figures = score.prompt_match(clip(), "A blue square, moving right.")
     assert figures == {"color": False, "shape": True, "direction": True, "color_shape_direction": False}
-    assert score.untold("a blue square") == {"color": False, "shape": False, "color_shape_direction": False}
+    assert score.missing_clip("a blue square") == {"color": False, "shape": False, "color_shape_direction": False}
 
 
-def test_a_summary_by_group():
+def test_score_summary_by_group():
     rows = [
         Row("a", False, "", {"color": True, "end_point_px": 1.0}),
         Row("b", False, "", {"color": True, "end_point_px": 2.0}),

@@ -1,0 +1,1 @@
+"""Example configs, trainings and a model family. Benchmarks and tests use them too."""

@@ -1,0 +1,54 @@
+"""Decode for LongLive: turns latents into a film frame by frame, in memory that does not grow with its length."""
+
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from stages.families.longlive.options import DecodeOptions
+from stages.families.longlive.progress import follow_latents
+from stages.families.shared.item import carry, check_lineage
+from stages.families.shared.pixels import to_uint8
+from stages.families.shared.wan.vae import decode_stream, decode_video, denormalise, load_vae
+from stages.families.shared.write_clip import write_clip
+from stages.media.write import VideoWriter
+from stages.runtime.artifacts import Artifact
+from stages.runtime.errors import ItemError
+from stages.runtime.worker import Work, Worker
+
+
+class Decode(Worker[DecodeOptions]):
+    """Writes `clip`. Frames of the source are decoded even if `new_only` drops them: the later frames depend on them."""
+
+    def check(self, work: Work[DecodeOptions]) -> None:
+        latents = work.artifact("latents")
+        check_lineage(latents, self.model)
+        if work.options.new_only and not latents.fields["source_frames"]:
+            raise ItemError(f"new_only is on and {latents.path} has no source", "leave out new_only")
+
+    def load(self, options: DecodeOptions) -> None:
+        """Load the VAE. Raises JobError."""
+        self.vae = load_vae(self.model, options.vae_tiling, self.device)
+
+    def run(self, work: Work[DecodeOptions]) -> None:
+        latents = work.artifact("latents")
+        skipped = latents.fields["source_frames"] if work.options.new_only else 0
+        z = self._denormalise(latents.tensors()["latents"])
+        fields = carry(self.model, work, latents, "seed", num_frames=latents.fields["num_frames"] - skipped)
+        frames = (to_uint8(frame) for frame in islice(decode_video(self.vae, z), skipped, None))
+        write_clip(work, frames, fields)
+
+    def follow(self, path: Path, artifact: Artifact, options: DecodeOptions, output: Path) -> None:
+        check_lineage(artifact, self.model)
+        if options.vae_tiling:
+            raise ItemError("vae_tiling decodes a film in one piece", "leave out vae_tiling or --follow")
+        z = map(self._denormalise, follow_latents(path))
+        frames = map(to_uint8, decode_stream(self.vae, z))
+        skipped = artifact.fields["source_frames"] if options.new_only else 0
+        size = artifact.fields["width"], artifact.fields["height"]
+        with VideoWriter(output, *size, options.fps, crf=options.crf, growing=True) as video:
+            for rgb in islice(frames, skipped, None):
+                video.write(rgb)
+
+    def _denormalise(self, latents: torch.Tensor) -> torch.Tensor:
+        return denormalise(self.vae, latents.to(self.device))

@@ -1,0 +1,72 @@
+"""Options that several families share."""
+
+import secrets
+
+from stages.runtime.options import GpusOption, Options, option
+
+
+class SeedOption(Options):
+    seed: int = option(
+        lambda variant, values: secrets.randbelow(2**31),
+        "Seed of the noise",
+        minimum=0,
+        maximum=2**63 - 4096,
+        default_text="drawn at random, and kept",
+    )
+
+
+class PromptOptions(Options):
+    prompt: str = option("", "Prompt of the clip; it takes precedence over a caption file", set_by_recipe=True)
+    negative_prompt: str = option("", "Negative prompt: what the clip should not show")
+
+
+class TransformerOptions(GpusOption):
+    """How to run a transformer of diffusers, see shared/transformer.py."""
+
+    offload: str = option(
+        "none",
+        "Keep the transformer in main memory and move it to the GPU by groups of blocks or by single layers",
+        choices=("none", "block_level", "leaf_level"),
+        changes_result=False,
+        reloads=True,
+        offloads=("block_level", "leaf_level"),
+    )
+    offload_blocks: int = option(
+        1,
+        "Blocks per group with offload block_level and no stream",
+        minimum=1,
+        changes_result=False,
+        reloads=True,
+        maximum=1000,
+    )
+    offload_stream: bool | None = option(
+        None,
+        "With offload, move the next group while one computes, from a copy of the weights in pinned main memory. "
+        "Blocks then move one by one",
+        default_text="where main memory has room for the copy",
+        changes_result=False,
+        reloads=True,
+    )
+    layerwise_casting: str = option(
+        "none",
+        "Store the transformer's weights in 8 bits and compute in dtype: halves the memory, changes the result slightly",
+        choices=("none", "float8_e4m3fn", "float8_e5m2"),
+        reloads=True,
+        stores=("float8_e4m3fn", "float8_e5m2"),
+    )
+    attention_backend: str = option(
+        "native",
+        "Implementation of attention, by diffusers' name; all but native need a package or a GPU that supports them",
+        choices=(
+            "native",
+            "_native_cudnn",
+            "_native_efficient",
+            "_native_flash",
+            "flash",
+            "_flash_3",
+            "flex",
+            "sage",
+            "xformers",
+        ),
+        reloads=True,
+    )

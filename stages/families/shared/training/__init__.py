@@ -1,0 +1,1 @@
+"""Training, shared by the families: data, the loop, and the files that it writes."""

@@ -1,0 +1,171 @@
+"""Generate for Wan2.2 image-to-video: noise and a condition become the latents of a clip.
+
+The 14b has two experts: one for the steps at high noise, one for the rest. Each expert is a phase of the shard. So only one
+expert is in memory at a time, and each is loaded once. Between the phases the state of an item is saved in `work.partial`.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+
+from stages.families.shared.item import carry, check_frames, check_lineage
+from stages.families.shared.loading import DTYPES, loading, read_ahead
+from stages.families.shared.transformer import is_whole_on_device, prepare_transformer
+from stages.families.shared.wan.transformer import load_transformer
+from stages.families.wan import checkpoint
+from stages.families.wan.options import GenerateOptions, check_experts
+from stages.families.wan.sampler import (
+    Condition,
+    State,
+    apply_known,
+    concat_condition,
+    denoise,
+    inpaint_condition,
+    make_scheduler,
+    noise,
+    switch_step,
+)
+from stages.runtime.artifacts import Artifact, write_tensors
+from stages.runtime.errors import ItemError
+from stages.runtime.model import Model
+from stages.runtime.progress import StepBar
+from stages.runtime.resident import RESIDENTS
+from stages.runtime.worker import Work, Worker
+
+HIGH, LOW = "high", "low"
+
+
+class Generate(Worker[GenerateOptions]):
+    """Writes `latents` float32 [1, C, T, h, w]."""
+
+    def __init__(self, model: Model | None, device: str):
+        super().__init__(model, device)
+        self.make_input = inpaint_condition if self.model.variant == "5b" else concat_condition
+
+    def phases(self) -> tuple[str, ...]:
+        return ("",) if self.model.variant == "5b" else (HIGH, LOW)
+
+    def check(self, work: Work[GenerateOptions]) -> None:
+        encoded = work.artifact("encoded")
+        check_lineage(encoded, self.model)
+        _, channels, frames, *_ = encoded.shapes.get("mask", (0,) * 5)
+        if channels != (1 if self.model.variant == "5b" else 4):
+            raise ItemError(f"the mask in {encoded.path} has {channels} channels", "make it again with encode")
+        check_frames(encoded, 1 if self.model.variant == "5b" else frames)
+        check_experts(self.model.variant, work.options.values())
+
+    @cached_property
+    def schedule(self) -> Mapping[str, Any]:
+        """The scheduler's config. Raises JobError."""
+        with loading(self.model):
+            schedule = UniPCMultistepScheduler.load_config(self.model.folder(), subfolder="scheduler")
+            UniPCMultistepScheduler.from_config(schedule)  # raises for a config that makes no scheduler
+            return schedule
+
+    def uses_model(self, work: Work[GenerateOptions]) -> bool:
+        """Whether a step is left for the expert: a schedule may have none, or an earlier process did them."""
+        first, last = self._steps(self._scheduler(work.options), work.options)
+        return max(first, checkpoint.finished_steps(work.partial)) < last
+
+    def load(self, options: GenerateOptions) -> None:
+        """Load the expert of the phase. Raises JobError, and ItemError for a LoRA that does not fit."""
+        name, suffix = ("transformer_2", "_2") if self.phase == LOW else ("transformer", "")
+        device, dtype = torch.device(self.device), DTYPES[options.dtype]
+        lora, scale = getattr(options, f"lora{suffix}"), getattr(options, f"lora_scale{suffix}")
+        whole = is_whole_on_device(options)
+
+        def load() -> torch.nn.Module:
+            expert = load_transformer(self.model, name, dtype, lora, scale, device=device, whole=whole)
+            return prepare_transformer(expert, options, dtype, device)
+
+        self.transformer = RESIDENTS.take(self.model, name, load, *options.reloading())
+        if self.phase == HIGH:
+            read_ahead(WanTransformer3DModel, self.model.folder(), "transformer_2", dtype)
+
+    def run(self, work: Work[GenerateOptions]) -> None:
+        options, encoded = work.options, work.artifact("encoded")
+        scheduler = self._scheduler(options)
+        first, last = self._steps(scheduler, options)
+        condition = self._condition(encoded, options)
+        state = checkpoint.load(work.partial, torch.device(self.device))
+        if state is None and self.phase == LOW and first > 0:
+            raise ItemError(f"{work.partial}, the state that the high-noise expert left, is missing", "run again")
+        state = state or self._start(condition, options.seed)
+        if state.step < last:
+            state = self._denoise(work, state, scheduler, first, last, condition)
+        if self.phase == HIGH:
+            checkpoint.save(work.partial, state)
+        else:
+            self._write(work, state, condition)
+
+    def _scheduler(self, options: GenerateOptions) -> UniPCMultistepScheduler:
+        device = torch.device(self.device)
+        return make_scheduler(self.schedule, options.num_inference_steps, options.shift, device, options.sigma_grid)
+
+    def _steps(self, scheduler: UniPCMultistepScheduler, options: GenerateOptions) -> tuple[int, int]:
+        """The first step of the phase, and the step after its last. The 5b, which has one expert, does all steps."""
+        if not self.phase:
+            return 0, options.num_inference_steps
+        assert options.boundary_ratio is not None  # the default of the 14b
+        switch = switch_step(scheduler, options.boundary_ratio)
+        return (0, switch) if self.phase == HIGH else (switch, options.num_inference_steps)
+
+    def _condition(self, encoded: Artifact, options: GenerateOptions) -> Condition:
+        """The encoded condition, on the device. Raises ItemError if a tensor is missing."""
+        tensors = encoded.tensors()
+        needed = {"image_latents", "mask"} | ({"negative_prompt_embeds"} if max(guidance_scales(options)) > 1 else set())
+        if missing := sorted(needed - tensors.keys()):
+            raise ItemError(f"{encoded.path} lacks the tensor {missing[0]}", "make it again with encode")
+        dtype = DTYPES[options.dtype]
+        negative = tensors.get("negative_prompt_embeds")
+        return Condition(
+            image=tensors["image_latents"].to(self.device),
+            mask=tensors["mask"].to(self.device, torch.float32),
+            prompt=tensors["prompt_embeds"].to(self.device, dtype),
+            negative=None if negative is None else negative.to(self.device, dtype),
+        )
+
+    def _start(self, condition: Condition, seed: int) -> State:
+        """The state before the first step: noise."""
+        shape = (1, condition.image.shape[1], *condition.mask.shape[2:])
+        return State(step=0, x=noise(shape, seed).to(self.device))
+
+    def _denoise(
+        self, work: Work[GenerateOptions], state: State, scheduler, first: int, last: int, condition: Condition
+    ) -> State:
+        """Run the steps of the current phase, with a progress bar and checkpoints."""
+        every = work.options.checkpoint_every
+        high_guidance, low_guidance = guidance_scales(work.options)
+        label = f"{work.item.id} {self.phase}".strip()
+        with StepBar(last - first, label, done=state.step - first) as bar:
+
+            def after_step(state: State) -> None:
+                bar.update()
+                if every and state.step % every == 0:
+                    checkpoint.save(work.partial, state)
+
+            return denoise(
+                self.transformer,
+                state,
+                scheduler,
+                last,
+                condition,
+                self.make_input,
+                low_guidance if self.phase == LOW else high_guidance,
+                DTYPES[work.options.dtype],
+                after_step,
+            )
+
+    def _write(self, work: Work[GenerateOptions], state: State, condition: Condition) -> None:
+        fields = carry(self.model, work, work.artifact("encoded"), seed=work.options.seed)
+        latents = apply_known(state.x, condition) if self.model.variant == "5b" else state.x
+        write_tensors(work.output, "latents", fields, {"latents": latents})
+
+
+def guidance_scales(options: GenerateOptions) -> tuple[float, float]:
+    """Guidance scales of the high-noise (or only) expert and of the low-noise expert."""
+    high, low = options.guidance_scale, options.guidance_scale_2
+    return high, high if low is None else low

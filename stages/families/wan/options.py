@@ -1,0 +1,319 @@
+"""Wan2.2 image-to-video: I2V-A14B (two experts, variant 14b) and TI2V-5B (variant 5b).
+
+No option is left to a library's default. The defaults are those of the video-to-video program that this family replaces.
+They differ from upstream's in the guidance of the 14B (upstream 3.5) and in the steps and frames of the 5B (upstream 50 and
+121).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.families.shared.common_options import PromptOptions, SeedOption, TransformerOptions
+from stages.families.shared.model_index import read_index
+from stages.families.shared.parts import TOKENIZER, UMT5, WAN_VAE, scheduler, wan_transformer
+from stages.families.shared.training.options import CaptionTrainingOptions, VaeTrainingOptions
+from stages.families.shared.wan.limits import Fault, frames_fault, limits, size_fault, text_fault
+from stages.families.shared.wan.options import DtypeOption, LatentTrainingOptions, TextLengthOption, VaeTilingOption, disk
+from stages.media.options import WriteOptions
+from stages.runtime.errors import UsageError
+from stages.runtime.options import DTYPE, REQUIRED, Conversion, Family, Implementation, Options, Published, Training, option
+from stages.runtime.sizes import check_size, parse_size, size_text
+
+SIZES = {
+    "14b": ("1280*720", "720*1280", "832*480", "480*832"),
+    "5b": ("1280*704", "704*1280"),
+}
+MULTIPLE = {"14b": 16, "5b": 32}  # width and height are multiples of this: VAE stride x patch size
+AREA_RULE = {"14b": "independent", "5b": "joint"}  # rule of fit area, see stages/media/fit.py
+FPS = {"14b": 16.0, "5b": 24.0}
+# upstream's default negative prompt (Wan2.2 wan/configs/shared_config.py)
+NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"
+    "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+
+def default_size(variant: str, values: Mapping[str, Any]) -> str:
+    """The size of the first frame if encode knows it, else the first size of the variant."""
+    if "width" in values and "height" in values:
+        return f"{values['width']}*{values['height']}"
+    return SIZES[variant][0]
+
+
+def default_shift(variant: str, values: Mapping[str, Any]) -> float:
+    """The shift that upstream uses: 5.0, and 3.0 for the 14B at 480p, as its documentation advises."""
+    if "size" in values:
+        width, height = parse_size(values["size"])
+    else:  # a stage run by hand takes the size of its encoded input; an unreadable input is refused later
+        width, height = values.get("width", 0), values.get("height", 0)
+    return 3.0 if variant == "14b" and 0 < width * height <= 832 * 480 else 5.0
+
+
+def is_fitted(frame: tuple[int, int], size: tuple[int, int], multiple: int) -> bool:
+    """Whether a first frame of (width, height) is what extract_frames makes of some video for a `size`, by any fit."""
+    (width, height), area = frame, size[0] * size[1]
+    by_area = width * height <= area < (width + multiple) * (height + multiple)
+    return frame == size or by_area or min(frame) == min(size)
+
+
+def check_num_frames(value: int) -> str | None:
+    return None if value % 4 == 1 else f"it must be 4n+1, for example {value // 4 * 4 + 1}"
+
+
+def detect(folder: Path) -> str | None:
+    """The variant of a diffusers repository: 14b has two experts and a boundary, 5b a timestep per token."""
+    index = read_index(folder)
+    if not str(index.get("_class_name", "")).startswith("Wan"):
+        return None
+    if index.get("expand_timesteps"):
+        return "5b"
+    return "14b" if index.get("boundary_ratio") is not None else None
+
+
+def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> None:
+    """Raise UsageError for a size that the model does not support, and for options of a second expert in the 5b."""
+    check_size(values["size"], sizes or SIZES[variant])
+    check_experts(variant, values)
+
+
+def check_experts(variant: str, values: Mapping[str, Any]) -> None:
+    """Raise UsageError for options of a second expert in the 5b, which has one."""
+    for name in ("guidance_scale_2", "boundary_ratio", "lora_2"):
+        if variant == "5b" and values[name] not in (None, ""):
+            raise UsageError(f"{name} is {values[name]!r} and the 5B has one expert", f"leave {name} out")
+
+
+def model_fault(folder: Path, values: Mapping[str, Any]) -> Fault | None:
+    """A size, length or prompt length that exceeds the limits of the repository. `values` are the options of encode."""
+    limit, size = limits(folder), parse_size(values["size"])
+    return (
+        size_fault(size, limit)
+        or frames_fault((values["num_frames"] - 1) // 4 + 1, limit)
+        or text_fault(values["max_sequence_length"], limit)
+    )
+
+
+def fit_first_frame(variant: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """How extract_frames fits the first frame: to the size of the clip, or with fit area to its area."""
+    return {"size": values["size"], "multiple": MULTIPLE[variant], "area_rule": AREA_RULE[variant]}
+
+
+def minutes(variant: str, values: Mapping[str, Any]) -> float:
+    """Upper estimate for the denoising of a clip: five times the time of an H100.
+
+    The seconds per pass go through Wan's published times of the 14B for 81 frames, 4.1 at 832*480 and 13.2 at 1280*720.
+    """
+    width, height = parse_size(values["size"])
+    tokens = width * height / MULTIPLE[variant] ** 2 * ((values["num_frames"] - 1) // 4 + 1)
+    guided = values["guidance_scale"] != 1 or values["guidance_scale_2"] not in (None, 1)
+    seconds = 8.7e-5 * tokens + 1.16e-9 * tokens**2
+    return 5 * values["num_inference_steps"] * (1 + guided) * seconds / 60
+
+
+class WanVaeTrainingOptions(VaeTrainingOptions):
+    num_frames: int = VaeTrainingOptions.redeclared("num_frames", default=9)
+    image_steps: int = option(1000, "Steps on single frames, before the clips", minimum=0, maximum=10**8)
+    image_crop_share: float = option(
+        0.0, "Share of the steps on single frames that train on square crops", minimum=0, maximum=1
+    )
+    crop_frames: int = option(1, "Frames of each clip in a step on square crops of single frames", minimum=1, maximum=4096)
+
+
+VAE_TRAINING = Training(
+    "stages.families.wan.train_vae:WanVAETask", WanVaeTrainingOptions, "Train a VAE (AutoencoderKLWan) on clips."
+)
+
+
+class DenoiserTrainingOptions(CaptionTrainingOptions, LatentTrainingOptions):
+    num_frames: int = LatentTrainingOptions.redeclared("num_frames", default=17)
+    variant: str = option("5b", "Architecture: 5b is one transformer, 14b two experts", choices=("5b", "14b"))
+    text_dropout: float = CaptionTrainingOptions.redeclared("text_dropout", default=0.08)
+    prefix: str = option("continue video", "Text put before a share of the captions, as recipe chain does it")
+    prefix_share: float = option(0.2, "Share of the captions that prefix is put before", minimum=0, maximum=1)
+    first_frame_share: float = option(
+        0.5, "Share of the clips that are conditioned on their first frame (5b)", minimum=0, maximum=1
+    )
+    training_shift: float = option(2.0, "Shift of the sigmas drawn in training (5b)", minimum=0.01, maximum=100)
+    boundary_ratio: float = option(0.9, "Lowest sigma of the high-noise expert (14b)", minimum=0, maximum=1)
+    sample_steps: int = option(12, "Denoising steps of the sample strips", minimum=1, maximum=1000)
+    sample_shift: float = option(
+        3.0,
+        "Shift of the noise schedule of the sample strips, also written into the scheduler's config",
+        minimum=0.01,
+        maximum=100,
+    )
+
+    def own_settings(self) -> dict[str, Any]:
+        options = {
+            "size": self.size,
+            "num_frames": self.num_frames,
+            "num_inference_steps": self.sample_steps,
+            "shift": self.sample_shift,
+            "max_sequence_length": self.max_sequence_length,
+        }
+        options |= {"boundary_ratio": self.boundary_ratio} if self.variant == "14b" else {}
+        options |= {} if self.start_from else {"negative_prompt": ""}  # a new text encoder does not know upstream's words
+        return {"family": "wan", "variant": self.variant, "sizes": [self.size], "options": options}
+
+
+DENOISER_TRAINING = Training(
+    "stages.families.wan.train_denoiser:DenoiserTask",
+    DenoiserTrainingOptions,
+    "Train a denoiser (WanTransformer3DModel) and its text encoder on clips with captions.",
+)
+
+
+class EncodeOptions(PromptOptions, TextLengthOption, DtypeOption, VaeTilingOption):
+    size: str = option(
+        default_size,
+        "Size of the clip, width*height: 14b takes 1280*720, 720*1280, 832*480, 480*832; 5b 1280*704, 704*1280. "
+        "With a first frame it is the area of the clip, whose aspect ratio is the frame's, unless fit says otherwise",
+        form=size_text,
+        default_text="14b: 1280*720, 5b: 1280*704",
+    )
+    negative_prompt: str = PromptOptions.redeclared(
+        "negative_prompt", default=NEGATIVE_PROMPT, default_text="upstream's text (Chinese)"
+    )
+    num_frames: int = option(
+        81,
+        "Frames of the clip, 4n+1",
+        aliases=("frame_num",),
+        unit="frames",
+        minimum=1,
+        check=check_num_frames,
+        maximum=4093,
+    )
+
+
+class GenerateOptions(SeedOption, DtypeOption, TransformerOptions):
+    seed: int = SeedOption.redeclared("seed", aliases=("base_seed",))
+    num_inference_steps: int = option(40, "Denoising steps", aliases=("steps", "sample_steps"), minimum=1, maximum=1000)
+    guidance_scale: float = option(
+        5.0,
+        "Scale of classifier-free guidance; 1 switches it off. With guidance_scale_2, that of the high-noise expert alone",
+        aliases=("sample_guide_scale",),
+        minimum=0,
+        maximum=100,
+    )
+    guidance_scale_2: float | None = option(
+        None,
+        "Scale of classifier-free guidance of the low-noise expert (14b)",
+        minimum=0,
+        default_text="the same as guidance_scale",
+        maximum=100,
+    )
+    shift: float = option(
+        default_shift,
+        "Shift of the noise schedule: higher spends more steps on much noise",
+        aliases=("sample_shift",),
+        minimum=0.01,
+        default_text="5.0; 14b up to 832*480: 3.0",
+        maximum=100,
+    )
+    sigma_grid: str = option(
+        "wan",
+        "Sigmas of the steps before the shift: wan, evenly spaced from 0.999 to 0, as in Wan's own program; diffusers, "
+        "evenly spaced from 1 to 0.001, the library's default since 0.37",
+        choices=("wan", "diffusers"),
+    )
+    boundary_ratio: float | None = option(
+        lambda variant, values: 0.9 if variant == "14b" else None,
+        "Share of the noise schedule below which the low-noise expert takes over (14b)",
+        minimum=0,
+        maximum=1,
+        default_text="14b: 0.9",
+    )
+    lora: str = option(
+        "",
+        "LoRA weights (a safetensors file) for the transformer, in the 14b for the high-noise expert",
+        reloads=True,
+        is_file=True,
+    )
+    lora_scale: float = option(1.0, "Strength of the LoRA in lora", reloads=True, minimum=-100, maximum=100)
+    lora_2: str = option("", "LoRA weights (a safetensors file) for the low-noise expert (14b)", reloads=True, is_file=True)
+    lora_scale_2: float = option(1.0, "Strength of the LoRA in lora_2", reloads=True, minimum=-100, maximum=100)
+    checkpoint_every: int = option(
+        0,
+        "Save the denoising state every N steps, so that a killed job can resume; 0: only between the experts",
+        unit="steps",
+        minimum=0,
+        changes_result=False,
+        maximum=1000,
+    )
+
+
+class DecodeOptions(VaeTilingOption, WriteOptions):
+    fps: float = WriteOptions.redeclared("fps", default=lambda variant, values: FPS[variant], default_text="14b: 16, 5b: 24")
+
+
+def recognise(published: Published) -> str | None:
+    """The remedy for a folder in Wan's own layout."""
+    if published.find("model_index.json") or not published.find(
+        "models_t5_umt5-xxl-enc-bf16.pth", "*_noise_model/*", "*_VAE.pth"
+    ):
+        return None
+    return published.converted_by("wan", ckpt_dir=published.place)
+
+
+class ConvertOptions(Options):
+    ckpt_dir: str = option(
+        REQUIRED, "Folder with a checkpoint in Wan's own layout, such as Wan-AI/Wan2.2-TI2V-5B", exists="folder"
+    )
+
+
+FAMILY = Family(
+    name="wan",
+    version=2,
+    stages={
+        "encode": Implementation(
+            worker="stages.families.wan.encode:Encode",
+            options=EncodeOptions,
+            weights=("model_index.json", "tokenizer/*", "text_encoder/*", "vae/*"),
+            in_memory=({"text_encoder": DTYPE}, {"vae": "float32"}),
+            on_out_of_memory={"vae_tiling": True},
+        ),
+        "generate": Implementation(
+            worker="stages.families.wan.generate:Generate",
+            options=GenerateOptions,
+            weights=("model_index.json", "transformer*/*", "scheduler/*", "vae/config.json"),
+            in_memory=(
+                {"transformer": DTYPE},
+                {"transformer_2": DTYPE},
+            ),
+            on_out_of_memory={"offload": "block_level"},
+            minutes=minutes,
+        ),
+        "decode": Implementation(
+            worker="stages.families.wan.decode:Decode",
+            options=DecodeOptions,
+            weights=("vae/*",),
+            in_memory=({"vae": "float32"},),
+            on_out_of_memory={"vae_tiling": True},
+        ),
+    },
+    variants=("14b", "5b"),
+    components=(
+        TOKENIZER,
+        UMT5,
+        WAN_VAE,
+        wan_transformer("transformer"),
+        wan_transformer("transformer_2", variants=("14b",)),
+        scheduler("UniPCMultistepScheduler"),
+    ),
+    detect=detect,
+    check=check,
+    model_fault=model_fault,
+    disk=lambda values: disk(values["size"], values["num_frames"]),
+    fit_first_frame=fit_first_frame,
+    from_text=("5b",),
+    trainings={"wan-vae": VAE_TRAINING, "wan": DENOISER_TRAINING},
+    conversion=Conversion(
+        "stages.families.wan.convert:convert",
+        ConvertOptions,
+        "A folder in Wan's own layout: Wan2.2-TI2V-5B, Wan2.2-I2V-A14B or Wan2.1-T2V.",
+        reads=lambda values: {"ckpt_dir": ("*.json", "*.safetensors", "*_noise_model/*", "*.pth", "google/umt5-xxl/*")},
+    ),
+    recognise=recognise,
+)

@@ -1,0 +1,61 @@
+"""Do several stages of a shard in one process, and keep their models in memory."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stages.families import FAMILIES
+from stages.media.options import FAMILY as MEDIA
+from stages.runtime.cli import DEBUG, PathType, clean_errors, device_parameters
+from stages.runtime.items import read_steps
+from stages.runtime.locks import is_locked
+from stages.runtime.log import log
+
+
+@clean_errors
+def run(manifest: Path, config: Path | None, lock: Path | None, **values: Any) -> None:
+    """Run the steps of a manifest, one after the other."""
+    from stages.runtime.loop import Settings
+    from stages.runtime.resident import RESIDENTS
+    from stages.runtime.shard import most_gpus, run_items
+
+    steps = read_steps(manifest)
+    settings = Settings(
+        **{field.name: values[field.name] for field in fields(Settings) if field.name in values},
+        gpus_to_lease=max(most_gpus(items) for _, items in steps),
+        lock=lock if lock and is_locked(lock) else None,  # it may not be visible here: on another node, or by hand
+        mark_failed=True,
+    )
+    RESIDENTS.keeps = True
+    for stage, items in steps:
+        log("step", stage=stage.name, items=len(items))
+        families = {family.name: family for family in (*FAMILIES.values(), MEDIA) if stage.name in family.stages}
+        run_items(stage, families, items, config, settings)
+
+
+main = click.Command(
+    "fused",
+    callback=run,
+    help=f"{__doc__}\n\nRuns with `fuse: true` use it. The stages one by one give the same results. The reason of a failed "
+    "item is written in the place of its output.",
+    no_args_is_help=True,
+    params=[
+        click.Option(
+            ["--manifest"],
+            type=PathType(exists=True, dir_okay=False),
+            required=True,
+            help="File of items: one JSON object per line, with its step (a stage, or STAGE.LABEL) and the names of the "
+            "options of the stage. Steps are done in the order of their first lines.",
+        ),
+        click.Option(["--config"], type=PathType(), help="Declares models. Default: ./config.yaml."),
+        click.Option(["--store"], type=PathType(), help="Folder that caches finished items for reuse."),
+        click.Option(["--lock"], type=PathType(), help="Begin no further item when nobody holds this lock any more."),
+        *device_parameters(),
+        DEBUG,
+    ],
+)
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""What two families or more use."""

@@ -1,1 +1,0 @@
-"""Training, shared by the families: data, the loop, and the files that it leaves."""

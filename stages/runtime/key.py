@@ -1,0 +1,39 @@
+"""The identity of a result, as a digest. The store and the plan both use it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from stages.runtime.canonical import canonical_json
+from stages.runtime.options import Family, Option
+from stages.runtime.stages import Stage
+
+
+def digest_options(options: Iterable[Option], values: Mapping[str, Any]) -> str:
+    """SHA-256 of the option values that change the result, without those of files.
+
+    An option with its neutral value is left out, as if it were not declared.
+    """
+    changing = {
+        one.name: values[one.name]
+        for one in options
+        if one.changes_result and not one.is_file and values[one.name] != one.neutral
+    }
+    return hashlib.sha256(canonical_json(changing)).hexdigest()
+
+
+def digest_work(
+    stage: Stage, family: Family, options: str, files: Mapping[str, Any], inputs: Mapping[str, Any], weights: str = ""
+) -> str:
+    """SHA-256 of the work of an item.
+
+    Args:
+        options: digest of the options.
+        files: identity of each file that an option names, by the option's name.
+        inputs: identity of the inputs, by name.
+        weights: digest of the model files that the stage reads.
+    """
+    producer = [stage.name, stage.version, family.name, family.version, weights]
+    return hashlib.sha256(canonical_json([producer, options, files, inputs])).hexdigest()

@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.commands import stage
+
+PROMPT, NEGATIVE = "a small  blue bird &amp; a lake, café", "静态，模糊不清"
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory):
+    """A first frame of 96x64: a gradient with noise."""
+    height, width = np.mgrid[0:64, 0:96]
+    rgb = np.stack([height * 3, width * 2, (height + width) % 256], axis=-1)
+    rgb = rgb + np.random.default_rng(0).integers(0, 40, rgb.shape)
+    path = tmp_path_factory.mktemp("picture") / "first.png"
+    Image.fromarray(rgb.clip(0, 255).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def encoded(tiny_wan, image, tmp_path_factory):
+    """The encoding of the image in float32 for 17 frames, by variant."""
+    folder = tmp_path_factory.mktemp("encoded")
+    for variant, model in tiny_wan.items():
+        encode(image, folder / f"{variant}.safetensors", model, "float32")
+    return {variant: folder / f"{variant}.safetensors" for variant in tiny_wan}
+
+
+def encode(image, output, model, dtype):
+    stage(
+        *("encode", image, "-o", output, "-m", model, "--dtype", dtype),
+        *("--prompt", PROMPT, "--negative-prompt", NEGATIVE, "--frame-num", 17, "--max-sequence-length", 64),
+    )
+    return output
