@@ -11,6 +11,9 @@ DEMO := v2v chain longlive text2video
 BIN := .venv/bin
 RUNS := $(BIN)/python -m
 
+# The tests start many processes, and each of them would compile the project again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo demo-all test test-cluster containers lint generated clean
 
 install: .venv/installed

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests import zoo
+from tests import preloaded, zoo
 from tests.commands import events
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +22,8 @@ TINY = {"size": "32*32", "frame_num": 5, "steps": 2, "max_new_tokens": 4, "seed"
 class Project:
     """A folder with a config.yaml. `root` is the checkout whose Snakefile makes its films."""
 
+    programs = Path(sys.executable).parent  # the folder of the programs that it starts
+
     def __init__(self, folder: Path, models: dict, root: Path = ROOT):
         self.folder, self.models, self.root = folder, models, root
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,16 +33,18 @@ class Project:
         self.path("config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
 
     def start(self, *arguments, program: str = "snakemake", path: Path | None = None, **options) -> subprocess.Popen:
-        """Start a program that is installed beside this interpreter. `path` is a folder of other programs."""
+        """Start a program of this environment. `path` is a folder of other programs, which come first on the PATH."""
         if program == "snakemake":
             arguments = ("--snakefile", self.root / "Snakefile", *arguments)
-        command = [str(Path(sys.executable).with_name(program)), *map(str, arguments)]
-        folders = [*([path] if path else []), Path(sys.executable).parent, os.environ["PATH"]]
-        overrides = {"PYTHONPATH": str(self.root), "PATH": os.pathsep.join(map(str, folders))}
+        command = [str(self.programs / program), *map(str, arguments)]
+        folders = [*([path] if path else []), self.programs, os.environ["PATH"]]
+        paths = {"PYTHONPATH": str(self.root), "PATH": os.pathsep.join(map(str, folders))}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         # a process in the background of a shell ignores Ctrl-C, and so would its children
         options |= {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-        return subprocess.Popen(command, cwd=self.folder, env={**os.environ, **overrides}, **streams, **options)
+        return subprocess.Popen(
+            command, cwd=self.folder, env={**os.environ, **preloaded.ENVIRONMENT, **paths}, **streams, **options
+        )
 
     def run(self, *arguments, fails: int = 0, **options) -> str:
         """Run a program to its end and return its standard error. `fails` is the expected exit code."""
@@ -86,6 +90,15 @@ def finish(process: subprocess.Popen, fails: int = 0) -> tuple[str, str]:
 def item_counts(report: str) -> tuple[int, ...]:
     """Items made, reused and failed, by the summary of a run."""
     return tuple(map(int, re.search(r"items: (\d+) made, (\d+) reused from the store, (\d+) failed", report).groups()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def preloaded_programs(tmp_path_factory):
+    """The programs that projects start have the libraries imported already."""
+    folder = tmp_path_factory.mktemp("programs")
+    with preloaded.start(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Project, "programs", folder)
+        yield
 
 
 @pytest.fixture(scope="session")
