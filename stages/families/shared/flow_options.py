@@ -1,7 +1,7 @@
-"""Options of denoising by flow matching: the sampler with its schedule, and guidance. Imports no torch.
+"""Options of denoising by flow matching: the sampler with its schedule, guidance, and step caches. Imports no torch.
 
 A family that takes them declares `num_inference_steps`, by `default_steps`, `guidance_scale`, `shift` and `sigma_grid`
-beside them. Its check calls `check_schedule` and `check_guidance`.
+beside them. Its check calls `check_schedule`, `check_guidance` and `check_step_cache`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,7 @@ from stages.runtime.options import Options, option
 SAMPLERS = ("unipc", "euler", "dpm++", "lcm")
 GUIDERS = ("cfg", "apg", "cfg_zero_star")
 SIGMA_GAP = 0.0001  # smallest difference of two sigmas: solvers divide by it, in float32
+CACHES, CALIBRATE = ("first_block", "magcache", "taylorseer"), "calibrate"
 WHOLE = [0.0, 1.0]  # the interval of all steps
 
 
@@ -107,6 +108,59 @@ class GuidanceOptions(Options):
     )
 
 
+def default_threshold(variant: str, values: Mapping[str, Any]) -> float:
+    """The threshold that the library has for a cache."""
+    return {"first_block": 0.05, "magcache": 0.06}.get(values["step_cache"], 0.0)
+
+
+class StepCacheOptions(Options):
+    step_cache: str = option(
+        "none",
+        "Leaves out the blocks of the transformer in steps where they change little, and takes what they added before: "
+        "first_block, where the first block adds what it added before; magcache, by the ratios in mag_ratios; taylorseer, "
+        "at regular steps, extrapolated; calibrate leaves out nothing and logs the ratios for magcache",
+        choices=("none", *CACHES, CALIBRATE),
+        reloads=True,
+        neutral="none",
+    )
+    cache_threshold: float = option(
+        default_threshold,
+        "Largest change at which a step is left out: of the first block's addition, relative (first_block), or the error "
+        "summed up since the last whole step (magcache); 0 leaves out no step",
+        minimum=0,
+        maximum=100,
+        neutral=0.0,
+        default_text="first_block: 0.05, magcache: 0.06",
+    )
+    mag_ratios: list[float] = option(
+        [],
+        "Ratio of each step for magcache, as step_cache calibrate logs them, in the 14b for the high-noise expert",
+        minimum=0,
+        maximum=10**6,
+        neutral=[],
+    )
+    mag_ratios_2: list[float] = option(
+        [], "Ratio of each step for magcache of the low-noise expert (14b)", minimum=0, maximum=10**6, neutral=[]
+    )
+    cache_start: float = option(
+        0.2, "Share of the steps that a cache does not touch, at the beginning", minimum=0, maximum=1, neutral=0.2
+    )
+    cache_skips: int = option(
+        3, "Most steps in a row that magcache leaves out", unit="steps", minimum=1, maximum=999, neutral=3
+    )
+    cache_interval: int = option(
+        3,
+        "Every so many steps taylorseer makes a whole one; 1 leaves out no step",
+        unit="steps",
+        minimum=1,
+        maximum=999,
+        neutral=3,
+    )
+    cache_order: int = option(
+        1, "Order of the extrapolation of taylorseer; 0 repeats the last step", minimum=0, maximum=4, neutral=1
+    )
+
+
 ONLY_WITH = {  # options that only one guider reads
     "apg_eta": "apg",
     "apg_momentum": "apg",
@@ -114,6 +168,16 @@ ONLY_WITH = {  # options that only one guider reads
     "zero_init_steps": "cfg_zero_star",
 }
 DEFAULTS = {one.name: one.default for one in GuidanceOptions.declared}
+CACHE_OPTIONS = {  # options of step caches, by the caches that read them
+    "cache_threshold": ("first_block", "magcache"),
+    "mag_ratios": ("magcache",),
+    "mag_ratios_2": ("magcache",),
+    "cache_start": ("magcache", "taylorseer"),
+    "cache_skips": ("magcache",),
+    "cache_interval": ("taylorseer",),
+    "cache_order": ("taylorseer",),
+}
+FEWEST = 8  # steps of a schedule whose neighbours are alike enough for a cache
 
 
 def default_steps(steps: int) -> Callable[[str, Mapping[str, Any]], int]:
@@ -177,3 +241,29 @@ def check_interval(name: str, values: Mapping[str, Any], steps: int) -> None:
         raise UsageError(f"{name} is {shown(interval)}", "give two numbers, the first below the second, such as [0.0, 0.5]")
     if not any(in_interval(step, steps, interval) for step in range(steps)):
         raise UsageError(f"{name} is {shown(interval)}, in which there is none of {steps} steps", "choose a wider one")
+
+
+def check_step_cache(values: Mapping[str, Any]) -> None:
+    """Raise UsageError for options of a step cache that do not go together, or not with the other options."""
+    cache = values["step_cache"]
+    neutral = {one.name: one.neutral for one in StepCacheOptions.declared}
+    for name, readers in CACHE_OPTIONS.items():
+        if cache not in readers and values[name] != neutral[name]:
+            raise UsageError(f"{name} is {shown(values[name])} and step_cache is {cache}", f"leave {name} out")
+    if cache not in CACHES:
+        return
+    if values["num_inference_steps"] < FEWEST:
+        steps = f"step_cache is {cache} and num_inference_steps {values['num_inference_steps']}"
+        raise UsageError(f"{steps}: so few steps are too different to leave one out", "leave step_cache out")
+    if values["sampler"] == "lcm":
+        raise UsageError(f"step_cache is {cache} and sampler lcm adds new noise in each step", "leave step_cache out")
+    refused = {"checkpoint_every": 0, "skip_layers": [], "gpus": 1, "offload_stream": None}
+    refused |= {"guidance_interval": WHOLE, "guider": "cfg"} if cache == "magcache" else {}  # it counts the passes
+    for name, value in refused.items():
+        if values[name] not in (value, False):
+            raise UsageError(f"step_cache is {cache} and {name} is {shown(values[name])}", "leave one of them out")
+    if cache == "magcache" and not values["mag_ratios"]:
+        raise UsageError(
+            "step_cache is magcache and mag_ratios is empty",
+            "run generate once with step_cache calibrate and take the ratios from the event mag_ratios of its log",
+        )

@@ -22,10 +22,15 @@ def is_whole_on_device(options: TransformerOptions) -> bool:
 
 
 def prepare_transformer(
-    transformer: ModelMixin, options: TransformerOptions, dtype: torch.dtype, device: torch.device
+    transformer: ModelMixin,
+    options: TransformerOptions,
+    dtype: torch.dtype,
+    device: torch.device,
+    leaves_out_blocks: bool = False,
 ) -> ModelMixin:
     """Prepare a transformer to compute in `dtype` on `device`, as the options say.
 
+    If passes may leave out blocks, offloaded weights move without a stream, which relies on the order of the blocks.
     Raises JobError for an attention backend that is not installed.
     """
     set_attention(transformer, options.attention_backend, device)
@@ -34,7 +39,8 @@ def prepare_transformer(
         transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
     if options.gpus > 1 and device.type == "cuda":
         return spread(transformer, [torch.device("cuda", index) for index in range(options.gpus)])
-    place(transformer, device, options.offload, options.offload_blocks, options.offload_stream)
+    stream = False if leaves_out_blocks else options.offload_stream
+    place(transformer, device, options.offload, options.offload_blocks, stream)
     return transformer
 
 

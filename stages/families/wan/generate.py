@@ -16,6 +16,7 @@ from stages.families.shared.item import carry, check_frames, check_lineage
 from stages.families.shared.loading import DTYPES, loading, read_ahead
 from stages.families.shared.model_index import read_config
 from stages.families.shared.solvers import Scheduler, make_scheduler
+from stages.families.shared.step_cache import step_cache
 from stages.families.shared.transformer import is_whole_on_device, prepare_transformer
 from stages.families.shared.wan.transformer import load_transformer
 from stages.families.wan import checkpoint
@@ -85,7 +86,7 @@ class Generate(Worker[GenerateOptions]):
 
         def load() -> torch.nn.Module:
             expert = load_transformer(self.model, name, dtype, lora, scale, device=device, whole=whole)
-            return prepare_transformer(expert, options, dtype, device)
+            return prepare_transformer(expert, options, dtype, device, leaves_out_blocks=options.step_cache != "none")
 
         self.transformer = RESIDENTS.take(self.model, name, load, *options.reloading())
         if self.phase == HIGH:
@@ -155,7 +156,10 @@ class Generate(Worker[GenerateOptions]):
         every = work.options.checkpoint_every
         high_guidance, low_guidance = guidance_scales(work.options.values())
         label = f"{work.item.id} {self.phase}".strip()
-        with StepBar(last - first, label, done=state.step - first) as bar:
+        low = self.phase == LOW
+        ratios = work.options.mag_ratios_2 if low else work.options.mag_ratios
+        caching = step_cache(self.transformer, work.options, last - state.step, ratios)
+        with caching, StepBar(last - first, label, done=state.step - first) as bar:
 
             def after_step(state: State) -> None:
                 bar.update()
@@ -169,7 +173,7 @@ class Generate(Worker[GenerateOptions]):
                 last,
                 condition,
                 self.make_input,
-                Guidance(low_guidance if self.phase == LOW else high_guidance, work.options),
+                Guidance(low_guidance if low else high_guidance, work.options),
                 DTYPES[work.options.dtype],
                 after_step,
             )

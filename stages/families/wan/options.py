@@ -13,8 +13,10 @@ from stages.families.shared.common_options import PromptOptions, SeedOption, Tra
 from stages.families.shared.flow_options import (
     GuidanceOptions,
     SamplerOptions,
+    StepCacheOptions,
     check_guidance,
     check_schedule,
+    check_step_cache,
     default_steps,
 )
 from stages.families.shared.model_index import read_index
@@ -91,8 +93,9 @@ def check_generation(variant: str, values: Mapping[str, Any]) -> None:
     """Raise UsageError for options of a second expert in the 5b, which has one, and for steps or guidance that are none."""
     check_schedule(values)
     check_guidance(values, guidance_scales(values))
-    for name in ("guidance_scale_2", "boundary_ratio", "lora_2"):
-        if variant == "5b" and values[name] not in (None, ""):
+    check_step_cache(values)
+    for name in ("guidance_scale_2", "boundary_ratio", "lora_2", "mag_ratios_2"):
+        if variant == "5b" and values[name] not in (None, "", []):
             raise UsageError(f"{name} is {values[name]!r} and the 5B has one expert", f"leave {name} out")
 
 
@@ -204,7 +207,7 @@ class EncodeOptions(PromptOptions, TextLengthOption, DtypeOption, VaeTilingOptio
     )
 
 
-class GenerateOptions(SeedOption, DtypeOption, TransformerOptions, GuidanceOptions, SamplerOptions):
+class GenerateOptions(SeedOption, DtypeOption, TransformerOptions, GuidanceOptions, StepCacheOptions, SamplerOptions):
     seed: int = SeedOption.redeclared("seed", aliases=("base_seed",))
     num_inference_steps: int = option(
         default_steps(40),

@@ -14,6 +14,7 @@ from diffusers import UniPCMultistepScheduler
 from stages.families.shared.guidance import Guidance, without_blocks
 from stages.families.shared.item import PRECISION_OR_GUIDANCE, check_finite
 from stages.families.shared.solvers import DRAWING, Scheduler, take_step
+from stages.families.shared.step_cache import NEGATIVE, PROMPT, cache_of
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Prediction:
 
     def __call__(self, *, negative: bool = False, skip: Sequence[int] = ()) -> torch.Tensor:
         prompt = self.condition.negative if negative else self.condition.prompt
-        with without_blocks(self.model, skip):
+        with without_blocks(self.model, skip), cache_of(self.model, NEGATIVE if negative else PROMPT):
             return self.model(self.hidden, self.timestep, prompt, return_dict=False)[0]
 
 
