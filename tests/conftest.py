@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests import preloaded
+
 TINY_CLIP_TEXT = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -44,6 +46,14 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KINEMAKE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def preloaded_programs(tmp_path_factory):
+    """Folder of `python` and the other programs of this environment, which have the libraries imported when they start."""
+    folder = tmp_path_factory.mktemp("programs")
+    with preloaded.start(folder):
+        yield folder
 
 
 @pytest.fixture(scope="session")
