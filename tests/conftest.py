@@ -39,6 +39,16 @@ TINY_TEXT2VIDEO = {
     },
 }
 
+LONGEST = (
+    "tests/test_shapes_models.py",
+    "tests/workflow/",
+    "tests/test_docs.py",
+)  # run first, so that all processes end together
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
