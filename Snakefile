@@ -34,6 +34,10 @@ GIVEN, PLACES = plan.run_names(config), plan.model_places(config)  # in --config
 configfile: "config.yaml"
 
 
+# Whether jobs run on other machines. There they request cores for reading weights and encoding films; on this machine --cores
+# counts the jobs. Snakemake knows its executor later; without a number of nodes it is the local one.
+REMOTE = not workflow.is_main_process or workflow.resource_settings.nodes is not None
+
 try:
     plan.keep_runs(config, GIVEN)
     plan.keep_places(config, PLACES)
@@ -44,15 +48,13 @@ try:
     if workflow.is_main_process:
         plan.name_user()
         PLAN.begin()
-        if workflow.local_exec and PLAN.needs_gpu and (note := plan.explain_devices(workflow.global_resources)):
+        if not REMOTE and PLAN.needs_gpu and (note := plan.explain_devices(workflow.global_resources)):
             print(note, file=sys.stderr)
     if DeploymentMethod.APPTAINER in methods:
         os.environ.update(PLAN.container_environment())
 except plan.UsageError as error:
     sys.exit(f"error: {error}")
 
-# Cores for reading weights and encoding films, where a scheduler gives them out: on this machine, --cores counts the jobs.
-REMOTE = not (workflow.is_main_process and workflow.local_exec)
 IMAGES = f"{workflow.basedir}/containers"  # Snakemake would look for them in the working folder
 
 
@@ -179,7 +181,7 @@ for training in PLAN.trainings:
             "envs/train.yaml"
         container:
             f"{IMAGES}/train.sif"
-        threads: workflow.cores
+        threads: plan.CORES if REMOTE else workflow.cores
         resources:
             gpu=1,
             mem_mb=lambda wildcards, attempt: 16_000 * attempt,

@@ -4,7 +4,7 @@ Planning only reads: the config, lists of clips, earlier plans and the records o
 work starts.
 """
 
-from stages.plan.jobs import DESCRIBE
+from stages.plan.jobs import CORES, DESCRIBE
 from stages.plan.load import load
 from stages.plan.plan import Plan
 from stages.plan.scheduler import limit_timers
@@ -25,6 +25,7 @@ from stages.plan.workflow import (
 from stages.runtime.errors import UsageError
 
 __all__ = [
+    "CORES",
     "DESCRIBE",
     "Plan",
     "UsageError",
