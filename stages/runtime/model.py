@@ -404,11 +404,16 @@ def setting_of(family: Family, name: str, value: Any, path: Path) -> Any:
         value = option.parse(value)
     except UsageError as error:
         raise UsageError(f"{path}: {error.reason}", error.remedy) from None
-    if option.is_file and value:
-        if Path(value).is_absolute() or ".." in Path(value).parts:
-            raise UsageError(f"{path} names {value!r} for {name}", "name a file of the model's folder")
-        return str(path.parent / value)
-    return value
+    if option.is_file and option.many:
+        return [file_in_folder(one, name, path) for one in value]
+    return file_in_folder(value, name, path) if option.is_file and value else value
+
+
+def file_in_folder(value: str, name: str, path: Path) -> str:
+    """The path of a file that the settings in `path` name for an option. Raises UsageError for a file of another folder."""
+    if Path(value).is_absolute() or ".." in Path(value).parts:
+        raise UsageError(f"{path} names {value!r} for {name}", "name a file of the model's folder")
+    return str(path.parent / value)
 
 
 def declared_models(config: Path | None) -> dict[str, Model]:

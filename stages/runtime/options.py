@@ -57,6 +57,7 @@ class Option:
     check: Callable[[Any], str | None] | None = None
     default_text: str = ""
     set_by_recipe: bool = False
+    widened: bool = False
 
     @property
     def flag(self) -> str:
@@ -69,6 +70,8 @@ class Option:
         """
         if self.many:
             values = value if isinstance(value, (list, tuple)) else [value]
+            if self.is_file:
+                values = [value for value in values if value != ""]  # so that "" takes away the files of a model
             return [self._parse_one(v) for v in values]
         return None if value is None and self.optional else self._parse_one(value)
 
@@ -160,6 +163,7 @@ def option(
     check: Callable[[Any], str | None] | None = None,
     default_text: str = "",
     set_by_recipe: bool = False,
+    widened: bool = False,
 ) -> Any:
     """A field of a class of options; its annotation is the type of the option.
 
@@ -184,6 +188,7 @@ def option(
         check: function value -> error text, or None.
         default_text: the default as text, if it is a function or long.
         set_by_recipe: set by the recipe or on a stage's command line, never in a config.
+        widened: the option, a list, took a single value in earlier versions. One value keeps the key that it had then.
     """
     return field(metadata={"default": default, **{name: value for name, value in locals().items() if name != "default"}})
 
@@ -276,6 +281,7 @@ def merged(options: Sequence[Option]) -> Option:
         options[0],
         type=types.pop() if len(types) == 1 else str,
         choices=tuple(choices) if all(option.choices for option in options) else (),
+        many=any(option.many for option in options),
         aliases=tuple(dict.fromkeys(alias for option in options for alias in option.aliases if alias != options[0].name)),
     )
 
@@ -387,9 +393,10 @@ class Implementation:
     needs_model: Callable[[Mapping[str, Any]], bool] = lambda values: True
     minutes: Callable[[str, Mapping[str, Any]], float] | None = None
 
-    def files_in(self, values: Mapping[str, Any]) -> dict[str, str]:
+    def files_in(self, values: Mapping[str, Any]) -> dict[str, list[str]]:
         """The paths of the files that option values name, by option."""
-        return {one.name: path for one in self.options.declared if one.is_file and (path := values.get(one.name))}
+        named = {one.name: values.get(one.name) for one in self.options.declared if one.is_file}
+        return {name: value if isinstance(value, list) else [value] for name, value in named.items() if value}
 
     def precision(self, values: Mapping[str, Any]) -> str:
         """The precision in which the networks of DTYPE are in memory: that of an option that stores them so, else dtype."""

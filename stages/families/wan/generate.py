@@ -14,6 +14,7 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from stages.families.shared.item import carry, check_frames, check_lineage
 from stages.families.shared.loading import DTYPES, loading, read_ahead
 from stages.families.shared.transformer import is_whole_on_device, prepare_transformer
+from stages.families.shared.wan.lora import loras_of
 from stages.families.shared.wan.transformer import load_transformer
 from stages.families.wan import checkpoint
 from stages.families.wan.options import GenerateOptions, check_experts
@@ -74,11 +75,11 @@ class Generate(Worker[GenerateOptions]):
         """Load the expert of the phase. Raises JobError, and ItemError for a LoRA that does not fit."""
         name, suffix = ("transformer_2", "_2") if self.phase == LOW else ("transformer", "")
         device, dtype = torch.device(self.device), DTYPES[options.dtype]
-        lora, scale = getattr(options, f"lora{suffix}"), getattr(options, f"lora_scale{suffix}")
+        loras = loras_of(getattr(options, f"lora{suffix}"), getattr(options, f"lora_scale{suffix}"))
         whole = is_whole_on_device(options)
 
         def load() -> torch.nn.Module:
-            expert = load_transformer(self.model, name, dtype, lora, scale, device=device, whole=whole)
+            expert = load_transformer(self.model, name, dtype, loras, device=device, whole=whole)
             return prepare_transformer(expert, options, dtype, device)
 
         self.transformer = RESIDENTS.take(self.model, name, load, *options.reloading())

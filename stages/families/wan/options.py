@@ -14,7 +14,15 @@ from stages.families.shared.model_index import read_index
 from stages.families.shared.parts import TOKENIZER, UMT5, WAN_VAE, scheduler, wan_transformer
 from stages.families.shared.training.options import CaptionTrainingOptions, VaeTrainingOptions
 from stages.families.shared.wan.limits import Fault, frames_fault, limits, size_fault, text_fault
-from stages.families.shared.wan.options import DtypeOption, LatentTrainingOptions, TextLengthOption, VaeTilingOption, disk
+from stages.families.shared.wan.options import (
+    DtypeOption,
+    LatentTrainingOptions,
+    LoraOptions,
+    TextLengthOption,
+    VaeTilingOption,
+    check_loras,
+    disk,
+)
 from stages.media.options import WriteOptions
 from stages.runtime.errors import UsageError
 from stages.runtime.options import DTYPE, REQUIRED, Conversion, Family, Implementation, Options, Published, Training, option
@@ -79,10 +87,12 @@ def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> No
 
 
 def check_experts(variant: str, values: Mapping[str, Any]) -> None:
-    """Raise UsageError for options of a second expert in the 5b, which has one."""
+    """Raise UsageError for options of a second expert in the 5b, which has one, and for wrong numbers of strengths."""
     for name in ("guidance_scale_2", "boundary_ratio", "lora_2"):
-        if variant == "5b" and values[name] not in (None, ""):
+        if variant == "5b" and values[name] not in (None, []):
             raise UsageError(f"{name} is {values[name]!r} and the 5B has one expert", f"leave {name} out")
+    for suffix in ("", "_2"):
+        check_loras(values, suffix)
 
 
 def model_fault(folder: Path, values: Mapping[str, Any]) -> Fault | None:
@@ -187,7 +197,7 @@ class EncodeOptions(PromptOptions, TextLengthOption, DtypeOption, VaeTilingOptio
     )
 
 
-class GenerateOptions(SeedOption, DtypeOption, TransformerOptions):
+class GenerateOptions(SeedOption, DtypeOption, TransformerOptions, LoraOptions):
     seed: int = SeedOption.redeclared("seed", aliases=("base_seed",))
     num_inference_steps: int = option(40, "Denoising steps", aliases=("steps", "sample_steps"), minimum=1, maximum=1000)
     guidance_scale: float = option(
@@ -225,15 +235,17 @@ class GenerateOptions(SeedOption, DtypeOption, TransformerOptions):
         maximum=1,
         default_text="14b: 0.9",
     )
-    lora: str = option(
-        "",
-        "LoRA weights (a safetensors file) for the transformer, in the 14b for the high-noise expert",
-        reloads=True,
-        is_file=True,
+    lora: list[str] = LoraOptions.redeclared(
+        "lora",
+        help="LoRA weights (safetensors files) for the transformer, in the 14b for the high-noise expert; all of them are "
+        "merged into it",
     )
-    lora_scale: float = option(1.0, "Strength of the LoRA in lora", reloads=True, minimum=-100, maximum=100)
-    lora_2: str = option("", "LoRA weights (a safetensors file) for the low-noise expert (14b)", reloads=True, is_file=True)
-    lora_scale_2: float = option(1.0, "Strength of the LoRA in lora_2", reloads=True, minimum=-100, maximum=100)
+    lora_2: list[str] = LoraOptions.redeclared(
+        "lora", help="LoRA weights (safetensors files) for the low-noise expert (14b); all of them are merged into it"
+    )
+    lora_scale_2: list[float] = LoraOptions.redeclared(
+        "lora_scale", help="Strengths of the files in lora_2, in their order, or one for all of them"
+    )
     checkpoint_every: int = option(
         0,
         "Save the denoising state every N steps, so that a killed job can resume; 0: only between the experts",
