@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Self, dataclass_transform, get_args, get_origi
 
 from stages.runtime.components import Component
 from stages.runtime.errors import UsageError, in_quotes, is_scalar, shown
+from stages.runtime.hub import is_source
 from stages.runtime.text import is_plain
 
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
@@ -77,6 +78,8 @@ class Option:
 
     def _parse_one(self, value: Any) -> Any:
         value = self._convert(value)
+        if self.is_file and is_source(value):
+            raise self._wrong(value, "name it in the options of a model in the config, so that fetch downloads it")
         if self.is_path or self.is_file:
             value = os.path.expanduser(value)
         if self.form:
@@ -331,6 +334,30 @@ class Conversion:
 
 
 @dataclass(frozen=True)
+class Preset:
+    """A published release of a model as option values, for instance one that needs few steps.
+
+    Attributes:
+        source: where its figures are published.
+        variant: the architecture that it is for.
+        options: the values that the release was trained for. Another value is refused.
+        files: addresses on the model hub of the files that options name. Such an option may name further files.
+        advised: values that may be changed: another value is warned of. A list has to contain them.
+    """
+
+    source: str
+    variant: str
+    options: Mapping[str, Any]
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    advised: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All values."""
+        return {**self.options, **self.files, **self.advised}
+
+
+@dataclass(frozen=True)
 class Published:
     """What is published at a place: a folder, or a repository of the model hub.
 
@@ -427,6 +454,7 @@ class Family:
         recognise: function published files -> remedy if they are a model of the family in a layout that the stages cannot
             load, such as its authors' own; None for all else.
         files: glob patterns of the files of a model that no stage reads, but a training does.
+        presets: published releases as option values, by the name that a model's declaration gives.
     """
 
     name: str
@@ -444,6 +472,7 @@ class Family:
     conversion: Conversion | None = None
     recognise: Callable[[Published], str | None] = lambda published: None
     files: tuple[str, ...] = ()
+    presets: Mapping[str, Preset] = field(default_factory=dict)
 
     @cached_property
     def options(self) -> tuple[Option, ...]:

@@ -23,9 +23,21 @@ from stages.families.shared.wan.options import (
     check_loras,
     disk,
 )
+from stages.families.wan.presets import PRESETS
 from stages.media.options import WriteOptions
 from stages.runtime.errors import UsageError
-from stages.runtime.options import DTYPE, REQUIRED, Conversion, Family, Implementation, Options, Published, Training, option
+from stages.runtime.options import (
+    DTYPE,
+    DTYPES,
+    REQUIRED,
+    Conversion,
+    Family,
+    Implementation,
+    Options,
+    Published,
+    Training,
+    option,
+)
 from stages.runtime.sizes import check_size, parse_size, size_text
 
 SIZES = {
@@ -271,8 +283,35 @@ def recognise(published: Published) -> str | None:
 
 class ConvertOptions(Options):
     ckpt_dir: str = option(
-        REQUIRED, "Folder with a checkpoint in Wan's own layout, such as Wan-AI/Wan2.2-TI2V-5B", exists="folder"
+        REQUIRED,
+        "Folder with a checkpoint in Wan's own layout, such as Wan-AI/Wan2.2-TI2V-5B. With --transformer also a "
+        "repository in diffusers' layout, whose other components are hard-linked",
+        exists="folder",
     )
+    transformer: str = option(
+        "",
+        "File with the weights of the transformer, in the 14b of the high-noise expert, instead of those in ckpt_dir: "
+        ".safetensors in Wan's own names, as distilled releases are published, or .gguf",
+        exists="file",
+    )
+    transformer_2: str = option(
+        "", "File with the weights of the low-noise expert (14b), instead of those in ckpt_dir", exists="file"
+    )
+    dtype: str = option(
+        "bfloat16", "Precision in which quantised weights of these files (GGUF, 8 bits) are written", choices=DTYPES
+    )
+
+
+PARTS = {"transformer": "high_noise_model", "transformer_2": "low_noise_model"}  # folders in diffusers' and in Wan's layout
+
+
+def files_to_convert(values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Glob patterns of the files of ckpt_dir that a conversion reads."""
+    if not any(values.get(part) for part in PARTS):
+        return {"ckpt_dir": ("*.json", "*.safetensors", "*_noise_model/*", "*.pth", "google/umt5-xxl/*")}
+    others = ("*.json", "*.pth", "google/umt5-xxl/*", "text_encoder/*", "tokenizer/*", "vae/*", "scheduler/*")
+    kept = (f"{folder}/*" for part in PARTS if not values.get(part) for folder in (part, PARTS[part]))
+    return {"ckpt_dir": (*others, *kept)}
 
 
 FAMILY = Family(
@@ -324,8 +363,9 @@ FAMILY = Family(
     conversion=Conversion(
         "stages.families.wan.convert:convert",
         ConvertOptions,
-        "A folder in Wan's own layout: Wan2.2-TI2V-5B, Wan2.2-I2V-A14B or Wan2.1-T2V.",
-        reads=lambda values: {"ckpt_dir": ("*.json", "*.safetensors", "*_noise_model/*", "*.pth", "google/umt5-xxl/*")},
+        "A folder in Wan's own layout: Wan2.2-TI2V-5B, Wan2.2-I2V-A14B or Wan2.1-T2V, or a single file of a transformer.",
+        reads=files_to_convert,
     ),
     recognise=recognise,
+    presets=PRESETS,
 )
