@@ -14,6 +14,7 @@ FILES = (
 )
 # the figures of the releases, by preset: docs/models.md names the sources
 FOUR_STEPS = {
+    "sampler": "euler",
     "num_inference_steps": 4,
     "shift": 5.0,
     "sigma_grid": "wan",
@@ -25,7 +26,13 @@ FIGURES = {
     LIGHTX2V: FOUR_STEPS,
     "lightning-i2v-a14b-4": FOUR_STEPS,
     "distilled-i2v-a14b-4": FOUR_STEPS,
-    "fastwan-ti2v-5b-3": {"num_inference_steps": 3, "guidance_scale": 1.0},
+    "fastwan-ti2v-5b-3": {
+        "sampler": "lcm",
+        "timesteps": [1000, 757, 522],
+        "num_inference_steps": 3,
+        "shift": 1.0,
+        "guidance_scale": 1.0,
+    },
 }
 
 
@@ -83,6 +90,7 @@ def test_the_values_of_presets_are_options_and_their_files_are_addresses():
         ("shift", 3.0),
         ("boundary_ratio", 0.5),
         ("sigma_grid", "diffusers"),
+        ("sampler", "unipc"),
     ],
 )
 def test_an_option_that_contradicts_the_preset_is_refused_wherever_it_is_set(config, place, option, value):

@@ -13,11 +13,12 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
 from stages.families.shared.item import carry, check_frames, check_lineage
 from stages.families.shared.loading import DTYPES, loading, read_ahead
+from stages.families.shared.solvers import Scheduler, make_scheduler
 from stages.families.shared.transformer import is_whole_on_device, prepare_transformer
 from stages.families.shared.wan.lora import loras_of
 from stages.families.shared.wan.transformer import load_transformer
 from stages.families.wan import checkpoint
-from stages.families.wan.options import GenerateOptions, check_experts
+from stages.families.wan.options import GenerateOptions, check_generation
 from stages.families.wan.sampler import (
     Condition,
     State,
@@ -25,8 +26,7 @@ from stages.families.wan.sampler import (
     concat_condition,
     denoise,
     inpaint_condition,
-    make_scheduler,
-    noise,
+    start,
     switch_step,
 )
 from stages.runtime.artifacts import Artifact, write_tensors
@@ -56,7 +56,7 @@ class Generate(Worker[GenerateOptions]):
         if channels != (1 if self.model.variant == "5b" else 4):
             raise ItemError(f"the mask in {encoded.path} has {channels} channels", "make it again with encode")
         check_frames(encoded, 1 if self.model.variant == "5b" else frames)
-        check_experts(self.model.variant, work.options.values())
+        check_generation(self.model.variant, work.options.values())
 
     @cached_property
     def schedule(self) -> Mapping[str, Any]:
@@ -94,7 +94,7 @@ class Generate(Worker[GenerateOptions]):
         state = checkpoint.load(work.partial, torch.device(self.device))
         if state is None and self.phase == LOW and first > 0:
             raise ItemError(f"{work.partial}, the state that the high-noise expert left, is missing", "run again")
-        state = state or self._start(condition, options.seed)
+        state = state or self._start(condition, options)
         if state.step < last:
             state = self._denoise(work, state, scheduler, first, last, condition)
         if self.phase == HIGH:
@@ -102,11 +102,19 @@ class Generate(Worker[GenerateOptions]):
         else:
             self._write(work, state, condition)
 
-    def _scheduler(self, options: GenerateOptions) -> UniPCMultistepScheduler:
-        device = torch.device(self.device)
-        return make_scheduler(self.schedule, options.num_inference_steps, options.shift, device, options.sigma_grid)
+    def _scheduler(self, options: GenerateOptions) -> Scheduler:
+        return make_scheduler(
+            self.schedule,
+            options.num_inference_steps,
+            options.shift,
+            torch.device(self.device),
+            options.sigma_grid,
+            options.sampler,
+            options.sigmas,
+            options.timesteps,
+        )
 
-    def _steps(self, scheduler: UniPCMultistepScheduler, options: GenerateOptions) -> tuple[int, int]:
+    def _steps(self, scheduler: Scheduler, options: GenerateOptions) -> tuple[int, int]:
         """The first step of the phase, and the step after its last. The 5b, which has one expert, does all steps."""
         if not self.phase:
             return 0, options.num_inference_steps
@@ -129,13 +137,13 @@ class Generate(Worker[GenerateOptions]):
             negative=None if negative is None else negative.to(self.device, dtype),
         )
 
-    def _start(self, condition: Condition, seed: int) -> State:
+    def _start(self, condition: Condition, options: GenerateOptions) -> State:
         """The state before the first step: noise."""
         shape = (1, condition.image.shape[1], *condition.mask.shape[2:])
-        return State(step=0, x=noise(shape, seed).to(self.device))
+        return start(shape, options.seed, torch.device(self.device), options.sampler)
 
     def _denoise(
-        self, work: Work[GenerateOptions], state: State, scheduler, first: int, last: int, condition: Condition
+        self, work: Work[GenerateOptions], state: State, scheduler: Scheduler, first: int, last: int, condition: Condition
     ) -> State:
         """Run the steps of the current phase, with a progress bar and checkpoints."""
         every = work.options.checkpoint_every

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.families.shared.common_options import PromptOptions, SeedOption, TransformerOptions
+from stages.families.shared.flow_options import SamplerOptions, check_schedule, default_steps
 from stages.families.shared.model_index import read_index
 from stages.families.shared.parts import TOKENIZER, UMT5, WAN_VAE, scheduler, wan_transformer
 from stages.families.shared.training.options import CaptionTrainingOptions, VaeTrainingOptions
@@ -63,7 +64,9 @@ def default_size(variant: str, values: Mapping[str, Any]) -> str:
 
 
 def default_shift(variant: str, values: Mapping[str, Any]) -> float:
-    """The shift that upstream uses: 5.0, and 3.0 for the 14B at 480p, as its documentation advises."""
+    """The shift that upstream uses: 5.0, and 3.0 for the 14B at 480p, as its documentation advises; 1 for listed steps."""
+    if values["sigmas"] or values["timesteps"]:
+        return 1.0
     if "size" in values:
         width, height = parse_size(values["size"])
     else:  # a stage run by hand takes the size of its encoded input; an unreadable input is refused later
@@ -93,13 +96,14 @@ def detect(folder: Path) -> str | None:
 
 
 def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> None:
-    """Raise UsageError for a size that the model does not support, and for options of a second expert in the 5b."""
+    """Raise UsageError for a size that the model does not support, and for options of generate that do not go together."""
     check_size(values["size"], sizes or SIZES[variant])
-    check_experts(variant, values)
+    check_generation(variant, values)
 
 
-def check_experts(variant: str, values: Mapping[str, Any]) -> None:
-    """Raise UsageError for options of a second expert in the 5b, which has one, and for wrong numbers of strengths."""
+def check_generation(variant: str, values: Mapping[str, Any]) -> None:
+    """Raise UsageError for options of a second expert in the 5b, for a schedule that is none, and for too few strengths."""
+    check_schedule(values)
     for name in ("guidance_scale_2", "boundary_ratio", "lora_2"):
         if variant == "5b" and values[name] not in (None, []):
             raise UsageError(f"{name} is {values[name]!r} and the 5B has one expert", f"leave {name} out")
@@ -209,9 +213,16 @@ class EncodeOptions(PromptOptions, TextLengthOption, DtypeOption, VaeTilingOptio
     )
 
 
-class GenerateOptions(SeedOption, DtypeOption, TransformerOptions, LoraOptions):
+class GenerateOptions(SeedOption, DtypeOption, TransformerOptions, SamplerOptions, LoraOptions):
     seed: int = SeedOption.redeclared("seed", aliases=("base_seed",))
-    num_inference_steps: int = option(40, "Denoising steps", aliases=("steps", "sample_steps"), minimum=1, maximum=1000)
+    num_inference_steps: int = option(
+        default_steps(40),
+        "Denoising steps",
+        aliases=("steps", "sample_steps"),
+        minimum=1,
+        maximum=1000,
+        default_text="40; as many as sigmas or timesteps lists",
+    )
     guidance_scale: float = option(
         5.0,
         "Scale of classifier-free guidance; 1 switches it off. With guidance_scale_2, that of the high-noise expert alone",
@@ -231,13 +242,13 @@ class GenerateOptions(SeedOption, DtypeOption, TransformerOptions, LoraOptions):
         "Shift of the noise schedule: higher spends more steps on much noise",
         aliases=("sample_shift",),
         minimum=0.01,
-        default_text="5.0; 14b up to 832*480: 3.0",
+        default_text="5.0; 14b up to 832*480: 3.0; with sigmas or timesteps: 1.0",
         maximum=100,
     )
     sigma_grid: str = option(
         "wan",
-        "Sigmas of the steps before the shift: wan, evenly spaced from 0.999 to 0, as in Wan's own program; diffusers, "
-        "evenly spaced from 1 to 0.001, the library's default since 0.37",
+        "Sigmas of the steps before the shift: wan, evenly spaced from 0.999 to 0, or from 1 to 0 with another sampler than "
+        "unipc, as in Wan's own program; diffusers, the library's default, for unipc from 1 to 0.001 since 0.37",
         choices=("wan", "diffusers"),
     )
     boundary_ratio: float | None = option(

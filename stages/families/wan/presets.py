@@ -8,6 +8,7 @@ from stages.runtime.options import Preset
 LIGHTNING = "hub://lightx2v/Wan2.2-Lightning/Wan2.2-I2V-A14B-4steps-lora-rank64-Seko-V1"
 DISTILLED = "hub://lightx2v/Wan2.2-Distill-Loras/wan2.2_i2v_A14b_{}_noise_lora_rank64_lightx2v_4step_1022.safetensors"
 FOUR_STEPS = {  # sigmas 1, 0.9375, 0.8333, 0.625, the first two of the high-noise expert; trained without guidance
+    "sampler": "euler",
     "num_inference_steps": 4,
     "shift": 5.0,
     "sigma_grid": "wan",
@@ -43,7 +44,13 @@ PRESETS = {
     ),
     "fastwan-ti2v-5b-3": Preset(
         variant="5b",
-        options={"num_inference_steps": 3, "guidance_scale": 1.0},
+        options={
+            "sampler": "lcm",
+            "timesteps": [1000, 757, 522],
+            "num_inference_steps": 3,
+            "shift": 1.0,
+            "guidance_scale": 1.0,
+        },
         source="github.com/hao-ai-lab/FastVideo: configs/pipelines/wan.py, pipelines/stages/denoising.py; "
         "huggingface.co/FastVideo/FastWan2.2-TI2V-5B-FullAttn-Diffusers",
     ),

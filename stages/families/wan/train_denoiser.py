@@ -20,6 +20,7 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from torch import nn
 
 from stages.families.shared.loading import load_network
+from stages.families.shared.solvers import Scheduler, make_scheduler
 from stages.families.shared.training.data import datasets
 from stages.families.shared.training.encoded import EncodedDataset
 from stages.families.shared.training.loop import in_dtype
@@ -33,7 +34,6 @@ from stages.families.wan.sampler import (
     concat_condition,
     denoise,
     inpaint_condition,
-    make_scheduler,
     switch_step,
 )
 from stages.runtime.errors import UsageError
@@ -183,7 +183,7 @@ class DenoiserTask(LatentTask):
             state = denoise(expert, state, scheduler, last, condition, make_input, 1.0, torch.float32)
         return state.x if self.two_experts else apply_known(state.x, condition)
 
-    def _last_steps(self, scheduler: UniPCMultistepScheduler, steps: int) -> tuple[int, ...]:
+    def _last_steps(self, scheduler: Scheduler, steps: int) -> tuple[int, ...]:
         """For each expert, the step at which it stops."""
         if not self.two_experts:
             return (steps,)

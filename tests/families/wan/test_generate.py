@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from stages.families.shared.item import check_finite
 from stages.families.shared.loading import load_network
+from stages.families.shared.solvers import make_scheduler
 from stages.families.shared.transformer import set_attention, spread
 from stages.families.wan import checkpoint
 from stages.families.wan import generate as wan_generate
-from stages.families.wan.sampler import State, make_scheduler, switch_step
+from stages.families.wan.sampler import State, switch_step
 from stages.runtime.errors import JobError
 from tests.commands import events, stage
 

@@ -12,6 +12,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from stages.families import FAMILIES
+from stages.families.shared.solvers import make_scheduler
+from stages.families.wan.presets import PRESETS
+from stages.families.wan.sampler import switch_step
 from stages.runtime.errors import UsageError
 from stages.runtime.model import find_model
 from tests.commands import stage
@@ -19,6 +22,33 @@ from tests.hub import serve
 
 ROOT = Path(__file__).parents[3]
 LORA = "hub://us/loras/fast/style.safetensors"
+
+
+def scheduler_of(preset):
+    family, values = FAMILIES["wan"], {"seed": 1, **PRESETS[preset].options}
+    options = family.stages["generate"].options.resolved(values, PRESETS[preset].variant)
+    names = ("num_inference_steps", "shift", "sigma_grid", "sampler", "sigmas", "timesteps")
+    steps, shift, grid, sampler, sigmas, timesteps = (getattr(options, name) for name in names)
+    config = {"num_train_timesteps": 1000}
+    return options, make_scheduler(config, steps, shift, torch.device("cpu"), grid, sampler, sigmas, timesteps)
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if PRESETS[name].variant == "14b"])
+def test_the_four_step_releases_have_lightx2vs_sigmas_and_switch_after_two(preset):
+    """Its denoising_step_list [1000, 750, 500, 250] with shift 5, and CFG off."""
+    options, scheduler = scheduler_of(preset)
+    wanted = [5 * t / (1000 + 4 * t) for t in (1000, 750, 500, 250)]
+    torch.testing.assert_close(scheduler.sigmas.double(), torch.tensor([*wanted, 0.0]).double(), atol=1e-7, rtol=0)
+    assert [round(sigma, 4) for sigma in wanted] == [1.0, 0.9375, 0.8333, 0.625]
+    assert switch_step(scheduler, options.boundary_ratio) == 2
+    assert type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler" and options.guidance_scale == 1
+
+
+def test_fastwan_has_its_three_timesteps_as_they_are_and_new_noise_in_each_step():
+    options, scheduler = scheduler_of("fastwan-ti2v-5b-3")
+    assert scheduler.timesteps.tolist() == [1000, 757, 522]
+    torch.testing.assert_close(scheduler.sigmas.double(), torch.tensor([1, 0.757, 0.522, 0]).double(), atol=1e-7, rtol=0)
+    assert type(scheduler).__name__ == "FlowMatchLCMScheduler" and options.guidance_scale == 1
 
 
 @pytest.fixture
