@@ -40,6 +40,7 @@ from stages.runtime.places import dangling
 
 CONVERSION = "conversion.json"  # file in the folder of a converted model: what it was converted from
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float8_e4m3fn": 1, "float8_e5m2": 1}
+BYTES |= {"int8_weight_only": 1, "float8_weight_only": 1}
 
 
 def patterns(family: Family, stage: str = "") -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.families.shared.common_options import PromptOptions, SeedOption, TransformerOptions
+from stages.families.shared.common_options import PromptOptions, SeedOption, TransformerOptions, check_transformer
 from stages.families.shared.flow_options import SamplerOptions, check_schedule, default_steps
 from stages.families.shared.model_index import read_index
 from stages.families.shared.parts import TOKENIZER, UMT5, WAN_VAE, scheduler, wan_transformer
@@ -104,6 +104,7 @@ def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> No
 def check_generation(variant: str, values: Mapping[str, Any]) -> None:
     """Raise UsageError for options of a second expert in the 5b, for a schedule that is none, and for too few strengths."""
     check_schedule(values)
+    check_transformer(values)
     for name in ("guidance_scale_2", "boundary_ratio", "lora_2"):
         if variant == "5b" and values[name] not in (None, []):
             raise UsageError(f"{name} is {values[name]!r} and the 5B has one expert", f"leave {name} out")
