@@ -33,7 +33,7 @@ demo-all: DEMO += unet look picture
 demo-all: demo
 
 test: install
-	OMP_NUM_THREADS=1 $(RUNS) pytest --quiet --numprocesses $(CORES) --dist loadfile --ignore tests/cluster
+	OMP_NUM_THREADS=1 $(RUNS) pytest --quiet --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder --ignore tests/cluster
 
 # Images and a real Slurm of one node: tests/cluster/install brings what they need, but for Apptainer on an old Debian; what cannot be
 # built or started here is skipped with the reason.

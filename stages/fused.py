@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from stages.families import FAMILIES
-from stages.media.options import FAMILY as MEDIA
+from stages.plan.families import ALL_FAMILIES
 from stages.runtime.cli import DEBUG, PathType, clean_errors, device_parameters
 from stages.runtime.items import read_steps
 from stages.runtime.locks import is_locked
@@ -31,7 +30,7 @@ def run(manifest: Path, config: Path | None, lock: Path | None, **values: Any) -
     RESIDENTS.keeps = True
     for stage, items in steps:
         log("step", stage=stage.name, items=len(items))
-        families = {family.name: family for family in (*FAMILIES.values(), MEDIA) if stage.name in family.stages}
+        families = {name: family for name, family in ALL_FAMILIES.items() if stage.name in family.stages}
         run_items(stage, families, items, config, settings)
 
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests import preloaded
+
 TINY_CLIP_TEXT = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -37,6 +39,16 @@ TINY_TEXT2VIDEO = {
     },
 }
 
+LONGEST = (
+    "tests/test_shapes_models.py",
+    "tests/workflow/",
+    "tests/test_docs.py",
+)  # run first, so that all processes end together
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
@@ -44,6 +56,14 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KINEMAKE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def preloaded_programs(tmp_path_factory):
+    """Folder of `python` and the other programs of this environment, which have the libraries imported when they start."""
+    folder = tmp_path_factory.mktemp("programs")
+    with preloaded.start(folder):
+        yield folder
 
 
 @pytest.fixture(scope="session")

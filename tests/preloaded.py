@@ -1,10 +1,10 @@
 """A Python that has the libraries imported, for tests that start many programs: each program is a fork of it.
 
 The import of torch, diffusers and transformers takes a process of the pipeline longer than its work on a tiny model does.
-`start(folder)` writes `python`, `snakemake` and the other programs of the environment to a folder. A test that runs them gets
-processes of its own, with the same arguments, streams, signals and exit codes. Each of them imports the packages of the
-project for itself. If the environment has other variables that libraries read on import, the program is a new process of the
-real Python.
+`start(folder)` writes `python`, `snakemake` and the other programs of the environment to a folder. A test that runs
+them gets processes of its own, with the same arguments, streams, signals and exit codes. Each of them imports the packages
+of the project for itself. If the environment has other variables that libraries read on import, the program is a new process
+of the real Python.
 """
 
 import ast
@@ -26,17 +26,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # for the programs to be preloaded
-READ_ON_IMPORT = (
-    "HF_",
-    "HUGGINGFACE_",
-    "LD_",
-    "OMP_",
-    "PYTHONHASH",
-    "PYTHONUNBUFFERED",
-    "TORCH_",
-    "TRANSFORMERS_",
-)  # prefixes
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}  # of the programs that are preloaded, unless the tests have another
+# What the names of variables that libraries read on import begin with.
+READ_ON_IMPORT = ("HF_", "HUGGINGFACE_", "LD_", "OMP_", "PYTHONHASH", "PYTHONUNBUFFERED", "TORCH_", "TRANSFORMERS_")
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # The program `python`: it gives its arguments and streams to the server, and ends as the process of the server does.
@@ -72,7 +67,7 @@ os._exit(os.WEXITSTATUS(status))
 def start(folder: Path):
     """Serve `python` and the programs of this environment, which are written to `folder`, in the block."""
     address = folder / "socket"
-    environment = {**os.environ, **ENVIRONMENT}
+    environment = {**ENVIRONMENT, **os.environ}
     program = CLIENT.format(
         python=sys.executable,
         prefixes=READ_ON_IMPORT,
@@ -82,9 +77,8 @@ def start(folder: Path):
     )
     texts = {"python": program}
     for script in importlib.metadata.entry_points(group="console_scripts"):
-        texts[script.name] = (
-            f"#!{folder}/python\nimport sys\nfrom {script.module} import {script.attr}\nsys.exit({script.attr}())\n"
-        )
+        call = f"from {script.module} import {script.attr}\nsys.exit({script.attr}())\n"
+        texts[script.name] = f"#!{folder}/python\nimport sys\n{call}"
     for name, text in texts.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
@@ -131,7 +125,7 @@ def serve(address: str) -> dict:
 
 
 def accept(connection: socket.socket) -> dict:
-    """Receive a request, start its process and return the request there. The process in which it is called guards that one."""
+    """Receive a request, start its process and return the request there. This process guards that one until it ends."""
     header, streams, _, _ = socket.recv_fds(connection, 8, 3)
     (length,) = struct.unpack("<q", header)
     request = json.loads(connection.recv(length, socket.MSG_WAITALL))

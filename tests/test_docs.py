@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -89,7 +88,7 @@ def test_figures_in_the_readme_are_marked_measured_or_estimated():
             assert (seconds, memory) in measured
 
 
-def test_commands_in_docs_usage_work(tmp_path, own_cache):
+def test_commands_in_docs_usage_work(tmp_path, own_cache, preloaded_programs):
     """They make a film of a folder with a video, by the shipped models, and dry-run another seed."""
     for name in ("config.yaml", "examples", "models"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -104,9 +103,9 @@ def test_commands_in_docs_usage_work(tmp_path, own_cache):
     for command in commands:
         program, _, arguments = command.partition(" ")
         if program == "snakemake":
-            line = f"{sys.executable} -m snakemake --snakefile {ROOT / 'Snakefile'} {arguments}"
+            line = f"{preloaded_programs}/snakemake --snakefile {ROOT / 'Snakefile'} {arguments}"
         else:
-            line = f"{sys.executable} -m stages.{program}"
+            line = f"{preloaded_programs}/{program}"
         process = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True)
         assert process.returncode == 0, f"{command}\n{process.stderr}"
         outputs.append(process.stdout)
@@ -118,11 +117,12 @@ def test_commands_in_docs_usage_work(tmp_path, own_cache):
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples/python").glob("*.py")), ids=lambda path: path.stem)
-def test_the_python_examples_run(script, tmp_path, own_cache):
+def test_the_python_examples_run(script, tmp_path, own_cache, preloaded_programs):
     """With the shipped models. The shape of each clip moves: its first and last frame differ."""
     for name in ("config.yaml", "examples", "models"):
         (tmp_path / name).symlink_to(ROOT / name)
-    done = subprocess.run([sys.executable, f"examples/python/{script.name}"], cwd=tmp_path, capture_output=True, text=True)
+    command = [preloaded_programs / "python", f"examples/python/{script.name}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     written = re.findall(r'"(\w+\.mp4)"', script.read_text())
     assert written and written == [name for name in written if (tmp_path / name).is_file()]
@@ -184,7 +184,7 @@ def test_the_run_in_the_readme_is_a_valid_config(readme):
         assert {run["model"], run["captioner"]} <= set(declared)
 
 
-def test_stage_commands_in_the_readme_work(tmp_path, own_cache):
+def test_stage_commands_in_the_readme_work(tmp_path, own_cache, preloaded_programs):
     """The commands run as they are written, with the shipped models."""
     for name in ("config.yaml", "examples", "models"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -193,7 +193,7 @@ def test_stage_commands_in_the_readme_work(tmp_path, own_cache):
     made_of_a_video = ["extract_frames", "caption_vlm", "encode", "generate", "decode", "concat"]
     assert [command.split()[0] for command in commands] == [*made_of_a_video, "encode", "generate", "decode"]
     for command in commands:
-        program = f"{sys.executable} -m stages.{command}"
+        program = f"{preloaded_programs}/{command}"
         process = subprocess.run(program, shell=True, cwd=tmp_path, capture_output=True, text=True)
         assert process.returncode == 0, f"{command}\n{process.stderr}"
     assert (tmp_path / "film.mp4").stat().st_size > 0 and (tmp_path / "made1.gif").stat().st_size > 0

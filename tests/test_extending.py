@@ -12,7 +12,7 @@ import yaml
 
 from examples import toy_family
 from tests import zoo
-from tests.workflow.conftest import Project, finish
+from tests.workflow.conftest import Project, finish, preloaded_projects  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()

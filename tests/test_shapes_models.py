@@ -24,7 +24,7 @@ from tests.commands import stage_manifest
 
 ROOT = Path(__file__).parents[1]
 COUNT, FRAMES, SIZE, SEED = 12, 17, 128, 77
-TRANSLATED, MOVED = 3, 6  # clips for FRESCO, which takes longest, and for DynamiCrafter
+TRANSLATED, MOVED = 2, 4  # clips for FRESCO, which takes longest, and for DynamiCrafter
 MODEL = "shapes-wan-5b"
 BACK = {"left": "right", "right": "left", "up": "down", "down": "up"}
 OTHER_COLOR = {"red": "green", "green": "blue", "blue": "yellow", "yellow": "purple", "purple": "orange", "orange": "red"}

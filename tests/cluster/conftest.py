@@ -8,7 +8,7 @@ import yaml
 
 from tests.cluster import images as stage_images
 from tests.cluster import slurm as toy
-from tests.workflow.conftest import ROOT, models  # noqa: F401
+from tests.workflow.conftest import ROOT, models, preloaded_projects  # noqa: F401
 
 
 @pytest.fixture(scope="session")

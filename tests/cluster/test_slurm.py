@@ -19,7 +19,7 @@ from tests import zoo
 from tests.cluster import images, recipes
 from tests.cluster import slurm as toy
 from tests.commands import wait_for
-from tests.workflow.conftest import ONE_WORKER, TINY, Project, frame_count
+from tests.workflow.conftest import INSTALLED, ONE_WORKER, TINY, Project, frame_count
 from tests.workflow.test_profiles import EXPECTED, parsed_settings
 
 OBSTACLES = {"slurm": toy.obstacle(), "images": images.obstacle()}
@@ -82,14 +82,15 @@ def test_a_chain_is_one_slurm_job_and_its_film_another(slurm, profile, project):
     ]
 
 
-def test_a_slurm_job_killed_for_memory_is_retried_with_more(slurm, profile, project):
-    project.use(profile, "a", {**SMALL, "generate": {"mem_mb": 320, "runtime": 20}})
+def test_a_slurm_job_killed_for_memory_is_retried_with_more(slurm, profile, project, monkeypatch):
+    monkeypatch.setattr(Project, "programs", INSTALLED)  # whose processes are those of the job, for Slurm
+    project.use(profile, "a", {**SMALL, "generate": {"mem_mb": 450, "runtime": 20}})
     project.run(*project.arguments)
     assert project.lengths() == [5]
     entries = [line.split("|") for line in slurm.ask("squeue", "-h", "--states=all", "-o", "%k|%m|%T|%C").splitlines()]
     attempts = [(memory, state) for comment, memory, state, _ in entries if "film.generate.000" in comment]
     assert {cores for comment, *_, cores in entries if "film.generate.000" in comment} == {"4"}
-    assert attempts and ("320M", "COMPLETED") not in attempts and {"COMPLETED"} < {state for _, state in attempts}
+    assert attempts and ("450M", "COMPLETED") not in attempts and {"COMPLETED"} < {state for _, state in attempts}
 
 
 def test_a_cancelled_slurm_run_leaves_no_job_and_can_be_resumed(slurm, profile, project):

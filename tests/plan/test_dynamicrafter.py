@@ -58,6 +58,12 @@ def test_dynamicrafter_variants_have_their_published_defaults(demo, variant):
     assert (encode.options["num_frames"], values["batch_size"], decode.options["fps"]) == (16, 1, 8.0)
 
 
+@pytest.mark.parametrize(("variant", "seconds"), [("256", 10), ("512", 20), ("1024", 75)])
+def test_a_dynamicrafter_job_requests_five_times_the_published_time_of_an_a100(demo, images, variant, seconds):
+    (part,) = demo(images, variant)["demo.generate.000"].parts
+    assert part.minutes / len(part.items) == pytest.approx(5 * seconds / 60, rel=0.2)
+
+
 def test_dynamicrafter_pairs_a_folder_of_images_with_their_prompts(demo, images):
     jobs = demo(images)
     assert [(item.inputs.get("caption"), item.options["prompt"]) for item in items_of(jobs, "encode")] == [

@@ -15,6 +15,7 @@ from tests import preloaded, zoo
 from tests.commands import events
 
 ROOT = Path(__file__).parents[2]
+INSTALLED = Path(sys.executable).parent
 ONE_WORKER = ("--resources", "gpu=1", "--cores", 2)  # one shard of up to 16 clips
 TINY = {"size": "32*32", "frame_num": 5, "steps": 2, "max_new_tokens": 4, "seed": 7}
 
@@ -22,7 +23,7 @@ TINY = {"size": "32*32", "frame_num": 5, "steps": 2, "max_new_tokens": 4, "seed"
 class Project:
     """A folder with a config.yaml. `root` is the checkout whose Snakefile makes its films."""
 
-    programs = Path(sys.executable).parent  # the folder of the programs that it starts
+    programs = INSTALLED  # the folder of the programs that it starts
 
     def __init__(self, folder: Path, models: dict, root: Path = ROOT):
         self.folder, self.models, self.root = folder, models, root
@@ -38,13 +39,12 @@ class Project:
             arguments = ("--snakefile", self.root / "Snakefile", *arguments)
         command = [str(self.programs / program), *map(str, arguments)]
         folders = [*([path] if path else []), self.programs, os.environ["PATH"]]
-        paths = {"PYTHONPATH": str(self.root), "PATH": os.pathsep.join(map(str, folders))}
+        environment = {**preloaded.ENVIRONMENT, **os.environ, "PYTHONPATH": str(self.root)}
+        environment["PATH"] = os.pathsep.join(map(str, folders))
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         # a process in the background of a shell ignores Ctrl-C, and so would its children
         options |= {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-        return subprocess.Popen(
-            command, cwd=self.folder, env={**os.environ, **preloaded.ENVIRONMENT, **paths}, **streams, **options
-        )
+        return subprocess.Popen(command, cwd=self.folder, env=environment, **streams, **options)
 
     def run(self, *arguments, fails: int = 0, **options) -> str:
         """Run a program to its end and return its standard error. `fails` is the expected exit code."""
@@ -93,11 +93,18 @@ def item_counts(report: str) -> tuple[int, ...]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def preloaded_programs(tmp_path_factory):
-    """The programs that projects start have the libraries imported already."""
-    folder = tmp_path_factory.mktemp("programs")
-    with preloaded.start(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Project, "programs", folder)
+def preloaded_projects(preloaded_programs):
+    """Projects start the preloaded programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Project, "programs", preloaded_programs)
+        yield
+
+
+@pytest.fixture(scope="module")
+def installed_programs(preloaded_projects):
+    """Projects start the programs themselves, whose processes are children of those that start them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Project, "programs", INSTALLED)
         yield
 
 

@@ -13,6 +13,7 @@ from tests import zoo
 from tests.commands import stage
 from tests.workflow.conftest import ONE_WORKER, TINY, Project, frame_count
 
+pytestmark = pytest.mark.usefixtures("installed_programs")
 CLIPS = [f"clip{number:02d}" for number in range(12)]
 LATENTS = "results/night/steps/{}/latents.safetensors"
 

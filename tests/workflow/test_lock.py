@@ -12,6 +12,8 @@ from tests import zoo
 from tests.commands import wait_for
 from tests.workflow.conftest import ONE_WORKER, TINY, Project, frame_count
 
+pytestmark = pytest.mark.usefixtures("installed_programs")
+
 
 @pytest.fixture
 def two_projects(tmp_path, models):
