@@ -182,8 +182,8 @@ def resolve_options(run: Run, own: Mapping[str, Any]) -> ResolvedOptions:
         given = {option.name: given[option.name] for option in options if option.name in given and not option.set_by_recipe}
         values[name] = resolve(options, given, variant)
         if name != "recipe":
-            ALL_FAMILIES[name].check(variant, values[name], model.sizes if model else ())
             check_preset(model, ALL_FAMILIES[name], values[name])
+            ALL_FAMILIES[name].check(variant, values[name], model.sizes if model else ())
             if not own:  # otherwise the clip alone fails, in encode
                 check_limits(model, ALL_FAMILIES[name], values[name])
     return ResolvedOptions(values)

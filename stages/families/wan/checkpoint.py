@@ -12,7 +12,7 @@ def save(path: Path, state: State) -> None:
     """Write the state atomically."""
     tensors = {"x": state.x}
     tensors |= {f"output_{i}": output for i, output in enumerate(state.model_outputs) if output is not None}
-    further = {"sample": state.last_sample, "generator": state.generator}
+    further = {"sample": state.last_sample, "generator": state.generator, "momentum": state.momentum}
     tensors |= {name: tensor for name, tensor in further.items() if tensor is not None}
     numbers = {
         "step": state.step,
@@ -38,6 +38,7 @@ def load(path: Path, device: torch.device) -> State | None:
         this_order=numbers["order"],
         lower_order_nums=numbers["warm"],
         generator=generator,
+        momentum=tensors.get("momentum"),
     )
 
 

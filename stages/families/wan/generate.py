@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
+from stages.families.shared.guidance import Guidance
 from stages.families.shared.item import carry, check_frames, check_lineage
 from stages.families.shared.loading import DTYPES, loading, read_ahead
+from stages.families.shared.model_index import read_config
 from stages.families.shared.solvers import Scheduler, make_scheduler
 from stages.families.shared.transformer import is_whole_on_device, prepare_transformer
 from stages.families.shared.wan.lora import loras_of
 from stages.families.shared.wan.transformer import load_transformer
 from stages.families.wan import checkpoint
-from stages.families.wan.options import GenerateOptions, check_generation
+from stages.families.wan.options import GenerateOptions, check_generation, guidance_scales
 from stages.families.wan.sampler import (
     Condition,
     State,
@@ -30,7 +32,7 @@ from stages.families.wan.sampler import (
     switch_step,
 )
 from stages.runtime.artifacts import Artifact, write_tensors
-from stages.runtime.errors import ItemError
+from stages.runtime.errors import ItemError, shown
 from stages.runtime.model import Model
 from stages.runtime.progress import StepBar
 from stages.runtime.resident import RESIDENTS
@@ -57,6 +59,10 @@ class Generate(Worker[GenerateOptions]):
             raise ItemError(f"the mask in {encoded.path} has {channels} channels", "make it again with encode")
         check_frames(encoded, 1 if self.model.variant == "5b" else frames)
         check_generation(self.model.variant, work.options.values())
+        blocks = read_config(self.model.folder() / "transformer").get("num_layers")
+        if isinstance(blocks, int) and any(number >= blocks for number in work.options.skip_layers):
+            reason = f"skip_layers is {shown(work.options.skip_layers)} and model {self.model.name} has {blocks} blocks"
+            raise ItemError(reason, f"choose from 0 to {blocks - 1}")
 
     @cached_property
     def schedule(self) -> Mapping[str, Any]:
@@ -125,7 +131,8 @@ class Generate(Worker[GenerateOptions]):
     def _condition(self, encoded: Artifact, options: GenerateOptions) -> Condition:
         """The encoded condition, on the device. Raises ItemError if a tensor is missing."""
         tensors = encoded.tensors()
-        needed = {"image_latents", "mask"} | ({"negative_prompt_embeds"} if max(guidance_scales(options)) > 1 else set())
+        needed = {"image_latents", "mask"}
+        needed |= {"negative_prompt_embeds"} if max(guidance_scales(options.values())) > 1 else set()
         if missing := sorted(needed - tensors.keys()):
             raise ItemError(f"{encoded.path} lacks the tensor {missing[0]}", "make it again with encode")
         dtype = DTYPES[options.dtype]
@@ -147,7 +154,7 @@ class Generate(Worker[GenerateOptions]):
     ) -> State:
         """Run the steps of the current phase, with a progress bar and checkpoints."""
         every = work.options.checkpoint_every
-        high_guidance, low_guidance = guidance_scales(work.options)
+        high_guidance, low_guidance = guidance_scales(work.options.values())
         label = f"{work.item.id} {self.phase}".strip()
         with StepBar(last - first, label, done=state.step - first) as bar:
 
@@ -163,7 +170,7 @@ class Generate(Worker[GenerateOptions]):
                 last,
                 condition,
                 self.make_input,
-                low_guidance if self.phase == LOW else high_guidance,
+                Guidance(low_guidance if self.phase == LOW else high_guidance, work.options),
                 DTYPES[work.options.dtype],
                 after_step,
             )
@@ -172,9 +179,3 @@ class Generate(Worker[GenerateOptions]):
         fields = carry(self.model, work, work.artifact("encoded"), seed=work.options.seed)
         latents = apply_known(state.x, condition) if self.model.variant == "5b" else state.x
         write_tensors(work.output, "latents", fields, {"latents": latents})
-
-
-def guidance_scales(options: GenerateOptions) -> tuple[float, float]:
-    """Guidance scales of the high-noise (or only) expert and of the low-noise expert."""
-    high, low = options.guidance_scale, options.guidance_scale_2
-    return high, high if low is None else low

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.families.shared.common_options import PromptOptions, SeedOption, TransformerOptions, check_transformer
-from stages.families.shared.flow_options import SamplerOptions, check_schedule, default_steps
+from stages.families.shared.flow_options import (
+    GuidanceOptions,
+    SamplerOptions,
+    check_guidance,
+    check_schedule,
+    default_steps,
+)
 from stages.families.shared.model_index import read_index
 from stages.families.shared.parts import TOKENIZER, UMT5, WAN_VAE, scheduler, wan_transformer
 from stages.families.shared.training.options import CaptionTrainingOptions, VaeTrainingOptions
@@ -102,14 +108,21 @@ def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> No
 
 
 def check_generation(variant: str, values: Mapping[str, Any]) -> None:
-    """Raise UsageError for options of a second expert in the 5b, for a schedule that is none, and for too few strengths."""
+    """Raise UsageError for options of a second expert in the 5b, and for steps, guidance or strengths that do not fit."""
     check_schedule(values)
+    check_guidance(values, guidance_scales(values))
     check_transformer(values)
     for name in ("guidance_scale_2", "boundary_ratio", "lora_2"):
         if variant == "5b" and values[name] not in (None, []):
             raise UsageError(f"{name} is {values[name]!r} and the 5B has one expert", f"leave {name} out")
     for suffix in ("", "_2"):
         check_loras(values, suffix)
+
+
+def guidance_scales(values: Mapping[str, Any]) -> tuple[float, float]:
+    """Guidance scales of the high-noise (or only) expert and of the low-noise expert."""
+    high, low = values["guidance_scale"], values["guidance_scale_2"]
+    return high, high if low is None else low
 
 
 def model_fault(folder: Path, values: Mapping[str, Any]) -> Fault | None:
@@ -134,9 +147,9 @@ def minutes(variant: str, values: Mapping[str, Any]) -> float:
     """
     width, height = parse_size(values["size"])
     tokens = width * height / MULTIPLE[variant] ** 2 * ((values["num_frames"] - 1) // 4 + 1)
-    guided = values["guidance_scale"] != 1 or values["guidance_scale_2"] not in (None, 1)
+    passes = 1 + (max(guidance_scales(values)) > 1) + bool(values["skip_layers"])
     seconds = 8.7e-5 * tokens + 1.16e-9 * tokens**2
-    return 5 * values["num_inference_steps"] * (1 + guided) * seconds / 60
+    return 5 * values["num_inference_steps"] * passes * seconds / 60
 
 
 class WanVaeTrainingOptions(VaeTrainingOptions):
@@ -214,7 +227,7 @@ class EncodeOptions(PromptOptions, TextLengthOption, DtypeOption, VaeTilingOptio
     )
 
 
-class GenerateOptions(SeedOption, DtypeOption, TransformerOptions, SamplerOptions, LoraOptions):
+class GenerateOptions(SeedOption, DtypeOption, TransformerOptions, GuidanceOptions, SamplerOptions, LoraOptions):
     seed: int = SeedOption.redeclared("seed", aliases=("base_seed",))
     num_inference_steps: int = option(
         default_steps(40),

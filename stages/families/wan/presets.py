@@ -14,6 +14,8 @@ FOUR_STEPS = {  # sigmas 1, 0.9375, 0.8333, 0.625, the first two of the high-noi
     "sigma_grid": "wan",
     "guidance_scale": 1.0,
     "guidance_scale_2": None,
+    "guider": "cfg",
+    "skip_layers": [],
     "boundary_ratio": 0.9,
 }
 FULL_STRENGTH = {"lora_scale": [1.0], "lora_scale_2": [1.0]}
@@ -50,6 +52,8 @@ PRESETS = {
             "num_inference_steps": 3,
             "shift": 1.0,
             "guidance_scale": 1.0,
+            "guider": "cfg",
+            "skip_layers": [],
         },
         source="github.com/hao-ai-lab/FastVideo: configs/pipelines/wan.py, pipelines/stages/denoising.py; "
         "huggingface.co/FastVideo/FastWan2.2-TI2V-5B-FullAttn-Diffusers",

@@ -5,12 +5,13 @@ the generator of the noise that a sampler draws. A run can therefore stop after 
 another process, and produce the same bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers import UniPCMultistepScheduler
 
+from stages.families.shared.guidance import Guidance, without_blocks
 from stages.families.shared.item import PRECISION_OR_GUIDANCE, check_finite
 from stages.families.shared.solvers import DRAWING, Scheduler, take_step
 
@@ -43,6 +44,7 @@ class State:
     this_order: int = 1  # order of the last step
     lower_order_nums: int = 0  # steps that count towards the order of the next one
     generator: torch.Tensor | None = None  # state of the CPU generator of a sampler that draws noise, uint8
+    momentum: torch.Tensor | None = None  # running average of guider apg, float32 as x
 
 
 def start(shape: tuple[int, ...], seed: int, device: torch.device, sampler: str = "unipc") -> State:
@@ -79,6 +81,21 @@ def apply_known(x: torch.Tensor, condition: Condition) -> torch.Tensor:
     return (1 - noise_mask) * condition.image + noise_mask * x
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """Makes passes of a model on one input, `hidden` and `timestep`, see `Predict`."""
+
+    model: torch.nn.Module
+    hidden: torch.Tensor
+    timestep: torch.Tensor
+    condition: Condition
+
+    def __call__(self, *, negative: bool = False, skip: Sequence[int] = ()) -> torch.Tensor:
+        prompt = self.condition.negative if negative else self.condition.prompt
+        with without_blocks(self.model, skip):
+            return self.model(self.hidden, self.timestep, prompt, return_dict=False)[0]
+
+
 @torch.no_grad()
 def denoise(
     model: torch.nn.Module,
@@ -87,7 +104,7 @@ def denoise(
     last: int,
     condition: Condition,
     make_input: Callable[[torch.Tensor, torch.Tensor, Condition], tuple[torch.Tensor, torch.Tensor]],
-    guidance: float,
+    guidance: Guidance,
     dtype: torch.dtype,
     after_step: Callable[[State], None] = lambda state: None,
 ) -> State:
@@ -96,37 +113,35 @@ def denoise(
     Args:
         model: predicts the velocity, computing in `dtype`. Latents stay float32.
         make_input: makes the model's input from latents and condition: `concat_condition` or `inpaint_condition`.
-        guidance: scale of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598). Above 1 each step runs the model
-            a second time, on the negative prompt. Each expert has a scale of its own; diffusers decides by the high-noise
-            expert's scale whether any step is guided.
+        guidance: with a scale above 1 a guided step runs the model again, on the negative prompt. Each expert has a scale
+            of its own; diffusers decides by the high-noise expert's scale whether any step is guided.
         after_step: called with the new state after each step.
 
     Raises:
         ItemError: a prediction or the latents are not finite.
     """
-    generator = restore_state(scheduler, state)
+    generator, steps = restore_state(scheduler, state), len(scheduler.timesteps)
     for step in range(state.step, last):
-        t, at = scheduler.timesteps[step], f"step {step + 1} of {len(scheduler.timesteps)}"
+        t, at = scheduler.timesteps[step], f"step {step + 1} of {steps}"
         hidden, timestep = make_input(state.x, t, condition)
-        hidden = hidden.to(dtype)
-        velocity = model(hidden, timestep, condition.prompt, return_dict=False)[0]
-        if guidance > 1:
-            negative = model(hidden, timestep, condition.negative, return_dict=False)[0]
-            velocity = negative + guidance * (velocity - negative)
+        predict = Prediction(model, hidden.to(dtype), timestep, condition)
+        velocity, momentum = guidance.guide(predict, step, steps, state.x, state.momentum)
         check_finite(velocity, "the prediction", PRECISION_OR_GUIDANCE, at)
         x = take_step(scheduler, velocity, step, state.x, generator)
         check_finite(x, "latents", PRECISION_OR_GUIDANCE, at)
-        state = capture_state(scheduler, generator, x, step + 1)
+        state = capture_state(scheduler, generator, momentum, x, step + 1)
         after_step(state)
     return state
 
 
-def capture_state(scheduler: Scheduler, generator: torch.Generator | None, x: torch.Tensor, step: int) -> State:
+def capture_state(
+    scheduler: Scheduler, generator: torch.Generator | None, momentum: torch.Tensor | None, x: torch.Tensor, step: int
+) -> State:
     """The state after a step. The scheduler has no public accessor for it, hence the pinned version of diffusers."""
     history = ("model_outputs", "last_sample", "this_order", "lower_order_nums")  # of unipc; dpm++ has two, the others none
     found = {name: getattr(scheduler, name) for name in history if hasattr(scheduler, name)}
     found |= {"model_outputs": tuple(found.get("model_outputs", ()))}
-    return State(step, x, **found, generator=None if generator is None else generator.get_state())
+    return State(step, x, **found, generator=None if generator is None else generator.get_state(), momentum=momentum)
 
 
 def restore_state(scheduler: Scheduler, state: State) -> torch.Generator | None:

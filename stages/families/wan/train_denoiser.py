@@ -19,6 +19,8 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from torch import nn
 
+from stages.families.shared.flow_options import GuidanceOptions
+from stages.families.shared.guidance import Guidance
 from stages.families.shared.loading import load_network
 from stages.families.shared.solvers import Scheduler, make_scheduler
 from stages.families.shared.training.data import datasets
@@ -178,9 +180,9 @@ class DenoiserTask(LatentTask):
             mask[:, :, 0] = float(first_frame)
         condition = Condition(image, mask, self.embed(batch["text"][i : i + 1]), None)
         noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(i)).to(device)
-        state, end = State(0, noise), steps
+        state, end, unguided = State(0, noise), steps, Guidance(1.0, GuidanceOptions.resolved({}))
         for expert, last in zip(self.experts, self._last_steps(scheduler, end), strict=True):
-            state = denoise(expert, state, scheduler, last, condition, make_input, 1.0, torch.float32)
+            state = denoise(expert, state, scheduler, last, condition, make_input, unguided, torch.float32)
         return state.x if self.two_experts else apply_known(state.x, condition)
 
     def _last_steps(self, scheduler: Scheduler, steps: int) -> tuple[int, ...]:
