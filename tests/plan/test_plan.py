@@ -521,7 +521,16 @@ OTHER_VALUES = {
     "num_frame_per_block": 4,
     "eta": 0.5,
     "guidance_rescale": 0.5,
-    "sampler": "ddim",
+    "sampler": "euler",
+    "sigmas": [1.0, 0.5],
+    "timesteps": [1000, 500],
+    "guidance_interval": [0.0, 0.5],
+    "apg_eta": None,  # needs guider apg beside it, as the others of it do: tests/families/wan/test_guidance.py
+    "apg_momentum": None,
+    "apg_norm_threshold": None,
+    "zero_init_steps": None,
+    "skip_layer_scale": None,
+    "skip_layer_interval": None,
     "loop": None,  # needs variant 512_interp, as last_image does: tests/plan/test_dynamicrafter.py
     "last_image": None,
     "switch_frame_indices": None,  # needs prompts beside it: tests/plan/test_longlive.py

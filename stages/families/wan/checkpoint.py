@@ -12,8 +12,8 @@ def save(path: Path, state: State) -> None:
     """Write the state atomically."""
     tensors = {"x": state.x}
     tensors |= {f"output_{i}": output for i, output in enumerate(state.model_outputs) if output is not None}
-    if state.last_sample is not None:
-        tensors["sample"] = state.last_sample
+    further = {"sample": state.last_sample, "generator": state.generator, "momentum": state.momentum}
+    tensors |= {name: tensor for name, tensor in further.items() if tensor is not None}
     numbers = {
         "step": state.step,
         "order": state.this_order,
@@ -28,6 +28,7 @@ def load(path: Path, device: torch.device) -> State | None:
     if (found := load_state(path)) is None:
         return None
     numbers, tensors = found
+    generator = tensors.pop("generator", None)  # stays on the CPU
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     return State(
         step=numbers["step"],
@@ -36,6 +37,8 @@ def load(path: Path, device: torch.device) -> State | None:
         last_sample=tensors.get("sample"),
         this_order=numbers["order"],
         lower_order_nums=numbers["warm"],
+        generator=generator,
+        momentum=tensors.get("momentum"),
     )
 
 

@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
+from stages.families.shared.guidance import Guidance
 from stages.families.shared.item import carry, check_frames, check_lineage
 from stages.families.shared.loading import DTYPES, loading, read_ahead
+from stages.families.shared.model_index import read_config
+from stages.families.shared.solvers import Scheduler, make_scheduler
 from stages.families.shared.transformer import is_whole_on_device, prepare_transformer
+from stages.families.shared.wan.lora import loras_of
 from stages.families.shared.wan.transformer import load_transformer
 from stages.families.wan import checkpoint
-from stages.families.wan.options import GenerateOptions, check_experts
+from stages.families.wan.options import GenerateOptions, check_generation, guidance_scales
 from stages.families.wan.sampler import (
     Condition,
     State,
@@ -24,12 +28,11 @@ from stages.families.wan.sampler import (
     concat_condition,
     denoise,
     inpaint_condition,
-    make_scheduler,
-    noise,
+    start,
     switch_step,
 )
 from stages.runtime.artifacts import Artifact, write_tensors
-from stages.runtime.errors import ItemError
+from stages.runtime.errors import ItemError, shown
 from stages.runtime.model import Model
 from stages.runtime.progress import StepBar
 from stages.runtime.resident import RESIDENTS
@@ -55,7 +58,11 @@ class Generate(Worker[GenerateOptions]):
         if channels != (1 if self.model.variant == "5b" else 4):
             raise ItemError(f"the mask in {encoded.path} has {channels} channels", "make it again with encode")
         check_frames(encoded, 1 if self.model.variant == "5b" else frames)
-        check_experts(self.model.variant, work.options.values())
+        check_generation(self.model.variant, work.options.values())
+        blocks = read_config(self.model.folder() / "transformer").get("num_layers")
+        if isinstance(blocks, int) and any(number >= blocks for number in work.options.skip_layers):
+            reason = f"skip_layers is {shown(work.options.skip_layers)} and model {self.model.name} has {blocks} blocks"
+            raise ItemError(reason, f"choose from 0 to {blocks - 1}")
 
     @cached_property
     def schedule(self) -> Mapping[str, Any]:
@@ -74,11 +81,11 @@ class Generate(Worker[GenerateOptions]):
         """Load the expert of the phase. Raises JobError, and ItemError for a LoRA that does not fit."""
         name, suffix = ("transformer_2", "_2") if self.phase == LOW else ("transformer", "")
         device, dtype = torch.device(self.device), DTYPES[options.dtype]
-        lora, scale = getattr(options, f"lora{suffix}"), getattr(options, f"lora_scale{suffix}")
+        loras = loras_of(getattr(options, f"lora{suffix}"), getattr(options, f"lora_scale{suffix}"))
         whole = is_whole_on_device(options)
 
         def load() -> torch.nn.Module:
-            expert = load_transformer(self.model, name, dtype, lora, scale, device=device, whole=whole)
+            expert = load_transformer(self.model, name, dtype, loras, device=device, whole=whole)
             return prepare_transformer(expert, options, dtype, device)
 
         self.transformer = RESIDENTS.take(self.model, name, load, *options.reloading())
@@ -93,7 +100,7 @@ class Generate(Worker[GenerateOptions]):
         state = checkpoint.load(work.partial, torch.device(self.device))
         if state is None and self.phase == LOW and first > 0:
             raise ItemError(f"{work.partial}, the state that the high-noise expert left, is missing", "run again")
-        state = state or self._start(condition, options.seed)
+        state = state or self._start(condition, options)
         if state.step < last:
             state = self._denoise(work, state, scheduler, first, last, condition)
         if self.phase == HIGH:
@@ -101,11 +108,19 @@ class Generate(Worker[GenerateOptions]):
         else:
             self._write(work, state, condition)
 
-    def _scheduler(self, options: GenerateOptions) -> UniPCMultistepScheduler:
-        device = torch.device(self.device)
-        return make_scheduler(self.schedule, options.num_inference_steps, options.shift, device, options.sigma_grid)
+    def _scheduler(self, options: GenerateOptions) -> Scheduler:
+        return make_scheduler(
+            self.schedule,
+            options.num_inference_steps,
+            options.shift,
+            torch.device(self.device),
+            options.sigma_grid,
+            options.sampler,
+            options.sigmas,
+            options.timesteps,
+        )
 
-    def _steps(self, scheduler: UniPCMultistepScheduler, options: GenerateOptions) -> tuple[int, int]:
+    def _steps(self, scheduler: Scheduler, options: GenerateOptions) -> tuple[int, int]:
         """The first step of the phase, and the step after its last. The 5b, which has one expert, does all steps."""
         if not self.phase:
             return 0, options.num_inference_steps
@@ -116,7 +131,8 @@ class Generate(Worker[GenerateOptions]):
     def _condition(self, encoded: Artifact, options: GenerateOptions) -> Condition:
         """The encoded condition, on the device. Raises ItemError if a tensor is missing."""
         tensors = encoded.tensors()
-        needed = {"image_latents", "mask"} | ({"negative_prompt_embeds"} if max(guidance_scales(options)) > 1 else set())
+        needed = {"image_latents", "mask"}
+        needed |= {"negative_prompt_embeds"} if max(guidance_scales(options.values())) > 1 else set()
         if missing := sorted(needed - tensors.keys()):
             raise ItemError(f"{encoded.path} lacks the tensor {missing[0]}", "make it again with encode")
         dtype = DTYPES[options.dtype]
@@ -128,17 +144,17 @@ class Generate(Worker[GenerateOptions]):
             negative=None if negative is None else negative.to(self.device, dtype),
         )
 
-    def _start(self, condition: Condition, seed: int) -> State:
+    def _start(self, condition: Condition, options: GenerateOptions) -> State:
         """The state before the first step: noise."""
         shape = (1, condition.image.shape[1], *condition.mask.shape[2:])
-        return State(step=0, x=noise(shape, seed).to(self.device))
+        return start(shape, options.seed, torch.device(self.device), options.sampler)
 
     def _denoise(
-        self, work: Work[GenerateOptions], state: State, scheduler, first: int, last: int, condition: Condition
+        self, work: Work[GenerateOptions], state: State, scheduler: Scheduler, first: int, last: int, condition: Condition
     ) -> State:
         """Run the steps of the current phase, with a progress bar and checkpoints."""
         every = work.options.checkpoint_every
-        high_guidance, low_guidance = guidance_scales(work.options)
+        high_guidance, low_guidance = guidance_scales(work.options.values())
         label = f"{work.item.id} {self.phase}".strip()
         with StepBar(last - first, label, done=state.step - first) as bar:
 
@@ -154,7 +170,7 @@ class Generate(Worker[GenerateOptions]):
                 last,
                 condition,
                 self.make_input,
-                low_guidance if self.phase == LOW else high_guidance,
+                Guidance(low_guidance if self.phase == LOW else high_guidance, work.options),
                 DTYPES[work.options.dtype],
                 after_step,
             )
@@ -163,9 +179,3 @@ class Generate(Worker[GenerateOptions]):
         fields = carry(self.model, work, work.artifact("encoded"), seed=work.options.seed)
         latents = apply_known(state.x, condition) if self.model.variant == "5b" else state.x
         write_tensors(work.output, "latents", fields, {"latents": latents})
-
-
-def guidance_scales(options: GenerateOptions) -> tuple[float, float]:
-    """Guidance scales of the high-noise (or only) expert and of the low-noise expert."""
-    high, low = options.guidance_scale, options.guidance_scale_2
-    return high, high if low is None else low

@@ -1,18 +1,19 @@
-"""The denoising loop of Wan2.2 image-to-video: flow matching, solved by UniPC (Zhao et al. 2023, arXiv:2302.04867).
+"""The denoising loop of Wan2.2 image-to-video: flow matching, by the solvers of shared/solvers.py.
 
-`denoise` is a function of its arguments. The solver's history is part of the `State` that it takes and returns. A run can
-therefore stop after any step, be saved to a file, resume in another process, and produce the same bits.
+`denoise` is a function of its arguments. The solver's history is part of the `State` that it takes and returns, and so is
+the generator of the noise that a sampler draws. A run can therefore stop after any step, be saved to a file, resume in
+another process, and produce the same bits.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from diffusers import UniPCMultistepScheduler
 
+from stages.families.shared.guidance import Guidance, without_blocks
 from stages.families.shared.item import PRECISION_OR_GUIDANCE, check_finite
+from stages.families.shared.solvers import DRAWING, Scheduler, take_step
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class State:
-    """Latents `x` float32 [1, C, T, h, w] after `step` steps, and the history of UniPC under diffusers' names."""
+    """Latents `x` float32 [1, C, T, h, w] after `step` steps, and the history of the solver under diffusers' names."""
 
     step: int
     x: torch.Tensor
@@ -42,44 +43,22 @@ class State:
     last_sample: torch.Tensor | None = None  # the corrected latents that the last step started from
     this_order: int = 1  # order of the last step
     lower_order_nums: int = 0  # steps that count towards the order of the next one
+    generator: torch.Tensor | None = None  # state of the CPU generator of a sampler that draws noise, uint8
+    momentum: torch.Tensor | None = None  # running average of guider apg, float32 as x
 
 
-def noise(shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Standard normal noise, float32, drawn on the CPU so that a seed gives the same noise on every machine."""
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
+def start(shape: tuple[int, ...], seed: int, device: torch.device, sampler: str = "unipc") -> State:
+    """The state before the first step: standard normal noise of this shape.
 
-
-def make_scheduler(
-    config: Mapping[str, Any], steps: int, shift: float, device: torch.device, sigma_grid: str = "wan"
-) -> UniPCMultistepScheduler:
-    """Make a UniPC scheduler for flow matching.
-
-    Its sigmas are shift * sigma / (1 + (shift - 1) * sigma) for the sigmas of a grid of `SIGMA_GRIDS`. `config` is the
-    config of the repository's scheduler; the shift and the grid in it are ignored.
+    It is drawn on the CPU, so that a seed gives the same noise on every machine. A sampler that draws more noise goes on
+    with the same generator.
     """
-    scheduler = UniPCMultistepScheduler.from_config(
-        dict(config), flow_shift=shift, use_flow_sigmas=True, prediction_type="flow_prediction"
-    )
-    scheduler.set_timesteps(device=device, sigmas=SIGMA_GRIDS[sigma_grid](steps))
-    scheduler.set_begin_index(0)  # else it looks up the first timestep, which is ambiguous where two steps share it
-    return scheduler
+    generator = torch.Generator("cpu").manual_seed(seed)
+    x = torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
+    return State(step=0, x=x, generator=generator.get_state() if sampler in DRAWING else None)
 
 
-def wan_grid(steps: int) -> np.ndarray:
-    """Sigmas, float64 [steps], evenly spaced from 0.999 down towards 0, as in Wan2.2's FlowUniPCMultistepScheduler and in
-    diffusers before 0.37. (Wan2.2 rounds 0.999 to float32 first, which changes a sigma by at most 6e-8.)"""
-    return np.linspace(0.999, 0, steps + 1)[:-1]
-
-
-def diffusers_grid(steps: int) -> np.ndarray:
-    """Sigmas, float64 [steps], evenly spaced from 1 down towards 1 / 1000: the default of diffusers since 0.37."""
-    return np.linspace(1, 1 / 1000, steps + 1)[:-1]
-
-
-SIGMA_GRIDS = {"wan": wan_grid, "diffusers": diffusers_grid}
-
-
-def switch_step(scheduler: UniPCMultistepScheduler, boundary_ratio: float) -> int:
+def switch_step(scheduler: Scheduler, boundary_ratio: float) -> int:
     """Number of steps of the high-noise expert: those at timesteps >= boundary_ratio * 1000."""
     return int((scheduler.timesteps >= boundary_ratio * scheduler.config.num_train_timesteps).sum())
 
@@ -102,15 +81,30 @@ def apply_known(x: torch.Tensor, condition: Condition) -> torch.Tensor:
     return (1 - noise_mask) * condition.image + noise_mask * x
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """Makes passes of a model on one input, `hidden` and `timestep`, see `Predict`."""
+
+    model: torch.nn.Module
+    hidden: torch.Tensor
+    timestep: torch.Tensor
+    condition: Condition
+
+    def __call__(self, *, negative: bool = False, skip: Sequence[int] = ()) -> torch.Tensor:
+        prompt = self.condition.negative if negative else self.condition.prompt
+        with without_blocks(self.model, skip):
+            return self.model(self.hidden, self.timestep, prompt, return_dict=False)[0]
+
+
 @torch.no_grad()
 def denoise(
     model: torch.nn.Module,
     state: State,
-    scheduler: UniPCMultistepScheduler,
+    scheduler: Scheduler,
     last: int,
     condition: Condition,
     make_input: Callable[[torch.Tensor, torch.Tensor, Condition], tuple[torch.Tensor, torch.Tensor]],
-    guidance: float,
+    guidance: Guidance,
     dtype: torch.dtype,
     after_step: Callable[[State], None] = lambda state: None,
 ) -> State:
@@ -119,45 +113,49 @@ def denoise(
     Args:
         model: predicts the velocity, computing in `dtype`. Latents stay float32.
         make_input: makes the model's input from latents and condition: `concat_condition` or `inpaint_condition`.
-        guidance: scale of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598). Above 1 each step runs the model
-            a second time, on the negative prompt. Each expert has a scale of its own; diffusers decides by the high-noise
-            expert's scale whether any step is guided.
+        guidance: with a scale above 1 a guided step runs the model again, on the negative prompt. Each expert has a scale
+            of its own; diffusers decides by the high-noise expert's scale whether any step is guided.
         after_step: called with the new state after each step.
 
     Raises:
         ItemError: a prediction or the latents are not finite.
     """
-    restore_state(scheduler, state)
+    generator, steps = restore_state(scheduler, state), len(scheduler.timesteps)
     for step in range(state.step, last):
-        t, at = scheduler.timesteps[step], f"step {step + 1} of {len(scheduler.timesteps)}"
+        t, at = scheduler.timesteps[step], f"step {step + 1} of {steps}"
         hidden, timestep = make_input(state.x, t, condition)
-        hidden = hidden.to(dtype)
-        velocity = model(hidden, timestep, condition.prompt, return_dict=False)[0]
-        if guidance > 1:
-            negative = model(hidden, timestep, condition.negative, return_dict=False)[0]
-            velocity = negative + guidance * (velocity - negative)
+        predict = Prediction(model, hidden.to(dtype), timestep, condition)
+        velocity, momentum = guidance.guide(predict, step, steps, state.x, state.momentum)
         check_finite(velocity, "the prediction", PRECISION_OR_GUIDANCE, at)
-        x = scheduler.step(velocity, t, state.x, return_dict=False)[0]
+        x = take_step(scheduler, velocity, step, state.x, generator)
         check_finite(x, "latents", PRECISION_OR_GUIDANCE, at)
-        state = capture_state(scheduler, x, step + 1)
+        state = capture_state(scheduler, generator, momentum, x, step + 1)
         after_step(state)
     return state
 
 
-def capture_state(scheduler: UniPCMultistepScheduler, x: torch.Tensor, step: int) -> State:
+def capture_state(
+    scheduler: Scheduler, generator: torch.Generator | None, momentum: torch.Tensor | None, x: torch.Tensor, step: int
+) -> State:
     """The state after a step. The scheduler has no public accessor for it, hence the pinned version of diffusers."""
-    return State(
-        step, x, tuple(scheduler.model_outputs), scheduler.last_sample, scheduler.this_order, scheduler.lower_order_nums
-    )
+    history = ("model_outputs", "last_sample", "this_order", "lower_order_nums")  # of unipc; dpm++ has two, the others none
+    found = {name: getattr(scheduler, name) for name in history if hasattr(scheduler, name)}
+    found |= {"model_outputs": tuple(found.get("model_outputs", ()))}
+    return State(step, x, **found, generator=None if generator is None else generator.get_state(), momentum=momentum)
 
 
-def restore_state(scheduler: UniPCMultistepScheduler, state: State) -> None:
-    """Set a scheduler to where it was after `state.step` steps."""
-    if state.step == 0:
-        return
-    before = range(state.step - len(state.model_outputs), state.step)
-    scheduler.model_outputs = list(state.model_outputs)
-    scheduler.timestep_list = [scheduler.timesteps[step] if step >= 0 else None for step in before]
-    scheduler.last_sample, scheduler.this_order = state.last_sample, state.this_order
-    scheduler.lower_order_nums = state.lower_order_nums
-    scheduler._step_index = state.step
+def restore_state(scheduler: Scheduler, state: State) -> torch.Generator | None:
+    """Set a scheduler to where it was after `state.step` steps. Returns the generator of a sampler that draws noise."""
+    if state.step:
+        scheduler._step_index = state.step
+    if state.model_outputs:
+        scheduler.model_outputs, scheduler.lower_order_nums = list(state.model_outputs), state.lower_order_nums
+    if state.step and isinstance(scheduler, UniPCMultistepScheduler):
+        before = range(state.step - len(state.model_outputs), state.step)
+        scheduler.timestep_list = [scheduler.timesteps[step] if step >= 0 else None for step in before]
+        scheduler.last_sample, scheduler.this_order = state.last_sample, state.this_order
+    if state.generator is None:
+        return None
+    generator = torch.Generator("cpu")
+    generator.set_state(state.generator)
+    return generator

@@ -19,7 +19,10 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from torch import nn
 
+from stages.families.shared.flow_options import GuidanceOptions
+from stages.families.shared.guidance import Guidance
 from stages.families.shared.loading import load_network
+from stages.families.shared.solvers import Scheduler, make_scheduler
 from stages.families.shared.training.data import datasets
 from stages.families.shared.training.encoded import EncodedDataset
 from stages.families.shared.training.loop import in_dtype
@@ -33,7 +36,6 @@ from stages.families.wan.sampler import (
     concat_condition,
     denoise,
     inpaint_condition,
-    make_scheduler,
     switch_step,
 )
 from stages.runtime.errors import UsageError
@@ -178,12 +180,12 @@ class DenoiserTask(LatentTask):
             mask[:, :, 0] = float(first_frame)
         condition = Condition(image, mask, self.embed(batch["text"][i : i + 1]), None)
         noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(i)).to(device)
-        state, end = State(0, noise), steps
+        state, end, unguided = State(0, noise), steps, Guidance(1.0, GuidanceOptions.resolved({}))
         for expert, last in zip(self.experts, self._last_steps(scheduler, end), strict=True):
-            state = denoise(expert, state, scheduler, last, condition, make_input, 1.0, torch.float32)
+            state = denoise(expert, state, scheduler, last, condition, make_input, unguided, torch.float32)
         return state.x if self.two_experts else apply_known(state.x, condition)
 
-    def _last_steps(self, scheduler: UniPCMultistepScheduler, steps: int) -> tuple[int, ...]:
+    def _last_steps(self, scheduler: Scheduler, steps: int) -> tuple[int, ...]:
         """For each expert, the step at which it stops."""
         if not self.two_experts:
             return (steps,)

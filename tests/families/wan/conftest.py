@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from diffusers import WanTransformer3DModel
 from PIL import Image
 
 from tests.commands import stage
@@ -33,3 +34,23 @@ def encode(image, output, model, dtype):
         *("--prompt", PROMPT, "--negative-prompt", NEGATIVE, "--frame-num", 17, "--max-sequence-length", 64),
     )
     return output
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The forward passes of all Wan transformers, each by the folder of its weights."""
+    counted, forward, load = {}, WanTransformer3DModel.forward, WanTransformer3DModel.from_pretrained
+
+    def load_recording(folder, **options):
+        model, loading_info = load(folder, **options)
+        model.comes_from = folder.name
+        counted.setdefault(folder.name, 0)
+        return model, loading_info
+
+    def counting(self, *arguments, **options):
+        counted[self.comes_from] += 1
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(WanTransformer3DModel, "from_pretrained", load_recording)
+    monkeypatch.setattr(WanTransformer3DModel, "forward", counting)
+    return counted

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from stages.families.shared.item import check_finite
 from stages.families.shared.loading import load_network
+from stages.families.shared.solvers import make_scheduler
 from stages.families.shared.transformer import set_attention, spread
 from stages.families.wan import checkpoint
 from stages.families.wan import generate as wan_generate
-from stages.families.wan.sampler import State, make_scheduler, switch_step
+from stages.families.wan.sampler import State, switch_step
 from stages.runtime.errors import JobError
 from tests.commands import events, stage
 
@@ -30,26 +31,6 @@ def generate(encoded, output, *arguments, fails=0):
     arguments = ("--steps", STEPS, "--seed", 1, "--dtype", "float32", *arguments)
     stderr = stage("generate", encoded, "-o", output, *arguments, fails=fails)
     return stderr if fails else load_file(output)["latents"]
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    """The forward passes of all Wan transformers, each by the folder of its weights."""
-    counted, forward, load = {}, WanTransformer3DModel.forward, WanTransformer3DModel.from_pretrained
-
-    def load_recording(folder, **options):
-        model, loading_info = load(folder, **options)
-        model.comes_from = folder.name
-        counted.setdefault(folder.name, 0)
-        return model, loading_info
-
-    def counting(self, *arguments, **options):
-        counted[self.comes_from] += 1
-        return forward(self, *arguments, **options)
-
-    monkeypatch.setattr(WanTransformer3DModel, "from_pretrained", load_recording)
-    monkeypatch.setattr(WanTransformer3DModel, "forward", counting)
-    return counted
 
 
 # -------------------------------------------------------------------------------------------------------------- resume

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import WanImageToVideoPipeline
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -16,12 +16,15 @@ STEPS, SEED, SHIFT = 6, 7, 4.0
 GUIDANCE = {"14b": (4.0, 3.0), "5b": (4.0, None)}
 
 
-def pipeline_frames(model, image, dtype, guidance, guidance_2, sigma_grid="wan"):
-    """uint8 [N, H, W, 3] by `WanImageToVideoPipeline.__call__`, with the VAE in float32 and pixels rounded to nearest."""
+def pipeline_frames(model, image, dtype, guidance, guidance_2, sigma_grid="wan", scheduler=None):
+    """uint8 [N, H, W, 3] by `WanImageToVideoPipeline.__call__`, with the VAE in float32 and pixels rounded to nearest.
+
+    Without a `scheduler` it has UniPC."""
     dtypes = {"transformer": dtype, "transformer_2": dtype, "text_encoder": dtype, "default": torch.float32}
     pipe = WanImageToVideoPipeline.from_pretrained(model, dtype=dtypes)
     pipe.set_progress_bar_config(disable=True)
     set_schedule(pipe, SHIFT, sigma_grid)
+    pipe.scheduler = scheduler or pipe.scheduler
     video = pipe(
         image=Image.open(image),
         prompt=PROMPT,
@@ -74,6 +77,21 @@ def test_sigma_grid_diffusers_equals_the_plain_pipeline(variant, tiny_wan, encod
     ours, on_own_grid = (stages_frames(encoded[variant], tmp_path, *arguments, grid) for grid in ("diffusers", "wan"))
     assert np.array_equal(ours, pipeline_frames(tiny_wan[variant], image, torch.float32, 4.0, None, "diffusers"))
     assert not np.array_equal(ours, on_own_grid)
+
+
+SCHEDULERS = {
+    "euler": FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+    "dpm++": DPMSolverMultistepScheduler(flow_shift=SHIFT, use_flow_sigmas=True, prediction_type="flow_prediction"),
+}
+
+
+@pytest.mark.parametrize("sampler", SCHEDULERS)
+@pytest.mark.parametrize("variant", ["14b", "5b"])
+def test_a_sampler_gives_the_frames_of_the_pipeline_with_its_scheduler(variant, sampler, tiny_wan, encoded, image, tmp_path):
+    arguments = ("--guidance-scale", 4, "--dtype", "float32", "--sampler", sampler, "--sigma-grid", "diffusers")
+    ours, scheduler = stages_frames(encoded[variant], tmp_path, *arguments), SCHEDULERS[sampler]
+    theirs = pipeline_frames(tiny_wan[variant], image, torch.float32, 4.0, None, scheduler=scheduler)
+    assert theirs.std() > 20 and np.array_equal(ours, theirs)
 
 
 def test_generated_latents_depend_on_the_seed_alone(encoded, tmp_path):
