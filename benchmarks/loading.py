@@ -109,7 +109,7 @@ def merge(folder: str, threads: int) -> dict:
         weight.data = weight.data.clone()  # the file is read before, not during the merge
     torch.set_num_threads(threads)
     start, cpu = time.monotonic(), time.process_time()
-    lora.merge(transformer, Path(folder, "lora.safetensors"))
+    lora.merge(transformer, [lora.Lora(Path(folder, "lora.safetensors"))])
     return {"seconds": time.monotonic() - start, "cpu": time.process_time() - cpu}
 
 

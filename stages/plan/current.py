@@ -81,13 +81,13 @@ class Lineages:
         implementation = family.stages[stage_name]
         named = implementation.files_in(item.options)
         lines = {path: before.get(path, Lineage("", (path,))) for path in item.files}
-        sources = tuple(dict.fromkeys([*chain(*(line.sources for line in lines.values())), *named.values()]))
+        sources = tuple(dict.fromkeys([*chain(*(line.sources for line in lines.values())), *chain(*named.values())]))
         place = {path: number for number, path in enumerate(sources)}
         inputs = {
             name: [[lines[path].fingerprint, [place[one] for one in lines[path].sources]] for path in _as_list(value)]
             for name, value in item.inputs.items()
         }
-        files = {name: place[path] for name, path in named.items()}
+        files = {name: [place[path] for path in paths] for name, paths in named.items()}
         work = digest_work(STAGES[stage_name], family, self._options_digest(item, implementation), files, inputs)
         own = [(item.model, stage_name)] if item.model and implementation.needs_model(item.options) else []
         weights = dict.fromkeys([*chain(*(line.weights for line in lines.values())), *own])

@@ -8,7 +8,7 @@ import os
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, takewhile
+from itertools import chain, islice, takewhile
 
 from stages.plan.families import ALL_FAMILIES
 from stages.plan.resolve import ResolvedOptions, Run
@@ -56,7 +56,7 @@ class Part:
     def given(self) -> list[str]:
         """The user's own files that this part reads: clips, and files that options name."""
         files = dict.fromkeys(path for item in self.items for path in item.files)
-        named = {path for item in self.items for path in self.implementation.files_in(item.options).values()}
+        named = {path for item in self.items for path in chain(*self.implementation.files_in(item.options).values())}
         return [*(path for path in files if not path.startswith(f"{self.run.folder}/")), *sorted(named)]
 
     @property

@@ -16,6 +16,7 @@ from stages.runtime.errors import JobError, UsageError, did_you_mean, shown
 from stages.runtime.items import Item
 from stages.runtime.model import Model
 from stages.runtime.options import Family, Option, Options, option, rename_aliases, resolve
+from stages.runtime.presets import check_preset
 from stages.runtime.stages import STAGES
 
 
@@ -181,10 +182,17 @@ def resolve_options(run: Run, own: Mapping[str, Any]) -> ResolvedOptions:
         given = {option.name: given[option.name] for option in options if option.name in given and not option.set_by_recipe}
         values[name] = resolve(options, given, variant)
         if name != "recipe":
+            check_preset(model, ALL_FAMILIES[name], values[name])
             ALL_FAMILIES[name].check(variant, values[name], model.sizes if model else ())
             if not own:  # otherwise the clip alone fails, in encode
                 check_limits(model, ALL_FAMILIES[name], values[name])
     return ResolvedOptions(values)
+
+
+def preset_advice(run: Run, resolved: ResolvedOptions) -> list[str]:
+    """Sentences about values that the preset of a model of the run advises against."""
+    models = [(ALL_FAMILIES[name], model) for name, model in run.models.items() if model]
+    return [sentence for family, model in models for sentence in check_preset(model, family, resolved[family.name])]
 
 
 def check_limits(model: Model | None, family: Family, values: Mapping[str, Any]) -> None:

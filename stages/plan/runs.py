@@ -20,7 +20,7 @@ from stages.plan.families import ROLES
 from stages.plan.jobs import Job, Part, fused_steps, job_name
 from stages.plan.names import is_id, template_fault, template_fields
 from stages.plan.recipes import RECIPES
-from stages.plan.resolve import Clip, ResolvedOptions, Run, options_of, prompts_of, resolve_clip
+from stages.plan.resolve import Clip, ResolvedOptions, Run, options_of, preset_advice, prompts_of, resolve_clip
 from stages.plan.shards import ShardSize, assign, reassign
 from stages.plan.trainings import TrainingJob, pending_training
 from stages.runtime.errors import UsageError, shown
@@ -111,6 +111,7 @@ def plan_run(
     shards = assign(ids, fixed["shards"] if fixed else [], workers, size)
     rank = {identity: number for number, shard in enumerate(shards) for identity in shard}
     clips = [resolve_clip(run, row, index, rank[row["id"]], resolved) for index, row in enumerate(rows)]
+    warnings += dict.fromkeys(sentence for values in resolved.values() for sentence in preset_advice(run, values))
     return RunPlan(run, entry, clips, shards, size, warnings, steps=steps)
 
 

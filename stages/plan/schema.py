@@ -175,6 +175,11 @@ def config_schema() -> dict[str, Any]:
                 "description": "Options of `convert FAMILY` with files at hub://OWNER/NAME[@REVISION][/PATH]; instead of "
                 "path. `fetch` downloads and converts them.",
             },
+            "preset": {
+                "enum": sorted({name for family in FAMILIES.values() for name in family.presets}),
+                "description": "Published few-step release whose option values and LoRA files the model has; "
+                "other values are refused.",
+            },
             "revision": {**TEXT, "description": "Commit, tag or branch on the hub. Default: main."},
             "dtype": {"enum": list(DTYPES), "description": "Precision of the model. Default: bfloat16."},
             "sizes": {

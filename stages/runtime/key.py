@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stages.runtime.canonical import canonical_json
@@ -17,23 +17,34 @@ def digest_options(options: Iterable[Option], values: Mapping[str, Any]) -> str:
     An option with its neutral value is left out, as if it were not declared.
     """
     changing = {
-        one.name: values[one.name]
+        one.name: only_one(values[one.name]) if one.widened else values[one.name]
         for one in options
         if one.changes_result and not one.is_file and values[one.name] != one.neutral
     }
     return hashlib.sha256(canonical_json(changing)).hexdigest()
 
 
+def only_one(values: Sequence[Any]) -> Any:
+    """The value of a list of one, else the list: options that took a single value keep the keys that they had."""
+    return values[0] if len(values) == 1 else values
+
+
 def digest_work(
-    stage: Stage, family: Family, options: str, files: Mapping[str, Any], inputs: Mapping[str, Any], weights: str = ""
+    stage: Stage,
+    family: Family,
+    options: str,
+    files: Mapping[str, Sequence[Any]],
+    inputs: Mapping[str, Any],
+    weights: str = "",
 ) -> str:
     """SHA-256 of the work of an item.
 
     Args:
         options: digest of the options.
-        files: identity of each file that an option names, by the option's name.
+        files: identities of the files that an option names, by the option's name.
         inputs: identity of the inputs, by name.
         weights: digest of the model files that the stage reads.
     """
     producer = [stage.name, stage.version, family.name, family.version, weights]
-    return hashlib.sha256(canonical_json([producer, options, files, inputs])).hexdigest()
+    named = {name: only_one(identities) for name, identities in files.items()}
+    return hashlib.sha256(canonical_json([producer, options, named, inputs])).hexdigest()

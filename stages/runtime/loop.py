@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ class Loop:
         """Open the inputs, compute the key, and publish the result from the store if it is there."""
         if fault := output_fault(Path(run.item.output)):
             raise not_writable(run, fault)
-        named = self.implementation.files_in(run.options).values()
+        named = chain(*self.implementation.files_in(run.options).values())
         run.states = file_states(Path(path) for path in (*run.item.files, *named))
         run.inputs = {
             spec.name: open_input(run.item.inputs[spec.name], spec.kinds)
@@ -171,7 +172,7 @@ class Loop:
                 weights += source_record.weights
             else:
                 sources.append((path, digest(opened)))
-        sources += [(path, file_option(path)) for path in self.implementation.files_in(run.options).values()]
+        sources += [(path, file_option(path)) for path in chain(*self.implementation.files_in(run.options).values())]
         if run.weights:
             weights.append((f"{self.model.name} for {self.stage.name}", run.weights))
         return one_content_each(sources), one_content_each(weights)
@@ -186,7 +187,8 @@ class Loop:
         return self.model.digest(self.implementation.weights), states
 
     def _set_key(self, run: ItemRun) -> None:
-        files = {name: file_option(path) for name, path in self.implementation.files_in(run.options).items()}
+        named = self.implementation.files_in(run.options)
+        files = {name: [file_option(path) for path in paths] for name, paths in named.items()}
         options = digest_options(self.implementation.options.declared, run.options)
         run.key = digest_work(self.stage, self.family, options, files, digests(run.inputs), run.weights)
         run.state_key = run.state_key or run.key
@@ -339,7 +341,7 @@ class Loop:
     def _rename(self, run: ItemRun, copy: Path) -> bool:
         """Write the file and model names of this run into the description of a reused item. Returns whether it changed."""
         description = artifacts.read_description(copy)
-        files = self.implementation.files_in(run.options)
+        files = {name: run.options[name] for name in self.implementation.files_in(run.options)}
         own: dict[str, Any] = next((one for one in description.provenance if one["key"] == run.key), {"key": run.key})
         own = {**own, **self._names(run), "options": {**own.get("options", {}), **files}}
         fields = {"model": self._model.name} if self._model and "model" in description.fields else {}

@@ -22,6 +22,7 @@ from stages.runtime.files import read_plain, replacing
 from stages.runtime.hub import is_source, parse_source
 from stages.runtime.options import DTYPES, REQUIRED, Family, Published, rename_aliases, resolve
 from stages.runtime.places import dangling
+from stages.runtime.presets import check_preset_variant, with_preset
 from stages.runtime.sizes import size_text
 from stages.runtime.text import read_yaml
 
@@ -41,7 +42,8 @@ class Model:
     """Named weights of a family: a folder (`path`), a Hub repository (`hub` at `revision`), or what a conversion makes.
 
     `convert` has the values of the conversion's options, whose files are on the Hub. `converted`, which `complete_model`
-    sets, is the folder of its result.
+    sets, is the folder of its result. `preset` names a published release whose option values the model has. `fetched`, which
+    `complete_model` sets too, has the address on the Hub of each file that its options name there, by its path.
     """
 
     name: str
@@ -54,7 +56,9 @@ class Model:
     sizes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     convert: Mapping[str, Any] = field(default_factory=dict)
+    preset: str = ""
     converted: str = ""
+    fetched: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_published(self) -> bool:
@@ -76,7 +80,8 @@ class Model:
         """The fields that identify the weights. Options are left out, because the items contain them."""
         names = ("name", "family", "variant", "path", "hub", "revision")
         conversion = {"converted": os.path.basename(self.converted)} if self.convert else {}
-        return {**{name: getattr(self, name) for name in names}, **conversion}
+        files = {"files": ", ".join(sorted(self.fetched.values()))} if self.fetched else {}
+        return {**{name: getattr(self, name) for name in names}, **conversion, **files}
 
     def folder(self) -> Path:
         """The folder of the weights; the network is not used. Raises JobError if it does not exist."""
@@ -202,7 +207,7 @@ def declared_model(name: str, entry: Mapping[str, Any]) -> Model:
     if not isinstance(entry, Mapping):
         raise UsageError(f"model {name} is {shown(entry)}", "it must be a table with family and path")
     types = {"sizes": list, "options": dict, "convert": dict}
-    known = [field.name for field in fields(Model) if field.name not in ("name", "converted")]
+    known = [field.name for field in fields(Model) if field.name not in ("name", "converted", "fetched")]
     for key, value in entry.items():
         if key not in known:
             raise UsageError(f"model {name} has the unknown key {shown(key)}", f"known are {', '.join(known)}")
@@ -266,7 +271,7 @@ def complete_model(model: Model, families: Mapping[str, Family], to_come: Mappin
     layout than its family loads.
     """
     if family := families.get(model.family):
-        model = replace(model, options=rename_aliases(family.options, model.options))
+        model = prepared(model, family)
         refuse_layout(model, family)
         if model.convert:
             model = with_conversion(model, family)
@@ -274,7 +279,10 @@ def complete_model(model: Model, families: Mapping[str, Family], to_come: Mappin
         model = with_settings(model, to_come, "its training")
     elif found := settings_of(model, family):
         model = with_settings(model, *found)
-    return with_variant(model, families)
+    model = with_variant(model, families)
+    if family:
+        check_preset_variant(model, family)
+    return model
 
 
 def refuse_layout(model: Model, family: Family) -> None:
@@ -287,6 +295,31 @@ def refuse_layout(model: Model, family: Family) -> None:
     names = [path.relative_to(folder).as_posix() for path in islice(found, MOST_NAMES)]
     if remedy := family.recognise(Published(str(folder), [*first, *sorted(names)], model.variant)):
         raise JobError(f"{place} {OTHER_LAYOUT}", remedy)
+
+
+def prepared(model: Model, family: Family) -> Model:
+    """A declared model with the options' own names, with those of its preset, and with paths of files on the Hub.
+
+    Raises UsageError for an unknown preset or a wrong address.
+    """
+    model = with_preset(replace(model, options=rename_aliases(family.options, model.options)), family)
+    names = {one.name for one in family.options if one.is_file}
+    fetched = dict(model.fetched)
+
+    def local(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [local(one) for one in value]
+        if not is_source(value):
+            return value
+        hub, revision, path = parse_source(value)
+        if not path:
+            raise UsageError(f"options of model {model.name} name {value}, a repository", "name a file of it: add its path")
+        place = str(conversions_folder() / "files" / hub / revision / path)
+        fetched[place] = value
+        return place
+
+    options = {name: local(value) if name in names else value for name, value in model.options.items()}
+    return replace(model, options=options, fetched=fetched)
 
 
 def with_conversion(model: Model, family: Family) -> Model:
@@ -404,11 +437,16 @@ def setting_of(family: Family, name: str, value: Any, path: Path) -> Any:
         value = option.parse(value)
     except UsageError as error:
         raise UsageError(f"{path}: {error.reason}", error.remedy) from None
-    if option.is_file and value:
-        if Path(value).is_absolute() or ".." in Path(value).parts:
-            raise UsageError(f"{path} names {value!r} for {name}", "name a file of the model's folder")
-        return str(path.parent / value)
-    return value
+    if option.is_file and option.many:
+        return [file_in_folder(one, name, path) for one in value]
+    return file_in_folder(value, name, path) if option.is_file and value else value
+
+
+def file_in_folder(value: str, name: str, path: Path) -> str:
+    """The path of a file that the settings in `path` name for an option. Raises UsageError for a file of another folder."""
+    if Path(value).is_absolute() or ".." in Path(value).parts:
+        raise UsageError(f"{path} names {value!r} for {name}", "name a file of the model's folder")
+    return str(path.parent / value)
 
 
 def declared_models(config: Path | None) -> dict[str, Model]:

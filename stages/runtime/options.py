@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Self, dataclass_transform, get_args, get_origi
 
 from stages.runtime.components import Component
 from stages.runtime.errors import UsageError, in_quotes, is_scalar, shown
+from stages.runtime.hub import is_source
 from stages.runtime.text import is_plain
 
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
@@ -57,6 +58,7 @@ class Option:
     check: Callable[[Any], str | None] | None = None
     default_text: str = ""
     set_by_recipe: bool = False
+    widened: bool = False
 
     @property
     def flag(self) -> str:
@@ -69,11 +71,15 @@ class Option:
         """
         if self.many:
             values = value if isinstance(value, (list, tuple)) else [value]
+            if self.is_file:
+                values = [value for value in values if value != ""]  # so that "" takes away the files of a model
             return [self._parse_one(v) for v in values]
         return None if value is None and self.optional else self._parse_one(value)
 
     def _parse_one(self, value: Any) -> Any:
         value = self._convert(value)
+        if self.is_file and is_source(value):
+            raise self._wrong(value, "name it in the options of a model in the config, so that fetch downloads it")
         if self.is_path or self.is_file:
             value = os.path.expanduser(value)
         if self.form:
@@ -160,6 +166,7 @@ def option(
     check: Callable[[Any], str | None] | None = None,
     default_text: str = "",
     set_by_recipe: bool = False,
+    widened: bool = False,
 ) -> Any:
     """A field of a class of options; its annotation is the type of the option.
 
@@ -184,6 +191,7 @@ def option(
         check: function value -> error text, or None.
         default_text: the default as text, if it is a function or long.
         set_by_recipe: set by the recipe or on a stage's command line, never in a config.
+        widened: the option, a list, took a single value in earlier versions. One value keeps the key that it had then.
     """
     return field(metadata={"default": default, **{name: value for name, value in locals().items() if name != "default"}})
 
@@ -276,6 +284,7 @@ def merged(options: Sequence[Option]) -> Option:
         options[0],
         type=types.pop() if len(types) == 1 else str,
         choices=tuple(choices) if all(option.choices for option in options) else (),
+        many=any(option.many for option in options),
         aliases=tuple(dict.fromkeys(alias for option in options for alias in option.aliases if alias != options[0].name)),
     )
 
@@ -322,6 +331,30 @@ class Conversion:
     links: tuple[str, ...] = ()
     settings: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {}
     version: int = 1
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published release of a model as option values, for instance one that needs few steps.
+
+    Attributes:
+        source: where its figures are published.
+        variant: the architecture that it is for.
+        options: the values that the release was trained for. Another value is refused.
+        files: addresses on the model hub of the files that options name. Such an option may name further files.
+        advised: values that may be changed: another value is warned of. A list has to contain them.
+    """
+
+    source: str
+    variant: str
+    options: Mapping[str, Any]
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    advised: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All values."""
+        return {**self.options, **self.files, **self.advised}
 
 
 @dataclass(frozen=True)
@@ -387,9 +420,10 @@ class Implementation:
     needs_model: Callable[[Mapping[str, Any]], bool] = lambda values: True
     minutes: Callable[[str, Mapping[str, Any]], float] | None = None
 
-    def files_in(self, values: Mapping[str, Any]) -> dict[str, str]:
+    def files_in(self, values: Mapping[str, Any]) -> dict[str, list[str]]:
         """The paths of the files that option values name, by option."""
-        return {one.name: path for one in self.options.declared if one.is_file and (path := values.get(one.name))}
+        named = {one.name: values.get(one.name) for one in self.options.declared if one.is_file}
+        return {name: value if isinstance(value, list) else [value] for name, value in named.items() if value}
 
     def precision(self, values: Mapping[str, Any]) -> str:
         """The precision in which the networks of DTYPE are in memory: that of an option that stores them so, else dtype."""
@@ -420,6 +454,7 @@ class Family:
         recognise: function published files -> remedy if they are a model of the family in a layout that the stages cannot
             load, such as its authors' own; None for all else.
         files: glob patterns of the files of a model that no stage reads, but a training does.
+        presets: published releases as option values, by the name that a model's declaration gives.
     """
 
     name: str
@@ -437,6 +472,7 @@ class Family:
     conversion: Conversion | None = None
     recognise: Callable[[Published], str | None] = lambda published: None
     files: tuple[str, ...] = ()
+    presets: Mapping[str, Preset] = field(default_factory=dict)
 
     @cached_property
     def options(self) -> tuple[Option, ...]:

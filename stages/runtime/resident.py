@@ -41,7 +41,8 @@ class Resident:
 
     Attributes:
         tensors: of the network.
-        device: where it works; None for something small, or for a network on several devices.
+        device: where it works; None for something small, or for a network that cannot be moved: one on several devices, or
+            with quantised tensors that consist of several.
         copies: its tensors in main memory, if they lie there beside or instead of the device.
         is_ready: whether its tensors are where it works.
     """
@@ -56,7 +57,8 @@ class Resident:
     def of(cls, part: Any) -> Resident:
         tensors = [*chain(part.parameters(), part.buffers())] if hasattr(part, "parameters") else []
         devices = {tensor.device for tensor in tensors}
-        return cls(part, tensors, devices.pop() if len(devices) == 1 else None)
+        moves = len(devices) == 1 and not any(hasattr(tensor.data, "__tensor_flatten__") for tensor in tensors)
+        return cls(part, tensors, devices.pop() if moves else None)
 
     @property
     def bytes(self) -> int:

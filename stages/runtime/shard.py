@@ -14,10 +14,12 @@ from stages.runtime import artifacts, weights
 from stages.runtime.artifacts import Failure
 from stages.runtime.errors import ItemError, JobError, UsageError
 from stages.runtime.items import Item
+from stages.runtime.log import log
 from stages.runtime.loop import Loop, Settings, mark
 from stages.runtime.model import Model, find_model
 from stages.runtime.options import GPUS, Family, rename_aliases, resolve
 from stages.runtime.places import output_fault, writing_remedy
+from stages.runtime.presets import check_preset
 from stages.runtime.stages import Stage
 from stages.runtime.store import Store
 
@@ -137,6 +139,8 @@ def complete(
         )
     declared = rename_aliases(options, model.all_options) if model else {}
     values = resolve(options, {**declared, **given}, model.variant if model else "", known=facts)
+    for advice in check_preset(model, family, values):
+        log("warning", item=item.id, reason=advice)
     if model is None and stage.model and family.stages[stage.name].needs_model(values):
         raise UsageError("no model is given", "add --model NAME, FOLDER or HUB_ID")
     return model, family, replace(item, options=values, model=model.name if model else "")

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from stages.runtime import store
 from stages.runtime.components import (
     Broken,
     Component,
@@ -23,14 +24,23 @@ from stages.runtime.components import (
 )
 from stages.runtime.conversion import convert, replacing_folder
 from stages.runtime.errors import JobError, one_line
-from stages.runtime.hub import SCHEME, Wanted, ask, download
+from stages.runtime.hub import SCHEME, Wanted, ask, download, parse_source
 from stages.runtime.log import log
-from stages.runtime.model import OTHER_LAYOUT, SETTINGS, Model, complete_model, settings_in, weights_digests
+from stages.runtime.model import (
+    OTHER_LAYOUT,
+    SETTINGS,
+    Model,
+    complete_model,
+    prepared,
+    settings_in,
+    weights_digests,
+)
 from stages.runtime.options import DTYPE, Family, Implementation, Published
 from stages.runtime.places import dangling
 
 CONVERSION = "conversion.json"  # file in the folder of a converted model: what it was converted from
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float8_e4m3fn": 1, "float8_e5m2": 1}
+BYTES |= {"int8_weight_only": 1, "float8_weight_only": 1}
 
 
 def patterns(family: Family, stage: str = "") -> list[str]:
@@ -46,9 +56,12 @@ def check(model: Model, family: Family, stage: str = "") -> list[Path]:
     Raises JobError for missing or unreadable files. Components that only later stages load are checked too if they exist.
     """
     try:
-        return checked(model, family, patterns(family, stage))
+        files = checked(model, family, patterns(family, stage))
     except Broken as error:
         raise not_loadable(model, error) from None
+    if missing := [source for path, source in model.fetched.items() if not os.path.isfile(path)]:
+        raise JobError(f"{missing[0]} of model {model.name} is not on this machine", f"fetch it once: fetch {model.name}")
+    return files
 
 
 def checked(model: Model, family: Family, wanted: list[str]) -> list[Path]:
@@ -158,6 +171,7 @@ def fetch(model: Model, family: Family, verify: bool = False) -> dict[str, Any]:
     file is read, and compared with the digest by which the hub names it.
     """
     families = {family.name: family}
+    obtain_named_files(prepared(model, family))
     try:
         files = check(model := complete_model(model, families), family)
     except JobError:
@@ -174,7 +188,16 @@ def fetch(model: Model, family: Family, verify: bool = False) -> dict[str, Any]:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(files, weights_digests(files, verify))
     }
-    return {"model": model.name, "family": model.family, "variant": model.variant, **origin(model), "files": record}
+    named = dict(zip(model.fetched.values(), weights_digests(map(Path, model.fetched), verify)))
+    further = {"named_files": named} if named else {}
+    return {
+        "model": model.name,
+        "family": model.family,
+        "variant": model.variant,
+        **origin(model),
+        "files": record,
+        **further,
+    }
 
 
 def origin(model: Model) -> dict[str, Any]:
@@ -196,6 +219,20 @@ def obtain(model: Model, family: Family) -> None:
     if settings_in(model.folder()):
         reason = f"{model.hub} has settings of its own in {SETTINGS}: what was planned before it came does not know them"
         log("warning", model=model.name, reason=reason)
+
+
+def obtain_named_files(model: Model) -> None:
+    """Download the files on the Hub that a model's options name, if they are not on this machine. Raises JobError."""
+    missing = {path: parse_source(source) for path, source in model.fetched.items() if not os.path.isfile(path)}
+    if not missing:
+        return
+    wanted = [Wanted(hub, revision, (name,)) for hub, revision, name in missing.values()]
+    folders = download(model.name, wanted, ask(wanted))
+    for folder, (path, (*_, name)) in zip(folders, missing.items()):
+        try:
+            store.place((folder / name).resolve(), Path(path), linked=True)  # resolved: the hub's cache consists of links
+        except OSError as error:
+            raise JobError(f"{path} cannot be written ({one_line(error)})", "set HF_HOME to another folder") from error
 
 
 def obtain_converted(model: Model, family: Family) -> None:

@@ -155,7 +155,7 @@ def test_results_and_model_paths_may_start_with_a_tilde(config):
     home = os.path.expanduser("~")
     assert list(planned.films) == [f"{home}/films/demo/a.mp4", f"{home}/films/demo/b.mp4"]
     generate = next(part for part in planned.parts if part.step == "generate")
-    assert generate.model.path == f"{home}/weights" and generate.items[0].options["lora"] == f"{home}/style.safetensors"
+    assert generate.model.path == f"{home}/weights" and generate.items[0].options["lora"] == [f"{home}/style.safetensors"]
     assert generate.run.store == f"{home}/films/store"
 
 

@@ -227,7 +227,7 @@ def test_the_settings_of_published_models_are_known_before_the_conversion(monkey
     variants = {f"dynamicrafter-{variant.replace('_', '-')}": variant for variant in ("256", "512", "1024", "512_interp")}
     assert {name: model.variant for name, model in found.items() if model.variant} == variants
     assert found.keys() - variants.keys() == {"longlive-1.3b", "fresco-realistic"}
-    assert found["longlive-1.3b"].options["lora"] == f"{found['longlive-1.3b'].converted}/lora.safetensors"
+    assert found["longlive-1.3b"].options["lora"] == [f"{found['longlive-1.3b'].converted}/lora.safetensors"]
 
 
 def test_a_family_without_a_conversion_refuses_convert():

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from stages.families import FAMILIES
 from stages.runtime.errors import UsageError
 from stages.runtime.items import Item
-from stages.runtime.key import digest_options
+from stages.runtime.key import digest_options, digest_work
 from stages.runtime.options import Options, option, rename_aliases, resolve
+from stages.runtime.stages import STAGES
 from tests.runtime import toys
 
 
@@ -32,6 +34,27 @@ def test_store_key_ignores_an_option_at_its_neutral_value():
 
 def test_store_key_depends_on_a_value_that_is_not_neutral():
     assert digest(After, step_cache="fast") != digest(Before)
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "own", "key"),
+    [
+        ("wan", "14b", {"lora_scale": 0.5}, "28388e11c53e6dbbf07b66475b8b03e857976cb5eb4f98b11646b7b209119f52"),
+        ("longlive", "", {}, "d0fec30f31ae2dc6ce740e6d177fbf7bca932e8956afbd00311903085f356902"),
+    ],
+)
+def test_a_result_with_one_lora_keeps_the_key_that_it_had_when_there_could_be_only_one(family, variant, own, key):
+    """The keys are those that the commit before this option was a list computed for the same work."""
+
+    def work(digests, **own):
+        implementation = FAMILIES[family].stages["generate"]
+        options = implementation.options.resolved({"seed": 1, "lora": "a", **own}, variant)
+        named = digest_options(implementation.options.declared, options.values())
+        return digest_work(STAGES["generate"], FAMILIES[family], named, {"lora": digests}, {"encoded": ["e"]}, "w")
+
+    assert work(["f00"], **own) == key
+    stacks = [work(files, lora_scale=scales) for files in (["f00", "f01"], ["f01", "f00"]) for scales in ([1, 0.5], [0.5])]
+    assert len({key, *stacks}) == 5  # the order counts: the last bit of a sum may depend on it
 
 
 def run_item(tmp_path, options, **values):

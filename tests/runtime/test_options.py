@@ -128,9 +128,16 @@ def test_parse_reports_an_invalid_value_in_one_short_sentence(type, value, messa
     assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize("name", ["lora", "masks", "last_image"])
+@pytest.mark.parametrize("name", ["masks", "last_image"])
 def test_file_options_may_start_with_a_tilde(name):
     assert all_options()[name].parse("~/a.mp4") == os.path.expanduser("~/a.mp4")
+
+
+def test_an_option_of_several_files_takes_one_several_or_none():
+    lora, home = all_options()["lora"], os.path.expanduser("~")
+    assert lora.parse("~/a.safetensors") == [f"{home}/a.safetensors"]
+    assert lora.parse(["~/a.safetensors", "b.safetensors"]) == [f"{home}/a.safetensors", "b.safetensors"]
+    assert lora.parse("") == lora.parse([]) == []
 
 
 def test_training_folder_options_may_start_with_a_tilde():

@@ -104,10 +104,12 @@ def test_settings_do_not_change_the_digest_of_the_weights(folder):
 
 def test_a_file_named_by_the_settings_lies_in_the_model_folder(folder):
     write_settings(folder, options={**OPTIONS, "lora": "loras/mine.safetensors"})
-    assert resolve_model(folder)[1]["lora"] == str(folder / "loras/mine.safetensors")
+    assert resolve_model(folder)[1]["lora"] == [str(folder / "loras/mine.safetensors")]
+    write_settings(folder, options={**OPTIONS, "lora": ["mine.safetensors", "style.safetensors"]})
+    assert resolve_model(folder)[1]["lora"] == [str(folder / "mine.safetensors"), str(folder / "style.safetensors")]
 
 
-@pytest.mark.parametrize("name", ["../mine.safetensors", "/etc/passwd", "loras/../../mine.safetensors"])
+@pytest.mark.parametrize("name", ["../mine.safetensors", "/etc/passwd", "loras/../../mine.safetensors", ["a", "../b"]])
 def test_settings_that_name_a_file_outside_the_folder_are_refused(name, folder):
     write_settings(folder, options={"lora": name})
     with pytest.raises(UsageError, match=r"kinemake.json names '.*' for lora: name a file of the model's folder"):

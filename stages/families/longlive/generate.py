@@ -17,6 +17,8 @@ from stages.families.shared.item import carry, check_finite, check_frames, check
 from stages.families.shared.loading import DTYPES
 from stages.families.shared.model_index import read_config
 from stages.families.shared.transformer import place
+from stages.families.shared.wan.lora import loras_of
+from stages.families.shared.wan.options import check_loras
 from stages.families.shared.wan.transformer import empty_transformer, load_transformer
 from stages.runtime import memory
 from stages.runtime.artifacts import write_tensors
@@ -41,6 +43,7 @@ class Generate(Worker[GenerateOptions]):
         check_lineage(encoded, self.model)
         check_frames(encoded, *range(0, encoded.fields["latent_frames"], encoded.fields["block"]))
         check_window(work.options.values(), encoded.fields["block"])
+        check_loras(work.options.values())
         rows = read_config(self.model.folder() / "transformer").get("rope_max_seq_len", LONGEST)
         check_longest(encoded.fields["latent_frames"], work.options.values(), rows)
 
@@ -52,8 +55,8 @@ class Generate(Worker[GenerateOptions]):
         """Load the transformer and merge the LoRA into it. Raises JobError, and ItemError for a LoRA that does not fit."""
         dtype, device = DTYPES[options.dtype], torch.device(self.device)
         offload = self._offloads(options)
-        lora, alpha = options.lora, options.lora_alpha
-        transformer = load_transformer(self.model, "transformer", dtype, lora, alpha=alpha, device=device, whole=not offload)
+        loras = loras_of(options.lora, options.lora_scale, options.lora_alpha)
+        transformer = load_transformer(self.model, "transformer", dtype, loras, device=device, whole=not offload)
         self.causal = CausalWan(transformer, options.relative_positions, dtype)
         place(transformer, device, "block_level" if offload else "none")
 

@@ -14,7 +14,15 @@ from stages.families.shared.common_options import SeedOption
 from stages.families.shared.model_index import read_index
 from stages.families.shared.parts import TOKENIZER, UMT5, WAN_VAE, wan_transformer
 from stages.families.shared.wan.limits import Fault, frames_fault, limits, size_fault, text_fault
-from stages.families.shared.wan.options import DtypeOption, LatentTrainingOptions, TextLengthOption, VaeTilingOption, disk
+from stages.families.shared.wan.options import (
+    DtypeOption,
+    LatentTrainingOptions,
+    LoraOptions,
+    TextLengthOption,
+    VaeTilingOption,
+    check_loras,
+    disk,
+)
 from stages.media.options import WriteOptions
 from stages.runtime.errors import UsageError
 from stages.runtime.options import DTYPE, REQUIRED, Conversion, Family, Implementation, Options, Published, Training, option
@@ -71,6 +79,7 @@ def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> No
     check_size(values["size"], sizes or SIZES)
     check_lengths(values)
     check_window(values, values["num_frame_per_block"])
+    check_loras(values)
     check_longest(values["num_output_frames"], values)
 
 
@@ -175,7 +184,7 @@ class EncodeOptions(TextLengthOption, DtypeOption, VaeTilingOption):
     num_frame_per_block: int = option(3, BLOCK_HELP, unit=LATENT, minimum=1, maximum=128)
 
 
-class GenerateOptions(SeedOption, DtypeOption):
+class GenerateOptions(SeedOption, DtypeOption, LoraOptions):
     denoising_step_list: list[int] = option(
         [1000, 750, 500, 250], "Timesteps of the denoising steps of a block, from 1000 down", minimum=1, maximum=1000
     )
@@ -201,12 +210,13 @@ class GenerateOptions(SeedOption, DtypeOption):
         "Count rotary positions within the window: removes the limit of 1024 latent frames, and changes the result",
         reloads=True,
     )
-    lora: str = option(
-        "", "LoRA weights (a safetensors file): those that convert wrote, or those of a trainer", reloads=True, is_file=True
+    lora: list[str] = LoraOptions.redeclared(
+        "lora", help="LoRA weights (safetensors files): those that convert wrote, and those of a trainer"
     )
+    lora_scale: list[float] = LoraOptions.redeclared("lora_scale", neutral=[1.0])
     lora_alpha: float = option(
         256.0,
-        "Alpha of the LoRA in lora if its file states none; its strength is alpha / rank. LongLive's own LoRA has 256",
+        "Alpha of the files in lora that state none; their strength is alpha / rank. LongLive's own LoRA has 256",
         reloads=True,
         minimum=-(10**6),
         maximum=10**6,

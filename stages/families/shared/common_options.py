@@ -1,8 +1,11 @@
 """Options that several families share."""
 
 import secrets
+from collections.abc import Mapping
+from typing import Any
 
-from stages.runtime.options import GpusOption, Options, option
+from stages.runtime.errors import UsageError
+from stages.runtime.options import GPUS, GpusOption, Options, option
 
 
 class SeedOption(Options):
@@ -54,6 +57,15 @@ class TransformerOptions(GpusOption):
         reloads=True,
         stores=("float8_e4m3fn", "float8_e5m2"),
     )
+    quantization: str = option(
+        "none",
+        "Store the linear layers of the transformer's blocks in 8 bits by torchao (int8, or float8_e4m3fn), with a scale "
+        "per row, and compute in dtype: halves the memory, changes the result slightly. LoRA files are merged before",
+        choices=("none", "int8_weight_only", "float8_weight_only"),
+        neutral="none",
+        reloads=True,
+        stores=("int8_weight_only", "float8_weight_only"),
+    )
     attention_backend: str = option(
         "native",
         "Implementation of attention, by diffusers' name; all but native need a package or a GPU that supports them",
@@ -70,3 +82,15 @@ class TransformerOptions(GpusOption):
         ),
         reloads=True,
     )
+
+
+def check_transformer(values: Mapping[str, Any]) -> None:
+    """Raise UsageError for options of a transformer that do not go together."""
+    if values["quantization"] == "none":
+        return
+    for name, fitting in (("layerwise_casting", "none"), (GPUS, 1)):
+        if values[name] != fitting:
+            raise UsageError(
+                f"quantization is {values['quantization']} and {name} is {values[name]}, which do not go together",
+                f"leave one of them out, or set {name} to {fitting}",
+            )

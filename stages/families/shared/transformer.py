@@ -18,7 +18,8 @@ SPARE = 4 * 2**30  # bytes of main memory that stay free beside the pinned copy 
 
 def is_whole_on_device(options: TransformerOptions) -> bool:
     """Whether `prepare_transformer` puts all weights on one device as they are, so that they can be loaded there."""
-    return options.offload == "none" and options.layerwise_casting == "none" and options.gpus == 1
+    as_they_are = options.layerwise_casting == "none" and options.quantization == "none"
+    return options.offload == "none" and as_they_are and options.gpus == 1
 
 
 def prepare_transformer(
@@ -30,18 +31,42 @@ def prepare_transformer(
 ) -> ModelMixin:
     """Prepare a transformer to compute in `dtype` on `device`, as the options say.
 
-    If passes may leave out blocks, offloaded weights move without a stream, which relies on the order of the blocks.
-    Raises JobError for an attention backend that is not installed.
+    <<<<<<< HEAD
+        If passes may leave out blocks, offloaded weights move without a stream, which relies on the order of the blocks.
+        Raises JobError for an attention backend that is not installed.
+    =======
+        Raises JobError for an attention backend or a quantisation that is not installed.
+    >>>>>>> main
     """
     set_attention(transformer, options.attention_backend, device)
     if options.layerwise_casting != "none":
         storage = getattr(torch, options.layerwise_casting)
         transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
+    if options.quantization != "none":
+        quantise(transformer, options.quantization, device)
     if options.gpus > 1 and device.type == "cuda":
         return spread(transformer, [torch.device("cuda", index) for index in range(options.gpus)])
     stream = False if leaves_out_blocks else options.offload_stream
     place(transformer, device, options.offload, options.offload_blocks, stream)
     return transformer
+
+
+def quantise(transformer: ModelMixin, kind: str, device: torch.device) -> None:
+    """Store the weights of the blocks' linear layers in 8 bits, layer by layer on the device, by torchao's configs.
+
+    A row of a weight is its 8 bits times a scale. Raises JobError if torchao is not installed.
+    """
+    try:
+        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise JobError(
+            f"quantization {kind} needs torchao, which cannot be used here ({one_line(error)})",
+            "install it: pip install 'kinemake[torchao]', or set quantization to none",
+        ) from error
+    config = {"int8_weight_only": Int8WeightOnlyConfig, "float8_weight_only": Float8WeightOnlyConfig}[kind]
+    blocks = [module for module in transformer.modules() if type(module).__name__ in transformer._repeated_blocks]
+    for block in blocks:
+        quantize_(block, config(set_inductor_config=False), device=device)
 
 
 def place(

@@ -19,15 +19,19 @@ from stages.families.shared.convert import (
     rename_weights,
     save,
 )
+from stages.families.shared.loading import DTYPES
 from stages.families.shared.model_index import read_config
 from stages.families.shared.wan.names import diffusers_name, text_encoder_name, vae_name
 from stages.families.shared.wan.repository import write_index
 from stages.families.shared.wan.transformer import empty_transformer
-from stages.families.wan.options import ConvertOptions
+from stages.families.wan.options import PARTS, ConvertOptions, detect
+from stages.families.wan.single_file import read_single_file
 from stages.runtime.errors import UsageError
 from stages.runtime.model import write_settings
 
-EXPERTS = ("high_noise_model", "low_noise_model")
+EXPERTS = tuple(PARTS.values())
+INDEX = "model_index.json"  # in a repository in diffusers' layout
+OTHERS = {"text_encoder", "tokenizer", "vae", "scheduler"}  # its components beside the transformers
 TOKENIZER = "google/umt5-xxl"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 TEXT_ENCODER: dict[str, Any] = {  # of umt5-xxl: Wan's files have no config for it
@@ -90,14 +94,21 @@ def convert(options: ConvertOptions, output: Path) -> None:
     incomplete files; `output` does not exist then.
     """
     checkpoint = Path(options.ckpt_dir)
+    files = {name: Path(path) for name in PARTS if (path := getattr(options, name))}
     with new_repository(output) as folder:
+        if files and (checkpoint / INDEX).is_file():
+            return replace_transformers(checkpoint, files, DTYPES[options.dtype], folder)
         experts = [checkpoint / name for name in EXPERTS if (checkpoint / name).is_dir()]
-        sources = dict(zip(("transformer", "transformer_2"), experts or [checkpoint], strict=False))
+        sources = dict(zip(PARTS, experts or [checkpoint], strict=False))
         layout = find_layout(checkpoint, sources)
+        check_parts(files, sources, checkpoint)
         for name in (TEXT_ENCODER_FILE, layout.vae_file, TOKENIZER):
             if not (checkpoint / name).exists():
                 raise UsageError(f"{checkpoint} has no {name}", "give the complete folder as it was published")
-        parts = {name: read_transformer(source) for name, source in sources.items()}
+        parts = {
+            name: read_transformer(transformer_config(source), source, files.get(name), DTYPES[options.dtype])
+            for name, source in sources.items()
+        }
         parts["text_encoder"] = read_text_encoder(checkpoint / TEXT_ENCODER_FILE)
         parts["vae"] = read_vae(checkpoint / layout.vae_file, layout.vae)
         for name, model in parts.items():
@@ -112,6 +123,30 @@ def convert(options: ConvertOptions, output: Path) -> None:
             write_settings(folder, {"family": "wan", "variant": layout.variant})
 
 
+def replace_transformers(repository: Path, files: Mapping[str, Path], dtype: torch.dtype, folder: Path) -> None:
+    """Write a repository in diffusers' layout again, with the weights of some transformers from files. Raises UsageError."""
+    variant = detect(repository)
+    if variant is None:
+        raise UsageError(f"{repository} is no repository of Wan2.2", "give that of Wan2.2-TI2V-5B or Wan2.2-I2V-A14B")
+    present = {name: repository / name for name in PARTS if (repository / name).is_dir()}
+    check_parts(files, present, repository)
+    transformers = {
+        name: read_transformer(read_config(present[name]), present[name], path, dtype) for name, path in files.items()
+    }
+    for name, transformer in transformers.items():
+        save(transformer, folder / name)
+    for source in sorted(repository.iterdir()):
+        if source.name == INDEX or (source.is_dir() and source.name in OTHERS | present.keys() - files.keys()):
+            link(source, folder / source.name)
+    write_settings(folder, {"family": "wan", "variant": variant}, before=repository)
+
+
+def check_parts(files: Mapping[str, Path], present: Mapping[str, Path], checkpoint: Path) -> None:
+    """Raise UsageError for the file of a transformer that the model does not have."""
+    if unknown := [name for name in files if name not in present]:
+        raise UsageError(f"{checkpoint} has no {unknown[0]}, and {files[unknown[0]]} is given for it", "leave that file out")
+
+
 def find_layout(checkpoint: Path, sources: Mapping[str, Path]) -> Layout:
     """The layout of a folder, by the config of its first transformer. Raises UsageError for an unknown model."""
     kind = read_config(sources["transformer"]).get("model_type")
@@ -124,10 +159,15 @@ def find_layout(checkpoint: Path, sources: Mapping[str, Path]) -> Layout:
     return LAYOUTS[kind, len(sources)]
 
 
-def read_transformer(folder: Path) -> torch.nn.Module:
-    """Read a transformer from the safetensors files of a folder. Raises UsageError."""
-    transformer = empty_transformer(transformer_config(folder), folder)
-    fill(transformer, rename_weights(read_shards(folder), diffusers_name, folder), folder)
+def read_transformer(config: Mapping[str, Any], folder: Path, file: Path | None, dtype: torch.dtype) -> torch.nn.Module:
+    """Read a transformer with the `config` in a folder from the folder's safetensors files, or from a single file.
+
+    Quantised weights of a single file get the `dtype`. Raises UsageError.
+    """
+    transformer = empty_transformer(config, folder)
+    shapes = {name: parameter.shape for name, parameter in transformer.named_parameters()}
+    weights = read_single_file(file, shapes, dtype) if file else rename_weights(read_shards(folder), diffusers_name, folder)
+    fill(transformer, weights, file or folder)
     return transformer
 
 

@@ -18,6 +18,7 @@ from stages.families.shared.model_index import read_config
 from stages.families.shared.solvers import Scheduler, make_scheduler
 from stages.families.shared.step_cache import step_cache
 from stages.families.shared.transformer import is_whole_on_device, prepare_transformer
+from stages.families.shared.wan.lora import loras_of
 from stages.families.shared.wan.transformer import load_transformer
 from stages.families.wan import checkpoint
 from stages.families.wan.options import GenerateOptions, check_generation, guidance_scales
@@ -81,12 +82,17 @@ class Generate(Worker[GenerateOptions]):
         """Load the expert of the phase. Raises JobError, and ItemError for a LoRA that does not fit."""
         name, suffix = ("transformer_2", "_2") if self.phase == LOW else ("transformer", "")
         device, dtype = torch.device(self.device), DTYPES[options.dtype]
-        lora, scale = getattr(options, f"lora{suffix}"), getattr(options, f"lora_scale{suffix}")
+        loras = loras_of(getattr(options, f"lora{suffix}"), getattr(options, f"lora_scale{suffix}"))
         whole = is_whole_on_device(options)
 
         def load() -> torch.nn.Module:
+<<<<<<< HEAD
             expert = load_transformer(self.model, name, dtype, lora, scale, device=device, whole=whole)
             return prepare_transformer(expert, options, dtype, device, leaves_out_blocks=options.step_cache != "none")
+=======
+            expert = load_transformer(self.model, name, dtype, loras, device=device, whole=whole)
+            return prepare_transformer(expert, options, dtype, device)
+>>>>>>> main
 
         self.transformer = RESIDENTS.take(self.model, name, load, *options.reloading())
         if self.phase == HIGH:

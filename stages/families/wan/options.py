@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.families.shared.common_options import PromptOptions, SeedOption, TransformerOptions
+from stages.families.shared.common_options import PromptOptions, SeedOption, TransformerOptions, check_transformer
 from stages.families.shared.flow_options import (
     GuidanceOptions,
     SamplerOptions,
@@ -23,10 +23,30 @@ from stages.families.shared.model_index import read_index
 from stages.families.shared.parts import TOKENIZER, UMT5, WAN_VAE, scheduler, wan_transformer
 from stages.families.shared.training.options import CaptionTrainingOptions, VaeTrainingOptions
 from stages.families.shared.wan.limits import Fault, frames_fault, limits, size_fault, text_fault
-from stages.families.shared.wan.options import DtypeOption, LatentTrainingOptions, TextLengthOption, VaeTilingOption, disk
+from stages.families.shared.wan.options import (
+    DtypeOption,
+    LatentTrainingOptions,
+    LoraOptions,
+    TextLengthOption,
+    VaeTilingOption,
+    check_loras,
+    disk,
+)
+from stages.families.wan.presets import PRESETS
 from stages.media.options import WriteOptions
 from stages.runtime.errors import UsageError
-from stages.runtime.options import DTYPE, REQUIRED, Conversion, Family, Implementation, Options, Published, Training, option
+from stages.runtime.options import (
+    DTYPE,
+    DTYPES,
+    REQUIRED,
+    Conversion,
+    Family,
+    Implementation,
+    Options,
+    Published,
+    Training,
+    option,
+)
 from stages.runtime.sizes import check_size, parse_size, size_text
 
 SIZES = {
@@ -90,13 +110,16 @@ def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> No
 
 
 def check_generation(variant: str, values: Mapping[str, Any]) -> None:
-    """Raise UsageError for options of a second expert in the 5b, which has one, and for steps or guidance that are none."""
+    """Raise UsageError for options of a second expert in the 5b, and for steps, guidance or strengths that do not fit."""
     check_schedule(values)
     check_guidance(values, guidance_scales(values))
+    check_transformer(values)
     check_step_cache(values)
     for name in ("guidance_scale_2", "boundary_ratio", "lora_2", "mag_ratios_2"):
-        if variant == "5b" and values[name] not in (None, "", []):
+        if variant == "5b" and values[name] not in (None, []):
             raise UsageError(f"{name} is {values[name]!r} and the 5B has one expert", f"leave {name} out")
+    for suffix in ("", "_2"):
+        check_loras(values, suffix)
 
 
 def guidance_scales(values: Mapping[str, Any]) -> tuple[float, float]:
@@ -207,7 +230,9 @@ class EncodeOptions(PromptOptions, TextLengthOption, DtypeOption, VaeTilingOptio
     )
 
 
-class GenerateOptions(SeedOption, DtypeOption, TransformerOptions, GuidanceOptions, StepCacheOptions, SamplerOptions):
+class GenerateOptions(
+    SeedOption, DtypeOption, TransformerOptions, GuidanceOptions, StepCacheOptions, SamplerOptions, LoraOptions
+):
     seed: int = SeedOption.redeclared("seed", aliases=("base_seed",))
     num_inference_steps: int = option(
         default_steps(40),
@@ -252,15 +277,17 @@ class GenerateOptions(SeedOption, DtypeOption, TransformerOptions, GuidanceOptio
         maximum=1,
         default_text="14b: 0.9",
     )
-    lora: str = option(
-        "",
-        "LoRA weights (a safetensors file) for the transformer, in the 14b for the high-noise expert",
-        reloads=True,
-        is_file=True,
+    lora: list[str] = LoraOptions.redeclared(
+        "lora",
+        help="LoRA weights (safetensors files) for the transformer, in the 14b for the high-noise expert; all of them are "
+        "merged into it",
     )
-    lora_scale: float = option(1.0, "Strength of the LoRA in lora", reloads=True, minimum=-100, maximum=100)
-    lora_2: str = option("", "LoRA weights (a safetensors file) for the low-noise expert (14b)", reloads=True, is_file=True)
-    lora_scale_2: float = option(1.0, "Strength of the LoRA in lora_2", reloads=True, minimum=-100, maximum=100)
+    lora_2: list[str] = LoraOptions.redeclared(
+        "lora", help="LoRA weights (safetensors files) for the low-noise expert (14b); all of them are merged into it"
+    )
+    lora_scale_2: list[float] = LoraOptions.redeclared(
+        "lora_scale", help="Strengths of the files in lora_2, in their order, or one for all of them"
+    )
     checkpoint_every: int = option(
         0,
         "Save the denoising state every N steps, so that a killed job can resume; 0: only between the experts",
@@ -286,8 +313,35 @@ def recognise(published: Published) -> str | None:
 
 class ConvertOptions(Options):
     ckpt_dir: str = option(
-        REQUIRED, "Folder with a checkpoint in Wan's own layout, such as Wan-AI/Wan2.2-TI2V-5B", exists="folder"
+        REQUIRED,
+        "Folder with a checkpoint in Wan's own layout, such as Wan-AI/Wan2.2-TI2V-5B. With --transformer also a "
+        "repository in diffusers' layout, whose other components are hard-linked",
+        exists="folder",
     )
+    transformer: str = option(
+        "",
+        "File with the weights of the transformer, in the 14b of the high-noise expert, instead of those in ckpt_dir: "
+        ".safetensors in Wan's own names, as distilled releases are published, or .gguf",
+        exists="file",
+    )
+    transformer_2: str = option(
+        "", "File with the weights of the low-noise expert (14b), instead of those in ckpt_dir", exists="file"
+    )
+    dtype: str = option(
+        "bfloat16", "Precision in which quantised weights of these files (GGUF, 8 bits) are written", choices=DTYPES
+    )
+
+
+PARTS = {"transformer": "high_noise_model", "transformer_2": "low_noise_model"}  # folders in diffusers' and in Wan's layout
+
+
+def files_to_convert(values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Glob patterns of the files of ckpt_dir that a conversion reads."""
+    if not any(values.get(part) for part in PARTS):
+        return {"ckpt_dir": ("*.json", "*.safetensors", "*_noise_model/*", "*.pth", "google/umt5-xxl/*")}
+    others = ("*.json", "*.pth", "google/umt5-xxl/*", "text_encoder/*", "tokenizer/*", "vae/*", "scheduler/*")
+    kept = (f"{folder}/*" for part in PARTS if not values.get(part) for folder in (part, PARTS[part]))
+    return {"ckpt_dir": (*others, *kept)}
 
 
 FAMILY = Family(
@@ -339,8 +393,9 @@ FAMILY = Family(
     conversion=Conversion(
         "stages.families.wan.convert:convert",
         ConvertOptions,
-        "A folder in Wan's own layout: Wan2.2-TI2V-5B, Wan2.2-I2V-A14B or Wan2.1-T2V.",
-        reads=lambda values: {"ckpt_dir": ("*.json", "*.safetensors", "*_noise_model/*", "*.pth", "google/umt5-xxl/*")},
+        "A folder in Wan's own layout: Wan2.2-TI2V-5B, Wan2.2-I2V-A14B or Wan2.1-T2V, or a single file of a transformer.",
+        reads=files_to_convert,
     ),
     recognise=recognise,
+    presets=PRESETS,
 )

@@ -10,7 +10,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.loaders import WanLoraLoaderMixin
 from safetensors.torch import load_file, save_file
 
-from stages.families.shared.wan.lora import merge
+from stages.families.shared.wan.lora import Lora, merge
 from stages.runtime.errors import ItemError
 from tests.commands import stage
 from tests.tiny.wan_original import transformer_names
@@ -89,7 +89,7 @@ def test_a_merge_has_the_same_bits_on_any_number_of_threads(dtype, tmp_path):
         network["proj"].weight = torch.nn.Parameter(weight.clone())
         torch.set_num_threads(threads)
         try:
-            merge(network, tmp_path / "lora.safetensors", 0.7)
+            merge(network, [Lora(tmp_path / "lora.safetensors", 0.7)])
         finally:
             torch.set_num_threads(1)
         merged.append(network["proj"].weight)
@@ -143,6 +143,14 @@ FORMATS = {  # names of the two matrices of a layer
         f"pipe.dit.{WAN[layer]}.lora_B.default.weight",
     ),
     "musubi": lambda layer: (f"{flat(layer)}.lora_down.weight", f"{flat(layer)}.lora_up.weight"),
+    "kohya on diffusers": lambda layer: (
+        f"lora_unet_{layer.replace('.', '_')}.lora_down.weight",
+        f"lora_unet_{layer.replace('.', '_')}.lora_up.weight",
+    ),
+    "kohya, lora_transformer": lambda layer: (
+        f"lora_transformer_{layer.replace('.', '_')}.lora_down.weight",
+        f"lora_transformer_{layer.replace('.', '_')}.lora_up.weight",
+    ),
 }
 
 
@@ -191,7 +199,7 @@ def lora_tensors(matrices, form, alphas={}):
 def check_merged(folder, path, added, **options):
     """Check that merging a file adds `added` to the parameters, in float64, and changes nothing else."""
     transformer, before = parameters(folder)
-    merge(transformer, path, **options)
+    merge(transformer, [Lora(path, **options)])
     for name, parameter in transformer.state_dict().items():
         torch.testing.assert_close(parameter.double(), before[name] + added.get(name, 0), atol=1e-5, rtol=1e-6, msg=name)
     assert all((addition != 0).any() for addition in added.values())
@@ -318,6 +326,164 @@ def test_lora_bias_is_scaled_like_the_matrices(matrices, tiny_wan, tmp_path):
     check_merged(tiny_wan["14b"], path, added)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("alpha", ["none", "0-d", "one element"])
+def test_every_convention_equals_a_dense_merge_in_float64(form, alpha, tiny_wan, tmp_path):
+    """Every layer that has a weight matrix, with a rank and a precision of its own; weights of the size of real ones."""
+    random = torch.Generator().manual_seed(5)
+    transformer, before = parameters(tiny_wan["14b"])
+    dtypes, tensors, added = (torch.float32, torch.bfloat16, torch.float16), {}, {}
+    layers = [name for name in WAN if before[f"{name}.weight"].ndim == 2]
+    for number, layer in enumerate(layers):
+        rows, columns = before[f"{layer}.weight"].shape
+        rank = 1 + 2 * (number % 4)
+        a = (torch.randn(rank, columns, generator=random) / 8).to(dtypes[number % 3])
+        b = (torch.randn(rows, rank, generator=random) / 8).to(dtypes[(number + 1) % 3])
+        down, up = FORMATS[form](layer)
+        tensors |= {down: a, up: b}
+        factor = 1.0
+        if alpha != "none":
+            factor = (number + 0.5) / rank
+            tensors[re.sub(r"\.lora.*", ".alpha", down)] = torch.full([1] * (alpha == "one element"), number + 0.5)
+        added[f"{layer}.weight"] = 0.8 * factor * (b.double() @ a.double())
+    merge(transformer, [Lora(write(tmp_path / "l.safetensors", tensors), 0.8)])
+    for name, parameter in transformer.state_dict().items():
+        wanted = before[name] + added.get(name, 0)
+        assert ((parameter.double() - wanted).abs() <= 1e-6 * wanted.abs().clamp(min=1)).all(), name
+    assert len(added) == len(layers) > 20
+
+
+KINDS = {  # by the ending of the tensors: the parameter, and the tensors that change it, from its shape and a generator
+    "a norm, .diff": ("blocks.0.norm2.weight", "blocks.0.norm3.diff"),
+    "a norm's bias, .diff_b": ("blocks.0.norm2.bias", "blocks.0.norm3.diff_b"),
+    "an RMS norm, .diff": ("blocks.1.attn1.norm_k.weight", "blocks.1.self_attn.norm_k.diff"),
+    "a bias, .diff_b": ("blocks.0.ffn.net.2.bias", "blocks.0.ffn.2.diff_b"),
+    "a matrix, .diff": ("condition_embedder.time_proj.weight", "time_projection.1.diff"),
+    "the patch embedding, .diff": ("patch_embedding.weight", "patch_embedding.diff"),
+    "the patch embedding's bias, .diff_b": ("patch_embedding.bias", "patch_embedding.diff_b"),
+    "a modulation, .diff_m": ("blocks.1.scale_shift_table", "blocks.1.diff_m"),
+    "the head's modulation, .diff_m": ("scale_shift_table", "head.diff_m"),
+    "the head, .diff": ("proj_out.weight", "head.head.diff"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_kind_of_difference_alone_changes_its_parameter(kind, dtype, tiny_wan, tmp_path):
+    parameter, key = KINDS[kind]
+    _, weights = parameters(tiny_wan["14b"])
+    difference = torch.randn(weights[parameter].shape, generator=torch.Generator().manual_seed(6)).to(dtype)
+    path = write(tmp_path / "l.safetensors", {f"diffusion_model.{key}": difference})
+    check_merged(tiny_wan["14b"], path, {parameter: -0.5 * difference.double()}, scale=-0.5)
+
+
+@pytest.mark.parametrize("name", ["diffusion_model.patch_embedding", "lora_unet_patch_embedding"])
+def test_a_lora_of_the_patch_embedding_is_a_convolution(name, tiny_wan, tmp_path):
+    """The two convolutions one after the other are the one whose kernel is added."""
+    _, weights = parameters(tiny_wan["14b"])
+    rows, *kernel = weights["patch_embedding.weight"].shape
+    random = torch.Generator().manual_seed(7)
+    down, up = torch.randn(3, *kernel, generator=random), torch.randn(rows, 3, 1, 1, 1, generator=random)
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(2.0)}
+    added = 2 / 3 * torch.einsum("or,r...->o...", up.double().flatten(1), down.double())
+    check_merged(tiny_wan["14b"], write(tmp_path / "l.safetensors", tensors), {"patch_embedding.weight": added})
+    pixels = torch.randn(1, kernel[0], 2, 4, 4, generator=random, dtype=torch.float64)
+    stride = tuple(kernel[1:])
+    after = torch.conv3d(torch.conv3d(pixels, down.double(), stride=stride), up.double()) * 2 / 3
+    torch.testing.assert_close(torch.conv3d(pixels, added, stride=stride), after)
+
+
+# --------------------------------------------------------------------------------------------------------- several files
+
+
+def stacked(matrices, folder):
+    """Three files, of three conventions, that change some of the same layers, and their additions in float64."""
+    random = torch.Generator().manual_seed(8)
+    loras, sums = [], {}
+    for number, (form, scale) in enumerate([("diffusers", 0.7), ("ComfyUI, down and up", -1.5), ("musubi", 2.0)]):
+        own = {layer: (torch.randn(a.shape, generator=random), b) for layer, (a, b) in list(matrices.items())[number:]}
+        loras.append(Lora(write(folder / f"{number}.safetensors", lora_tensors(own, form)), scale))
+        for name, product in products(own).items():
+            sums[name] = sums.get(name, 0) + scale * product
+    return loras, sums
+
+
+def test_several_loras_are_summed_with_their_strengths(matrices, tiny_wan, tmp_path):
+    loras, sums = stacked(matrices, tmp_path)
+    transformer, before = parameters(tiny_wan["14b"])
+    merge(transformer, loras)
+    for name, parameter in transformer.state_dict().items():
+        torch.testing.assert_close(parameter.double(), before[name] + sums.get(name, 0), atol=1e-5, rtol=1e-6, msg=name)
+
+
+def test_several_loras_are_rounded_once(matrices, tiny_wan, tmp_path):
+    """In bfloat16, a sum that is rounded after each file differs from the right one in many weights."""
+    loras, sums = stacked(matrices, tmp_path)
+    transformer, _ = parameters(tiny_wan["14b"])
+    before = {name: parameter.double() for name, parameter in transformer.bfloat16().state_dict().items()}
+    merge(transformer, loras)
+    merged = transformer.state_dict()
+    for name, addition in sums.items():
+        wrong = merged[name] != (before[name] + addition).bfloat16()
+        assert wrong.double().mean() < 0.002, name  # a float32 sum beside the middle of two numbers of bfloat16
+
+
+def test_two_loras_have_the_same_bits_in_either_order(matrices, tiny_wan, tmp_path):
+    (first, second, _), _ = stacked(matrices, tmp_path)
+    merged = []
+    for loras in ([first, second], [second, first]):
+        transformer, _ = parameters(tiny_wan["14b"])
+        merge(transformer, loras)
+        merged.append(transformer.state_dict())
+    assert all(torch.equal(merged[0][name], merged[1][name]) for name in merged[0])
+
+
+def test_a_faulty_second_lora_leaves_the_transformer_unchanged(matrices, tiny_wan, tmp_path):
+    (good, *_), _ = stacked(matrices, tmp_path)
+    bad = Lora(write(tmp_path / "bad.safetensors", {"blocks.7.self_attn.q.diff_b": torch.ones(24)}))
+    transformer, before = parameters(tiny_wan["14b"])
+    with pytest.raises(ItemError, match=r"bad\.safetensors changes 'blocks\.7"):
+        merge(transformer, [good, bad])
+    assert all(torch.equal(parameter.double(), before[name]) for name, parameter in transformer.state_dict().items())
+
+
+def test_several_loras_on_the_command_line(lora, factors, tiny_wan, encoded, tmp_path):
+    second = {f"diffusion_model.{WAN[layer]}.diff": b @ a for layer, (b, a) in list(factors.items())[1:]}
+    save_file(second, tmp_path / "second.safetensors")
+    folder = shutil.copytree(tiny_wan["5b"], tmp_path / "summed")
+    weights = load_file(folder / "transformer" / WEIGHTS)
+    for number, (layer, (b, a)) in enumerate(factors.items()):
+        weights[f"{layer}.weight"] += (0.5 if number == 0 else 0.5 - 0.25) * (b @ a)
+    save_file(weights, folder / "transformer" / WEIGHTS, {"format": "pt"})
+    summed = generate(encoded["5b"], tmp_path / "a.safetensors", "-m", folder)
+    both = ("--lora", lora, "--lora-scale", 0.5, "--lora", tmp_path / "second.safetensors")
+    stack = generate(encoded["5b"], tmp_path / "b.safetensors", *both, "--lora-scale", -0.25)
+    torch.testing.assert_close(stack, summed, atol=1e-4, rtol=0)
+    message = generate(encoded["5b"], tmp_path / "c.safetensors", *both, "--lora-scale", 1, "--lora-scale", 1, fails=2)
+    assert "lora_scale has 3 values and lora 2: give a strength for each file, or one for all" in message
+
+
+def test_two_loras_are_merged_before_weights_are_cast_to_8_bits(lora, factors, tiny_wan, encoded, tmp_path):
+    cast = ("--layerwise-casting", "float8_e4m3fn")
+    folder = shutil.copytree(tiny_wan["5b"], tmp_path / "summed")
+    weights = load_file(folder / "transformer" / WEIGHTS)
+    for layer, (b, a) in factors.items():
+        weights[f"{layer}.weight"] = (b @ a) + 0.25 * (b @ a) + weights[f"{layer}.weight"]
+    save_file(weights, folder / "transformer" / WEIGHTS, {"format": "pt"})
+    summed = generate(encoded["5b"], tmp_path / "a.safetensors", "-m", folder, *cast)
+    shutil.copy(lora, tmp_path / "same.safetensors")
+    loras = ("--lora", lora, "--lora", tmp_path / "same.safetensors", "--lora-scale", 1, "--lora-scale", 0.25)
+    assert torch.equal(generate(encoded["5b"], tmp_path / "b.safetensors", *loras, *cast), summed)
+
+
+def test_a_lora_of_the_14b_is_refused_by_the_5b(tiny_wan, encoded, tmp_path):
+    weights = load_file(tiny_wan["14b"] / "transformer" / WEIGHTS)
+    rows, *kernel = weights["patch_embedding.weight"].shape
+    save_file({"diffusion_model.patch_embedding.diff": torch.ones(rows, *kernel)}, tmp_path / "14b.safetensors")
+    message = generate(encoded["5b"], tmp_path / "a.safetensors", "--lora", tmp_path / "14b.safetensors", fails=1)
+    assert "14b.safetensors does not fit this transformer ('diffusion_model.patch_embedding.diff' gives" in message
+
+
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
@@ -345,7 +511,7 @@ def test_a_lora_delta_that_cannot_be_applied_is_refused_by_name(key, shape, reas
     path = write(tmp_path / "l.safetensors", tensors)
     transformer, before = parameters(tiny_wan["14b"])
     with pytest.raises(ItemError) as error:
-        merge(transformer, path)
+        merge(transformer, [Lora(path)])
     message = str(error.value)
     assert str(path) in message and stem + key in message and reason in message and len(message) < 400
     assert all(torch.equal(parameter.double(), before[name]) for name, parameter in transformer.state_dict().items())
@@ -368,7 +534,7 @@ def test_an_unusable_lora_alpha_is_refused(config, reason, matrices, tiny_wan, t
     layer = TRAINED[0]  # of rank 2
     path = write(tmp_path / "l.safetensors", lora_tensors({layer: matrices[layer]}, "diffusers"), **config)
     with pytest.raises(ItemError, match=re.escape(reason)):
-        merge(parameters(tiny_wan["14b"])[0], path)
+        merge(parameters(tiny_wan["14b"])[0], [Lora(path)])
 
 
 @pytest.mark.parametrize("entry", ["lora_alpha", "ss_network_alpha"])
@@ -378,7 +544,7 @@ def test_lora_alpha_metadata_that_is_no_number_is_refused(entry, value, matrices
     pair = {layer: matrices[layer]}
     save_file(contiguous(lora_tensors(pair, "musubi")), path, {entry: value})
     with pytest.raises(ItemError, match=re.escape(f"{path} states {entry} {value!r}, which is no number")):
-        merge(parameters(tiny_wan["14b"])[0], path)
+        merge(parameters(tiny_wan["14b"])[0], [Lora(path)])
     save_file(contiguous(lora_tensors(pair, "musubi", {layer: 3.0})), path, {entry: value})
     check_merged(tiny_wan["14b"], path, products(pair, {layer: 3.0 / len(matrices[layer][0])}))
 
@@ -407,7 +573,7 @@ def test_a_tensor_that_belongs_to_no_lora_is_refused_by_name(role, tensor, reaso
     save_file({**pair, f"{stem}.{role}": tensor}, path)
     transformer, before = parameters(tiny_wan["14b"])
     with pytest.raises(ItemError) as error:
-        merge(transformer, path)
+        merge(transformer, [Lora(path)])
     message = str(error.value)
     assert (
         str(path) in message
@@ -422,7 +588,7 @@ def test_lora_dtypes_that_torch_does_not_convert_are_refused(tiny_wan, tmp_path)
     path, key = tmp_path / "l.safetensors", "blocks.0.self_attn.q.lora_A.weight"
     save_file({key: torch.zeros(2, 12, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}, path)
     with pytest.raises(ItemError, match=f"{path} has '{key}' of float4_e2m1fn_x2, and a LoRA has"):
-        merge(parameters(tiny_wan["14b"])[0], path)
+        merge(parameters(tiny_wan["14b"])[0], [Lora(path)])
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e30), (torch.float16, 300.0)])
@@ -431,13 +597,13 @@ def test_a_lora_sum_beyond_the_range_of_the_parameter_is_refused(dtype, size, ti
     pair = {f"{stem}.lora_A.weight": torch.full((2, 24), size), f"{stem}.lora_B.weight": torch.full((24, 2), size)}
     transformer, _ = parameters(tiny_wan["14b"])
     with pytest.raises(ItemError, match=f"{path} makes blocks.0.attn1.to_q.weight infinite or NaN .'{stem}.lora_B.weight'."):
-        merge(transformer.to(dtype), write(path, pair))
+        merge(transformer.to(dtype), [Lora(write(path, pair))])
 
 
 @pytest.mark.parametrize("key", ["x" * 5000, "a\n\x1b[31mb.lora_A.weight", "x" * 5000 + ".lora_A.weight"])
 def test_long_tensor_names_of_a_lora_are_shown_short_and_on_one_line(key, tiny_wan, tmp_path):
     with pytest.raises(ItemError) as error:
-        merge(parameters(tiny_wan["14b"])[0], write(tmp_path / "l.safetensors", {key: torch.ones(2, 24)}))
+        merge(parameters(tiny_wan["14b"])[0], [Lora(write(tmp_path / "l.safetensors", {key: torch.ones(2, 24)}))])
     assert len(str(error.value)) < 400 and str(error.value).isprintable()
 
 
@@ -452,15 +618,15 @@ def test_a_layer_with_two_loras_is_refused(matrices, tiny_wan, tmp_path):
     layer = TRAINED[0]
     tensors = lora_tensors({layer: matrices[layer]}, "diffusers") | lora_tensors({layer: matrices[layer]}, "ComfyUI")
     with pytest.raises(ItemError, match="twice"):
-        merge(parameters(tiny_wan["14b"])[0], write(tmp_path / "l.safetensors", tensors))
+        merge(parameters(tiny_wan["14b"])[0], [Lora(write(tmp_path / "l.safetensors", tensors))])
 
 
 def test_lora_file_of_peft_without_its_alpha_is_warned_about(matrices, tiny_wan, tmp_path, capsys):
     path = write(tmp_path / "adapter_model.safetensors", lora_tensors(matrices, "PEFT"))
-    merge(parameters(tiny_wan["14b"])[0], path)
+    merge(parameters(tiny_wan["14b"])[0], [Lora(path)])
     assert "adapter_config.json" not in capsys.readouterr().err
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 32}')
-    merge(parameters(tiny_wan["14b"])[0], path)
+    merge(parameters(tiny_wan["14b"])[0], [Lora(path)])
     assert "adapter_config.json beside it is not read" in capsys.readouterr().err
 
 

@@ -1,11 +1,11 @@
-"""Merges a LoRA file (arXiv:2106.09685), with the tensor names of the usual trainers, into a transformer's weights."""
+"""Merges LoRA files (arXiv:2106.09685), with the tensor names of the usual trainers, into a transformer's weights."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from stages.families.shared.wan.names import diffusers_name
+from stages.families.shared.wan.names import PREFIXES, diffusers_name
 from stages.runtime.errors import ItemError, one_line, shown
 from stages.runtime.log import log
 
-# Prefixes of a layer's name: of PEFT, diffusers, ComfyUI and DiffSynth.
-PREFIXES = re.compile(r"^(?:(?:base_model\.model|transformer|(?:model\.)?diffusion_model|pipe\.dit)\.)*")
-# kohya's and musubi's names are Wan's own, with underscores for dots.
-FLAT = re.compile(
-    r"^lora_unet_(?:(blocks)_(\d+)_)?(self_attn|cross_attn|ffn|time_embedding|time_projection|text_embedding|head)_(\w+)$"
+# kohya's and musubi's names are Wan's own or those of diffusers, with underscores for dots.
+FLAT = re.compile(r"^lora_(?:unet|transformer)_(?=[a-z])")
+WORDS = re.compile(  # of such a name: those that have an underscore themselves, then all others
+    r"(?:(?:self|cross)_attn|norm_(?:q|k)(?:_img)?|(?:k|v)_img|img_emb|(?:time|text|patch)_embedding|time_projection"
+    r"|condition_embedder|(?:time|text|image)_embedder|time_proj|linear_\d|to_(?:q|k|v|out)|add_(?:k|v)_proj"
+    r"|norm_added_(?:q|k)|proj_out)(?=_|$)|[^_]+"
 )
 # Endings of a tensor's name, by its role. PEFT and DiffSynth may add the name of an adapter after lora_A and lora_B.
 ENDINGS = {
     "down": r"\.lora_A(\.\w+)?\.weight|\.lora_down\.weight|\.lora\.down\.weight",
     "up": r"\.lora_B(\.\w+)?\.weight|\.lora_up\.weight|\.lora\.up\.weight",
-    "up_bias": r"\.lora_B(\.\w+)?\.bias",
+    "up_bias": r"\.lora_B(\.\w+)?\.bias|\.lora_up\.bias",
     "alpha": r"\.alpha",
     "diff": r"\.diff",
     "diff_b": r"\.diff_b",
@@ -47,8 +48,25 @@ FLOATS = (  # what torch converts to float32
 
 
 @dataclass(frozen=True)
+class Lora:
+    """A LoRA file with its strength. `alpha` is that of layers for which the file states none; None: their rank."""
+
+    path: Path
+    scale: float = 1.0
+    alpha: float | None = None
+
+
+def loras_of(paths: Sequence[str], scales: Sequence[float], alpha: float | None = None) -> list[Lora]:
+    """LoRA files with the strengths of options lora_scale: one for each, or one for all."""
+    return [Lora(Path(path), scale, alpha) for path, scale in zip(paths, scales if scales[1:] else [*scales] * len(paths))]
+
+
+@dataclass(frozen=True)
 class Addition:
-    """`factor` times a tensor, or times the product of two, to add to a parameter. `key` is the name of one in the file."""
+    """`factor` times a tensor, or times the product of two, to add to a parameter. `key` is the name of one in the file.
+
+    The two are [out, rank] and [rank, in]; of a convolution [out, rank, 1, ...] and [rank, in, *kernel].
+    """
 
     parameter: str
     factor: float
@@ -58,41 +76,61 @@ class Addition:
     @property
     def shape(self) -> tuple[int, ...]:
         first, *others = self.tensors
-        return (first.shape[0], others[0].shape[1]) if others else tuple(first.shape)
+        return (first.shape[0], *others[0].shape[1:]) if others else tuple(first.shape)
 
-    def added_to(self, weight: torch.Tensor, scale: float) -> torch.Tensor:
-        """`weight` plus `scale` times the tensor to add, summed in float32 where the weight is.
-
-        In place, because new memory takes longer than the arithmetic.
-        """
-        first, *others = (tensor.to(weight.device).float() for tensor in self.tensors)
-        value = first @ others[0] if others else first.clone()
-        return value.mul_(self.factor).mul_(scale).add_(weight).to(weight.dtype)
+    def value(self, device: torch.device, scale: float) -> torch.Tensor:
+        """`scale` times the tensor to add, in float32 on a device."""
+        first, *others = (tensor.to(device).float() for tensor in self.tensors)
+        product = (first.flatten(1) @ others[0].flatten(1)).view(self.shape) if others else first.clone()
+        return product.mul_(self.factor).mul_(scale)
 
 
 @torch.no_grad()
-def merge(
-    transformer: nn.Module,
-    path: Path,
-    scale: float = 1.0,
-    alpha: float | None = None,
-    device: torch.device = CPU,
-) -> None:
-    """Add a LoRA file to a transformer's parameters, computed in float32.
+def merge(transformer: nn.Module, loras: Sequence[Lora], device: torch.device = CPU) -> None:
+    """Add LoRA files to a transformer's parameters.
+
+    All that is added to a parameter is summed in float32, in the order of the files, the parameter last. The sum is rounded
+    once, to the precision of the parameter.
 
     Args:
-        scale: strength of the LoRA.
-        alpha: alpha of layers for which the file states none; None: their rank.
         device: where the sums are computed, layer by layer. The parameters stay where they are. A GPU may round the last bit
             of a sum otherwise than a CPU.
 
     Raises:
-        ItemError: a tensor of the file cannot be applied; the transformer is unchanged. Or a sum overflows the precision of
+        ItemError: a tensor of a file cannot be applied; the transformer is unchanged. Or a sum overflows the precision of
             a parameter; the transformer is unusable then.
     """
     parameters = dict(transformer.named_parameters())
+    by_parameter: dict[str, list[tuple[Lora, Addition]]] = {}
+    for lora in loras:
+        for name, addition in fitting_additions(parameters, lora).items():
+            by_parameter.setdefault(name, []).append((lora, addition))
+    for name, additions in by_parameter.items():
+        merged = added_to(parameters[name].to(device), additions)
+        if not torch.stack(merged.aminmax()).isfinite().all():  # without the temporary tensors of isfinite
+            lora, addition = additions[-1]
+            makes = f"{'with the files before it ' if len(additions) > 1 else ''}makes {name} infinite or NaN"
+            raise ItemError(f"{lora.path} {makes} ({shown(addition.key)})", "give another LoRA, or lower its scale")
+        parameters[name].copy_(merged)
+
+
+def added_to(weight: torch.Tensor, additions: Sequence[tuple[Lora, Addition]]) -> torch.Tensor:
+    """`weight` plus all that is to be added to it, summed in float32 where the weight is, in the weight's precision.
+
+    In place, because new memory takes longer than the arithmetic.
+    """
+    (lora, first), *others = additions
+    total = first.value(weight.device, lora.scale)
+    for lora, addition in others:
+        total.add_(addition.value(weight.device, lora.scale))
+    return total.add_(weight).to(weight.dtype)
+
+
+def fitting_additions(parameters: Mapping[str, torch.Tensor], lora: Lora) -> dict[str, Addition]:
+    """The additions of a file by the parameter that each changes, once. Raises ItemError for one that does not fit."""
+    path = lora.path
     additions: dict[str, Addition] = {}
-    for addition in read_additions(path, alpha):
+    for addition in read_additions(path, lora.alpha):
         name, shape = addition.parameter, addition.shape
         if name not in parameters:
             lacking = f"{shown(name)}, which this transformer does not have ({shown(addition.key)})"
@@ -104,12 +142,7 @@ def merge(
             twice = f"{name} twice ({shown(addition.key)}, {shown(additions[name].key)})"
             raise ItemError(f"{path} changes {twice}", "give it once")
         additions[name] = addition
-    for name, addition in additions.items():
-        merged = addition.added_to(parameters[name].to(device), scale)
-        if not torch.stack(merged.aminmax()).isfinite().all():  # without the temporary tensors of isfinite
-            makes = f"makes {name} infinite or NaN ({shown(addition.key)})"
-            raise ItemError(f"{path} {makes}", "give another LoRA, or lower its scale")
-        parameters[name].copy_(merged)
+    return additions
 
 
 def read_additions(path: Path, alpha: float | None) -> list[Addition]:
@@ -215,7 +248,7 @@ def layer_and_role(key: str, path: Path) -> tuple[str, str]:
         if match := re.search(f"(?:{ending})$", key):
             layer = key[: match.start()]
             flat = FLAT.match(layer)
-            return ".".join(filter(None, flat.groups())) if flat else PREFIXES.sub("", layer), role
+            return ".".join(WORDS.findall(layer[flat.end() :])) if flat else PREFIXES.sub("", layer), role
     kind = next((name for part, name in OTHER_KINDS.items() if part in key), "")
     reason = f"a weight of kind {kind}, which is not applied yet" if kind else "of a kind of LoRA that is not known here"
     raise ItemError(f"{path} has {shown(key)}, {reason}", "give a LoRA of lora_A and lora_B, or lora_down and lora_up")
@@ -234,10 +267,10 @@ def factor_of(
         key = shown(next(iter(keys.values())))
         raise ItemError(f"{path} has {key} without its {missing[0]} matrix", "give the complete file")
     down, up = tensors["down"], tensors["up"]
-    rank = down.shape[0] if down.ndim == 2 else 0
-    if up.ndim != 2 or not rank or up.shape[1] != rank:
+    rank = down.shape[0] if down.ndim >= 2 else 0
+    if up.ndim != down.ndim or not rank or tuple(up.shape[1:]) != (rank, *[1] * (down.ndim - 2)):
         shapes = f"{shown(keys['up'])} is {list(up.shape)} and {shown(keys['down'])} {list(down.shape)}"
-        raise ItemError(f"{path} has matrices that do not make a LoRA of a linear layer ({shapes})", OTHER_LORA)
+        raise ItemError(f"{path} has matrices that do not make a LoRA of a layer ({shapes})", OTHER_LORA)
     try:
         if "alpha" in tensors:
             factor = float(tensors["alpha"]) / rank

@@ -22,6 +22,8 @@ def _up_block(match: re.Match[str]) -> str:
     return f"decoder.up_blocks.{block}.{'upsamplers.0' if place == 3 else f'resnets.{place}'}."
 
 
+# Prefixes of a layer's name: of PEFT, diffusers, ComfyUI and DiffSynth.
+PREFIXES = re.compile(r"^(?:(?:base_model\.model|transformer|(?:model\.)?diffusion_model|pipe\.dit)\.)*")
 WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.")
 TRANSFORMER = _rules(
     (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),

@@ -1,6 +1,10 @@
 """Options shared by the families that use Wan's classes."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from stages.families.shared.training.options import TrainingOptions
+from stages.runtime.errors import UsageError
 from stages.runtime.options import DTYPES, Options, option
 from stages.runtime.sizes import parse_size
 
@@ -22,6 +26,33 @@ class DtypeOption(Options):
 
 class VaeTilingOption(Options):
     vae_tiling: bool = option(False, "Run the VAE in tiles: needs less memory, leaves slight seams", reloads=True)
+
+
+class LoraOptions(Options):
+    lora: list[str] = option(
+        [],
+        "LoRA weights (safetensors files) for the transformer; all are merged into it",
+        reloads=True,
+        is_file=True,
+    )
+    lora_scale: list[float] = option(
+        [1.0],
+        "Strengths of the files in lora, in their order, or one for all of them",
+        reloads=True,
+        minimum=-100,
+        maximum=100,
+        widened=True,
+    )
+
+
+def check_loras(values: Mapping[str, Any], suffix: str = "") -> None:
+    """Raise UsageError if lora and lora_scale, with a suffix to their names, have different numbers of values."""
+    files, scales = values[f"lora{suffix}"], values[f"lora_scale{suffix}"]
+    if files and len(scales) not in (1, len(files)):
+        raise UsageError(
+            f"lora_scale{suffix} has {len(scales)} values and lora{suffix} {len(files)}",
+            "give a strength for each file, or one for all",
+        )
 
 
 class LatentTrainingOptions(TrainingOptions):

@@ -1,6 +1,6 @@
-"""Makes a Wan transformer: without weights, or loaded from a repository with a LoRA merged into it."""
+"""Makes a Wan transformer: without weights, or loaded from a repository with LoRA files merged into it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from stages.families.shared.loading import load_network, loading, quiet
-from stages.families.shared.wan.lora import merge
+from stages.families.shared.wan.lora import Lora, merge
 from stages.runtime.errors import UsageError, one_line
 from stages.runtime.model import Model
 
@@ -30,22 +30,19 @@ def load_transformer(
     model: Model,
     name: str,
     dtype: torch.dtype,
-    lora: str = "",
-    scale: float = 1.0,
-    alpha: float | None = None,
+    loras: Sequence[Lora] = (),
     *,
     device: torch.device,
     whole: bool = True,
 ) -> WanTransformer3DModel:
-    """Load the component `name` ("transformer" or "transformer_2") and merge a LoRA file into it, if one is given.
+    """Load the component `name` ("transformer" or "transformer_2") and merge LoRA files into it.
 
     The weights go to the device, unless they are not to be `whole` there: then they are in main memory, and only the sums of
-    the LoRA are computed on the device. `scale` and `alpha` are the arguments of `merge`. Raises JobError for incomplete
-    weights, ItemError for a LoRA that does not fit.
+    the LoRA files are computed on the device. Raises JobError for incomplete weights, ItemError for a LoRA that does not
+    fit.
     """
     target = device if whole else torch.device("cpu")
     with loading(model):  # by dtype here, never by .to(), which would also convert the modules that have to stay in float32
         transformer = load_network(WanTransformer3DModel, model.folder(), name, target, dtype=dtype).eval()
-    if lora:
-        merge(transformer, Path(lora), scale, alpha, device)
+    merge(transformer, loras, device)
     return transformer
