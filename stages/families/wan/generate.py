@@ -86,13 +86,8 @@ class Generate(Worker[GenerateOptions]):
         whole = is_whole_on_device(options)
 
         def load() -> torch.nn.Module:
-<<<<<<< HEAD
-            expert = load_transformer(self.model, name, dtype, lora, scale, device=device, whole=whole)
-            return prepare_transformer(expert, options, dtype, device, leaves_out_blocks=options.step_cache != "none")
-=======
             expert = load_transformer(self.model, name, dtype, loras, device=device, whole=whole)
-            return prepare_transformer(expert, options, dtype, device)
->>>>>>> main
+            return prepare_transformer(expert, options, dtype, device, leaves_out_blocks=options.step_cache != "none")
 
         self.transformer = RESIDENTS.take(self.model, name, load, *options.reloading())
         if self.phase == HIGH:
