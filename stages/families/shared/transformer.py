@@ -31,12 +31,8 @@ def prepare_transformer(
 ) -> ModelMixin:
     """Prepare a transformer to compute in `dtype` on `device`, as the options say.
 
-    <<<<<<< HEAD
-        If passes may leave out blocks, offloaded weights move without a stream, which relies on the order of the blocks.
-        Raises JobError for an attention backend that is not installed.
-    =======
-        Raises JobError for an attention backend or a quantisation that is not installed.
-    >>>>>>> main
+    If passes may leave out blocks, offloaded weights move without a stream, which relies on the order of the blocks.
+    Raises JobError for an attention backend or a quantisation that is not installed.
     """
     set_attention(transformer, options.attention_backend, device)
     if options.layerwise_casting != "none":
