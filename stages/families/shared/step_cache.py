@@ -37,14 +37,36 @@ def step_cache(
     if options.step_cache == "none":
         yield
         return
-    cached = cast(CacheMixin, transformer)
+    cached, passes, whole = cast(CacheMixin, transformer), count_calls(transformer), count_calls(last_layer(transformer))
     cached.enable_cache(config(options, steps, ratios))
     try:
-        yield
+        with passes as made, whole as computed:
+            yield
+        log("step_cache", passes=made[0], left_out=made[0] - computed[0])
         if options.step_cache == CALIBRATE:
             log("mag_ratios", ratios=[round(ratio, 5) for ratio in measured_ratios(transformer)])
     finally:
         cached.disable_cache()
+
+
+@contextmanager
+def count_calls(module: torch.nn.Module) -> Iterator[list[int]]:
+    """Count the calls of a module in the context, in a list of one number."""
+    calls = [0]
+
+    def count(module: torch.nn.Module, inputs: Any) -> None:
+        calls[0] += 1
+
+    handle = module.register_forward_pre_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def last_layer(transformer: torch.nn.Module) -> torch.nn.Module:
+    """The feed-forward layer of the last block, which a pass reaches only if no block is left out."""
+    return cast(Any, transformer).blocks[-1].ffn
 
 
 def config(options: StepCacheOptions, steps: int, ratios: Sequence[float]) -> Any:
