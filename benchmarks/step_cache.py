@@ -1,7 +1,7 @@
 """What the step caches leave out and what they cost: the shipped 5B on clips of shapes world, against no cache.
 
-Per setting: the share of the transformer's blocks that computed, the PSNR of the films against those without a cache, and the
-scores of the oracle. The ratios of magcache are those that `step_cache: calibrate` logs for the first clip.
+Per setting: the share of the blocks that computed, the PSNR of the films against those without a cache, and the scores of
+the oracle. The ratios of magcache are those that `step_cache: calibrate` logs for the first clip.
 
     python -m benchmarks.step_cache [--quick] [--json FILE]
 """
@@ -23,7 +23,7 @@ from stages.media.read import frames
 from stages.media.shapes.score import psnr
 from stages.score import score_run
 
-MODEL, CLIPS, QUICK_CLIPS = "shapes-wan-5b", 60, 6
+MODEL, CLIPS, QUICK_CLIPS = "shapes-wan-5b", 24, 6
 OPTIONS = {"seed": 42, "lossless": True}
 SETTINGS = {
     "none": {},

@@ -31,6 +31,7 @@ from stages.runtime.locks import is_locked
 from stages.runtime.log import log, log_about
 from stages.runtime.model import Model
 from stages.runtime.options import Family
+from stages.runtime.partial import StateMissing
 from stages.runtime.places import output_fault
 from stages.runtime.provenance import program, record
 from stages.runtime.resident import RESIDENTS
@@ -256,6 +257,10 @@ class Loop:
             work = self._work_of(run, folder / f"{STEM}{Path(run.item.output).suffix}")
             try:
                 worker.run(work)
+            except StateMissing:
+                if entry := self._found(run):  # another job has finished the item meanwhile
+                    return self._publish(run, entry, "reused")
+                raise
             except Exception as error:
                 if not folder.exists():
                     raise StoreRemoved(folder) from error

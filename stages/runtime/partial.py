@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.runtime.canonical import canonical_json
+from stages.runtime.errors import ItemError
 from stages.runtime.files import open_plain, remove, replacing
 from stages.runtime.log import log
 
 if TYPE_CHECKING:
     import torch
+
+
+class StateMissing(ItemError):
+    """The state that an earlier phase left is gone: another job has finished the item meanwhile, or it was removed."""
+
+    def __init__(self, path: Path, what: str):
+        super().__init__(f"{path}, {what}, is missing", "run again")
 
 
 def save_state(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:

@@ -87,9 +87,7 @@ def test_a_slurm_job_killed_for_memory_is_retried_with_more(slurm, profile, proj
     project.use(profile, "a", {**SMALL, "generate": {"mem_mb": 450, "runtime": 20}})
     project.run(*project.arguments)
     assert project.lengths() == [5]
-    lines = slurm.ask(
-        "squeue", "-h", "--states=all", "-o", "%m|%C|%T"
-    ).splitlines()  # of all tests; no other asks for as much
+    lines = slurm.ask("squeue", "-h", "--states=all", "-o", "%m|%C|%T").splitlines()  # of all tests
     attempts = [line.split("|") for line in lines if line.partition("|")[0] in ("450M", "900M", "1350M")]
     assert {cores for _, cores, _ in attempts} == {"4"}
     assert ["450M", "4", "COMPLETED"] not in attempts and {"COMPLETED"} < {state for *_, state in attempts}

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from stages.runtime.errors import ItemError
-from stages.runtime.partial import load_state, save_state
+from stages.runtime.partial import StateMissing, load_state, save_state
 from stages.runtime.worker import AnyOptions, Work, Worker
 
 TEXT, IMAGE = "text", "image"
@@ -38,7 +37,7 @@ class TextThenImage(Worker[AnyOptions]):
         found = load_state(work.partial)
         if self.phase == IMAGE:
             if found is None:
-                raise ItemError(f"{work.partial}, the encoded text of {work.item.id}, is missing", "run again")
+                raise StateMissing(work.partial, f"the encoded text of {work.item.id}")
             self.write(work, found[1])
         elif found is None:
             save_state(work.partial, {}, self.encode_text(work))

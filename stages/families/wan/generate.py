@@ -35,6 +35,7 @@ from stages.families.wan.sampler import (
 from stages.runtime.artifacts import Artifact, write_tensors
 from stages.runtime.errors import ItemError, shown
 from stages.runtime.model import Model
+from stages.runtime.partial import StateMissing
 from stages.runtime.progress import StepBar
 from stages.runtime.resident import RESIDENTS
 from stages.runtime.worker import Work, Worker
@@ -100,7 +101,7 @@ class Generate(Worker[GenerateOptions]):
         condition = self._condition(encoded, options)
         state = checkpoint.load(work.partial, torch.device(self.device))
         if state is None and self.phase == LOW and first > 0:
-            raise ItemError(f"{work.partial}, the state that the high-noise expert left, is missing", "run again")
+            raise StateMissing(work.partial, "the state that the high-noise expert left")
         state = state or self._start(condition, options)
         if state.step < last:
             state = self._denoise(work, state, scheduler, first, last, condition)
