@@ -149,7 +149,8 @@ def make_clips(folder: Path, runs: dict) -> None:
     """
     (folder / "config.yaml").write_text(json.dumps(runs))
     with chdir(folder):
-        jobs = [job.name for job in plan.load(runs, 2).jobs if job.stage.name in ("decode", "propagate")]
+        scored = ("decode", "propagate")
+        jobs = [job.name for job in plan.load(runs, 2).jobs if any(part.stage.name in scored for part in job.parts)]
         subprocess.run(snakemake(2, "--keep-going", "--rerun-incomplete", *jobs), stdout=sys.stderr)
 
 
