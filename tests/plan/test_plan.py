@@ -531,6 +531,13 @@ OTHER_VALUES = {
     "zero_init_steps": None,
     "skip_layer_scale": None,
     "skip_layer_interval": None,
+    "cache_threshold": None,  # needs step_cache beside it, as the others of it do: tests/families/wan/test_step_cache.py
+    "mag_ratios": None,
+    "mag_ratios_2": None,
+    "cache_start": None,
+    "cache_skips": None,
+    "cache_interval": None,
+    "cache_order": None,
     "loop": None,  # needs variant 512_interp, as last_image does: tests/plan/test_dynamicrafter.py
     "last_image": None,
     "switch_frame_indices": None,  # needs prompts beside it: tests/plan/test_longlive.py
