@@ -57,7 +57,7 @@ def test_convert_longlive_writes_a_complete_repository(run, wan_repository):
     transformer = {"transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"}
     assert written == {"lora.safetensors", "kinemake.json", *transformer}
     lora = str(output / "lora.safetensors")
-    assert find_model(str(output), None, FAMILIES).options == {"lora": lora}
+    assert find_model(str(output), None, FAMILIES).options == {"lora": [lora]}
 
 
 def test_convert_longlive_replaces_symbolic_links_by_files(run, wan_repository):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from stages.families.longlive.cache import Cache
 from stages.families.longlive.causal import CausalWan
 from stages.families.longlive.sampler import Schedule, denoise, prefill, update_cache
-from stages.families.shared.wan.lora import merge
+from stages.families.shared.wan.lora import Lora, merge
 from tests.commands import convert
 
 GOLDEN = Path(__file__).parents[2] / "golden/longlive"
@@ -31,7 +31,7 @@ def repository(wan_repository, tmp_path_factory):
 def test_a_converted_checkpoint_gives_the_golden_video(repository, lora, expected):
     transformer = WanTransformer3DModel.from_pretrained(repository / "transformer", use_safetensors=True).eval()
     if lora:
-        merge(transformer, repository / "lora.safetensors", alpha=CONFIG["lora_alpha"])
+        merge(transformer, [Lora(repository / "lora.safetensors", alpha=CONFIG["lora_alpha"])])
     case = load_file(GOLDEN / "case.safetensors")
     video = {name: tensor.transpose(-4, -3) for name, tensor in case.items() if tensor.ndim > 3}
     schedule = Schedule.of([1000, 750, 500, 250], shift=5.0, warp=True, context_noise=0.0)
