@@ -246,18 +246,37 @@ def _declared(one: dataclasses.Field, hint: Any) -> Option:
     return Option(one.name, kind, NoneType in kinds, many, **one.metadata)
 
 
-GPUS = "gpus"
+GPUS, PARALLEL = "gpus", "parallel"
+
+
+def default_parallel(variant: str, values: Mapping[str, Any]) -> str:
+    return "cfg" if values[GPUS] == 2 else "layers"
 
 
 class GpusOption(Options):
     gpus: int = option(
         1,
-        "Number of GPUs per job; the layers of the model are distributed over them",
+        "Number of GPUs per clip; parallel says how they share the work",
         minimum=1,
         maximum=64,
         changes_result=False,
         reloads=True,
     )
+    parallel: str = option(
+        default_parallel,
+        "How several GPUs share a clip: cfg, one of two makes the passes of the negative prompt, each with the whole model; "
+        "layers, the layers of the model are distributed over them, for weights that fit on no single GPU",
+        choices=("cfg", "layers"),
+        default_text="cfg with 2 GPUs, else layers",
+        changes_result=False,
+        reloads=True,
+    )
+
+
+def gpus_of_model(values: Mapping[str, Any]) -> int:
+    """The number of GPUs over which the weights of one process are distributed; the others have ranks of their own."""
+    gpus = values.get(GPUS, 1)
+    return gpus if (values.get(PARALLEL) or default_parallel("", {GPUS: gpus})) == "layers" else 1
 
 
 def resolve(

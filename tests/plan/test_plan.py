@@ -529,6 +529,7 @@ OTHER_VALUES = {
     "apg_momentum": None,
     "apg_norm_threshold": None,
     "zero_init_steps": None,
+    "parallel": None,
     "skip_layer_scale": None,
     "skip_layer_interval": None,
     "loop": None,  # needs variant 512_interp, as last_image does: tests/plan/test_dynamicrafter.py

@@ -4,7 +4,8 @@ The 14b has two experts: one for the steps at high noise, one for the rest. Each
 expert is in memory at a time, and each is loaded once. Between the phases the state of an item is saved in `work.partial`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +36,7 @@ from stages.runtime.artifacts import Artifact, write_tensors
 from stages.runtime.errors import ItemError, shown
 from stages.runtime.model import Model
 from stages.runtime.progress import StepBar
+from stages.runtime.ranks import Rank
 from stages.runtime.resident import RESIDENTS
 from stages.runtime.worker import Work, Worker
 
@@ -47,6 +49,7 @@ class Generate(Worker[GenerateOptions]):
     def __init__(self, model: Model | None, device: str):
         super().__init__(model, device)
         self.make_input = inpaint_condition if self.model.variant == "5b" else concat_condition
+        self.is_guided = True  # whether an item is, in the phase
 
     def phases(self) -> tuple[str, ...]:
         return ("",) if self.model.variant == "5b" else (HIGH, LOW)
@@ -72,6 +75,9 @@ class Generate(Worker[GenerateOptions]):
             UniPCMultistepScheduler.from_config(schedule)  # raises for a config that makes no scheduler
             return schedule
 
+    def prepare(self, works: Sequence[Work[GenerateOptions]]) -> None:
+        self.is_guided = any(self._scale(work.options) > 1 for work in works)
+
     def uses_model(self, work: Work[GenerateOptions]) -> bool:
         """Whether a step is left for the expert: a schedule may have none, or an earlier process did them."""
         first, last = self._steps(self._scheduler(work.options), work.options)
@@ -82,6 +88,13 @@ class Generate(Worker[GenerateOptions]):
         name, suffix = ("transformer_2", "_2") if self.phase == LOW else ("transformer", "")
         device, dtype = torch.device(self.device), DTYPES[options.dtype]
         loras = loras_of(getattr(options, f"lora{suffix}"), getattr(options, f"lora_scale{suffix}"))
+        self.rank, in_rank = None, None
+        if options.gpus > 1 and options.parallel == "cfg":
+            options = replace(options, gpus=1)  # of each process
+            if self.is_guided:
+                served = "stages.families.wan.rank:NegativePasses"
+                self.rank = RESIDENTS.take(self.model, "rank", lambda: Rank(1, self.device, served, self.model))
+                in_rank = self.rank.begin("load", self.phase, options)
         whole = is_whole_on_device(options)
 
         def load() -> torch.nn.Module:
@@ -91,6 +104,14 @@ class Generate(Worker[GenerateOptions]):
         self.transformer = RESIDENTS.take(self.model, name, load, *options.reloading())
         if self.phase == HIGH:
             read_ahead(WanTransformer3DModel, self.model.folder(), "transformer_2", dtype)
+        if in_rank:
+            in_rank()
+
+    def _begin_pass(self, hidden: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin a pass in the rank, see `elsewhere` of `denoise`."""
+        assert self.rank is not None
+        prediction = self.rank.begin("predict", hidden.cpu(), timestep.cpu(), prompt.cpu())
+        return lambda: prediction().to(self.device)
 
     def run(self, work: Work[GenerateOptions]) -> None:
         options, encoded = work.options, work.artifact("encoded")
@@ -119,6 +140,11 @@ class Generate(Worker[GenerateOptions]):
             options.sigmas,
             options.timesteps,
         )
+
+    def _scale(self, options: GenerateOptions) -> float:
+        """The guidance scale of the phase."""
+        high, low = guidance_scales(options.values())
+        return low if self.phase == LOW else high
 
     def _steps(self, scheduler: Scheduler, options: GenerateOptions) -> tuple[int, int]:
         """The first step of the phase, and the step after its last. The 5b, which has one expert, does all steps."""
@@ -154,7 +180,6 @@ class Generate(Worker[GenerateOptions]):
     ) -> State:
         """Run the steps of the current phase, with a progress bar and checkpoints."""
         every = work.options.checkpoint_every
-        high_guidance, low_guidance = guidance_scales(work.options.values())
         label = f"{work.item.id} {self.phase}".strip()
         with StepBar(last - first, label, done=state.step - first) as bar:
 
@@ -170,9 +195,10 @@ class Generate(Worker[GenerateOptions]):
                 last,
                 condition,
                 self.make_input,
-                Guidance(low_guidance if self.phase == LOW else high_guidance, work.options),
+                Guidance(self._scale(work.options), work.options),
                 DTYPES[work.options.dtype],
                 after_step,
+                self._begin_pass if self.rank else None,
             )
 
     def _write(self, work: Work[GenerateOptions], state: State, condition: Condition) -> None:
