@@ -63,7 +63,7 @@ def gpu_of_rank(number: int, device: str) -> str:
     if device == "cpu":
         return ""
     if number >= len(_leased):
-        raise JobError(f"device {device} is given and the job needs {number + 1} GPUs", "use device auto, or set gpus to 1")
+        raise JobError(f"device {device} is given and the job needs several GPUs", "use device auto, or set gpus to 1")
     return _leased[number]
 
 

@@ -1,9 +1,9 @@
-"""Further processes of a job, called ranks, each with a GPU of its own. Rank 0 is the process of the stage itself.
+"""Further processes of a job, called ranks, each with a GPU of its own.
 
-A rank makes an object of a class, and calls its methods when rank 0 asks for it. Calls and results go through a pair of
-sockets that only the two processes have, so nothing listens on a port and no file is written. A rank ends with rank 0,
-however that ends: the kernel kills it. It holds the locks of the leased GPUs too, so no GPU is free before its last user is
-gone.
+A rank makes an object of a class, and calls its methods when the process of the stage asks for it. Calls and results go
+through a pair of sockets that only the two processes have, so nothing listens on a port and no file is written. A rank ends
+with the process of the stage, however that ends: the kernel kills it. It holds the locks of the leased GPUs too, so no GPU
+is free before its last user is gone.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 import weakref
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,17 @@ AGAIN = "mend that and run again: what is finished is kept"
 
 
 class Rank:
-    """Rank `number` of this process, from 1, with an object of the class `served` ("module:Class").
+    """A process on leased GPU `number`, counted from 0, with an object of the class `served` ("module:Class").
 
-    The object is made of the arguments, and of its torch device as the last one: "cpu", or "cuda" for leased GPU `number`.
-    The process ends with this Rank. Raises JobError if `device`, that of rank 0, is a single GPU.
+    The object is made of the arguments, and of its torch device as the last one: "cpu" or "cuda". The process ends with this
+    Rank. Raises JobError if `device`, that of this process, is a single GPU.
     """
 
     def __init__(self, number: int, device: str, served: str, *arguments: Any):
         self._number, self._calls = number, itertools.count()
         paths = [str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])]
         visible = {"CUDA_VISIBLE_DEVICES": gpu_of_rank(number, device)}
-        self._channel, theirs = Pipe()
+        self.channel, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(os.getpid())],
@@ -57,7 +58,7 @@ class Rank:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )
-        self.end = weakref.finalize(self, end, self._process, self._channel)
+        self.end = weakref.finalize(self, end, self._process, self.channel)
         self._send((number, RESIDENTS.keeps, served, (*arguments, device)))
 
     def begin(self, method: str, *arguments: Any) -> Callable[[], Any]:
@@ -74,25 +75,63 @@ class Rank:
 
     def _send(self, message: Any) -> None:
         try:
-            self._channel.send_bytes(pickle.dumps(message))
+            self.channel.send_bytes(pickle.dumps(message))
         except OSError:
-            raise self._ended() from None
+            raise self.ended() from None
 
     def _result(self, call: int) -> Any:
         number = -1
         while number != call:  # an earlier call may have been given up
             try:
-                number, error, result = pickle.loads(self._channel.recv_bytes())
+                number, error, result = pickle.loads(self.channel.recv_bytes())
             except (EOFError, OSError):
-                raise self._ended() from None
+                raise self.ended() from None
         if error:
             raise error
         return result
 
-    def _ended(self) -> JobError:
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def ended(self) -> JobError:
+        """The error that says how the process ended, for which it waits."""
         code = self._process.wait()  # it closes its end of the channel only by ending
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return JobError(f"rank {self._number}, the process of GPU {self._number + 1} of this job, {how}", AGAIN)
+        return JobError(f"the process of GPU {self._number + 1} of this job, its rank {self._number}, {how}", AGAIN)
+
+
+class Team:
+    """`count` ranks that do each call together, and may wait for one another.
+
+    The objects are made of the arguments, their rank, `count`, a folder that only they use, and the device, see `Rank`.
+    """
+
+    def __init__(self, count: int, device: str, served: str, *arguments: Any):
+        self._folder = tempfile.TemporaryDirectory()
+        shared = (count, self._folder.name)
+        self._ranks = [Rank(number, device, served, *arguments, number, *shared) for number in range(count)]
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Let all call a method, and return the result of rank 0.
+
+        Raises the KinemakeError of the method, and JobError for any other. The team has ended then, because the others may
+        wait for the rank that failed.
+        """
+        try:
+            waiting = {rank.channel: rank.begin(method, *arguments) for rank in self._ranks}
+            results = {}
+            while waiting:
+                for channel in [one for one in wait(list(waiting)) if isinstance(one, Connection)]:
+                    results[channel] = waiting.pop(channel)()
+            return results[self._ranks[0].channel]
+        except Exception as error:
+            ended = [rank for rank in self._ranks if rank.has_ended()]  # which the others may have noticed first
+            reason = ended[0].ended() if ended else error
+            for rank in self._ranks:
+                rank.end()
+            if isinstance(reason, KinemakeError):
+                raise reason from None
+            raise JobError(f"a rank failed ({one_line(error)})", "use a smaller size, fewer frames or more GPUs") from error
 
 
 def end(process: subprocess.Popen, channel: Connection) -> None:
@@ -132,7 +171,7 @@ def serve(channel: Connection) -> None:
 
 
 def told(error: Exception, rank: int) -> Exception:
-    """The error of a rank as rank 0 is to raise it."""
+    """The error of a rank as the process of the stage is to raise it."""
     if isinstance(error, KinemakeError) or ran_out_of_memory(error):
         return error
     if not (reason := job_fault(error)):

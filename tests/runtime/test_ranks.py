@@ -74,7 +74,7 @@ def test_any_other_error_ends_the_job_in_one_sentence(rank):
 def test_a_rank_that_left_is_reported():
     rank = served("hello")
     for method in ("leave", "about_itself"):
-        with pytest.raises(JobError, match="rank 1, the process of GPU 2 of this job, ended with exit code 3: "):
+        with pytest.raises(JobError, match="the process of GPU 2 of this job, its rank 1, ended with exit code 3: "):
             rank.begin(method)()
 
 
@@ -87,7 +87,7 @@ def test_a_rank_that_is_not_needed_is_ended():
 
 
 def test_a_rank_needs_a_leased_gpu_of_its_own(monkeypatch):
-    with pytest.raises(JobError, match="device cuda:0 is given and the job needs 2 GPUs: use device auto, or set gpus to 1"):
+    with pytest.raises(JobError, match="device cuda:0 is given and the job needs several GPUs: use device auto"):
         Rank(1, "cuda:0", "tests.runtime.test_ranks:Served", "hello")
     monkeypatch.setattr(device, "_leased", ["GPU-a", "GPU-b"])
     assert device.gpu_of_rank(1, "cuda") == "GPU-b"

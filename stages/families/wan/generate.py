@@ -4,6 +4,7 @@ The 14b has two experts: one for the steps at high noise, one for the rest. Each
 expert is in memory at a time, and each is loaded once. Between the phases the state of an item is saved in `work.partial`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -33,14 +34,40 @@ from stages.families.wan.sampler import (
     switch_step,
 )
 from stages.runtime.artifacts import Artifact, write_tensors
-from stages.runtime.errors import ItemError, shown
+from stages.runtime.errors import ItemError, JobError, shown
 from stages.runtime.model import Model
 from stages.runtime.progress import StepBar
-from stages.runtime.ranks import Rank
+from stages.runtime.ranks import Rank, Team
 from stages.runtime.resident import RESIDENTS
 from stages.runtime.worker import Work, Worker
 
 HIGH, LOW = "high", "low"
+
+
+def check_parts(gpus: int, heads: int, mask: Sequence[int]) -> None:
+    """Raise ItemError if GPUs cannot divide the heads of a model, or the tokens of a clip, evenly (parallel ulysses)."""
+    *_, frames, height, width = mask
+    tokens = frames * (height // 2) * (width // 2)
+    common = math.gcd(heads, tokens)
+    if common % gpus:
+        fitting = [str(number) for number in range(2, 65) if common % number == 0]
+        raise ItemError(
+            f"parallel is ulysses and gpus is {gpus}, which does not divide {heads} attention heads and {tokens} tokens",
+            f"set gpus to {' or '.join(fitting)}" if fitting else "set parallel to layers",
+        )
+
+
+class Together(torch.nn.Module):
+    """A transformer whose passes ranks make together."""
+
+    def __init__(self, team: Team, device: str):
+        super().__init__()
+        self.team, self.device, self.blocks = team, device, torch.nn.ModuleList()
+
+    def forward(
+        self, hidden: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor, return_dict: bool
+    ) -> tuple[torch.Tensor]:
+        return (self.team.call("predict", hidden.cpu(), timestep.cpu(), prompt.cpu()).to(self.device),)
 
 
 class Generate(Worker[GenerateOptions]):
@@ -62,7 +89,11 @@ class Generate(Worker[GenerateOptions]):
             raise ItemError(f"the mask in {encoded.path} has {channels} channels", "make it again with encode")
         check_frames(encoded, 1 if self.model.variant == "5b" else frames)
         check_generation(self.model.variant, work.options.values())
-        blocks = read_config(self.model.folder() / "transformer").get("num_layers")
+        config = read_config(self.model.folder() / "transformer")
+        heads = config.get("num_attention_heads")
+        if work.options.parallel == "ulysses" and isinstance(heads, int):
+            check_parts(work.options.gpus, heads, encoded.shapes["mask"])
+        blocks = config.get("num_layers")
         if isinstance(blocks, int) and any(number >= blocks for number in work.options.skip_layers):
             reason = f"skip_layers is {shown(work.options.skip_layers)} and model {self.model.name} has {blocks} blocks"
             raise ItemError(reason, f"choose from 0 to {blocks - 1}")
@@ -89,10 +120,13 @@ class Generate(Worker[GenerateOptions]):
         device, dtype = torch.device(self.device), DTYPES[options.dtype]
         loras = loras_of(getattr(options, f"lora{suffix}"), getattr(options, f"lora_scale{suffix}"))
         self.rank, in_rank = None, None
+        if options.gpus > 1 and options.parallel == "ulysses":
+            self.transformer = self._load_together(options)
+            return
         if options.gpus > 1 and options.parallel == "cfg":
             options = replace(options, gpus=1)  # of each process
             if self.is_guided:
-                served = "stages.families.wan.rank:NegativePasses"
+                served = "stages.families.wan.rank:Passes"
                 self.rank = RESIDENTS.take(self.model, "rank", lambda: Rank(1, self.device, served, self.model))
                 in_rank = self.rank.begin("load", self.phase, options)
         whole = is_whole_on_device(options)
@@ -106,6 +140,17 @@ class Generate(Worker[GenerateOptions]):
             read_ahead(WanTransformer3DModel, self.model.folder(), "transformer_2", dtype)
         if in_rank:
             in_rank()
+
+    def _load_together(self, options: GenerateOptions) -> torch.nn.Module:
+        """The expert of the phase in ranks, which make each pass together. Raises JobError, ItemError."""
+        if options.offload != "none":  # because the weights did not fit
+            reason = f"{self.model.name} does not fit on each of {options.gpus} GPUs, as parallel ulysses needs it"
+            raise JobError(reason, "set parallel to layers, or take larger GPUs")
+        if self.device != "cpu":
+            torch.cuda.empty_cache()  # for the rank on the same GPU
+        team = Team(options.gpus, self.device, "stages.families.wan.rank:SharedPasses", self.model)
+        team.call("load", self.phase, replace(options, gpus=1))
+        return Together(team, self.device)
 
     def _begin_pass(self, hidden: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Begin a pass in the rank, see `elsewhere` of `denoise`."""

@@ -21,6 +21,7 @@ from tests.families.wan.test_generate import STEPS, generate
 from tests.families.wan.test_samplers import resolved
 
 ROOT = Path(__file__).parents[3]
+TWO, ULYSSES = ("--gpus", 2), ("--gpus", 2, "--parallel", "ulysses")
 
 
 def ranks_of(pid):
@@ -86,46 +87,46 @@ class FailingRank:
         raise JobError(f"the {phase}-noise expert came")
 
 
-@pytest.fixture
-def job(encoded, tiny_wan, tmp_path, monkeypatch):
-    """A process of `generate` with both of two simulated GPUs, in the middle of its work, its rank, and its log."""
+@pytest.fixture(params=[TWO, ULYSSES], ids=["cfg", "ulysses"])
+def job(request, encoded, tiny_wan, tmp_path, monkeypatch):
+    """A process of `generate` with both of two simulated GPUs, in the middle of its work, its ranks, and its log."""
     monkeypatch.setenv("KINEMAKE_GPUS", "2")
     monkeypatch.setenv("KINEMAKE_GPU_LOCKS", str(tmp_path / "locks"))
     for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     log = tmp_path / "log"
     command = [sys.executable, "-m", "stages.generate", encoded["5b"], "-o", tmp_path / "l.safetensors", "--device", "auto"]
-    command += ["--gpus", 2, "--steps", 1000, "--seed", 1, "--threads", 1]
+    command += [*request.param, "--steps", 1000, "--seed", 1, "--threads", 1]
     with log.open("w") as stderr:
         process = subprocess.Popen([str(word) for word in command], cwd=ROOT, stderr=stderr)
     wait_for(lambda: '"rank": 1' in log.read_text() or process.poll() is not None, "no rank has loaded the model")
-    (rank,) = ranks_of(process.pid)
-    yield process, rank, log
+    yield process, ranks_of(process.pid), log
     process.kill()
     process.wait()
     release()
 
 
 def test_a_killed_rank_ends_the_job_in_one_sentence_and_frees_the_gpus(job):
-    process, rank, log = job
+    process, ranks, log = job
     with pytest.raises(Exception, match="no GPU came free"):
         lease(1, timeout=0)
-    os.kill(rank, signal.SIGKILL)
+    os.kill(ranks[-1], signal.SIGKILL)
     assert process.wait(60) == 1
     *_, last = log.read_text().splitlines()
     assert last == (
-        "error: rank 1, the process of GPU 2 of this job, was killed by SIGKILL: mend that and run again: "
+        "error: the process of GPU 2 of this job, its rank 1, was killed by SIGKILL: mend that and run again: "
         "what is finished is kept"
     )
-    assert "Traceback" not in log.read_text() and not is_alive(rank)
+    assert not any(map(is_alive, ranks))
     assert len(lease(2, timeout=5)) == 2
 
 
+@pytest.mark.parametrize("job", [TWO], indirect=True, ids=["cfg"])
 def test_a_killed_job_leaves_no_rank_and_frees_the_gpus(job):
-    process, rank, _ = job
+    process, ranks, _ = job
     process.kill()
     process.wait()
-    wait_for(lambda: not is_alive(rank), "the rank outlives its job")
+    wait_for(lambda: not any(map(is_alive, ranks)), "a rank outlives its job")
     assert len(lease(2, timeout=5)) == 2
 
 
@@ -135,14 +136,36 @@ def test_a_killed_job_leaves_no_rank_and_frees_the_gpus(job):
         (("--gpus", 3, "--parallel", "cfg"), "parallel is cfg and gpus is 3, and a step has two passes: set gpus to 2, or"),
         (("--gpus", 2, "--guidance-scale", 1), "gpus is 2 and guidance_scale 1.0 switches guidance off, so a step has one"),
         (("--parallel", "cfg"), "parallel is cfg and gpus is 1: leave parallel out, or set gpus to 2"),
+        ((*ULYSSES, "--offload", "leaf_level"), "parallel is ulysses and offload is 'leaf_level', which do not go together"),
+        ((*ULYSSES, "--skip-layers", 1), "parallel is ulysses and skip_layers is [1], which do not go together"),
+        ((*ULYSSES, "--attention-backend", "flex"), "parallel is ulysses and attention_backend is 'flex', which do not go"),
     ],
 )
 def test_gpus_that_cannot_share_a_clip_are_refused(options, sentence, encoded, tmp_path):
     assert sentence in generate(encoded["5b"], tmp_path / "l.safetensors", *options, fails=2)
 
 
-def test_the_gpus_of_a_clip_are_in_no_key():
+def test_parts_must_be_even(encoded, tmp_path):
+    message = generate(encoded["5b"], tmp_path / "l.safetensors", "--gpus", 3, "--parallel", "ulysses", fails=1)
+    assert "gpus is 3, which does not divide 2 attention heads and" in message and ": set gpus to 2" in message
+
+
+def test_a_key_depends_on_ulysses_alone_which_rounds_otherwise():
     declared = FAMILIES["wan"].stages["generate"].options.declared
-    given = ({}, {"gpus": 2}, {"gpus": 2, "parallel": "layers"})
-    keys = {digest_options(declared, resolved(**one)) for one in given}
-    assert len(keys) == 1
+    given = ({}, {"gpus": 2}, {"gpus": 2, "parallel": "layers"}, {"gpus": 2, "parallel": "ulysses"})
+    alone, cfg, layers, ulysses = (digest_options(declared, resolved(**one)) for one in given)
+    assert alone == cfg == layers != ulysses
+
+
+# ------------------------------------------------------------------------------------------------------------- ulysses
+
+
+@pytest.mark.parametrize("variant", ["14b", "5b"])
+def test_ulysses_on_two_processes_gives_the_latents_of_one(variant, encoded, tmp_path):
+    """Without guidance, which would multiply the difference of two passes."""
+    arguments = ("--steps", 3, "--guidance-scale", 1, "--lora", save_lora(tmp_path / "1.safetensors", 1))
+    arguments += ("--boundary-ratio", 0) if variant == "14b" else ()
+    alone = generate(encoded[variant], tmp_path / "a" / "l.safetensors", *arguments)
+    together = generate(encoded[variant], tmp_path / "b" / "l.safetensors", *arguments, *ULYSSES)
+    assert (together - alone).abs().max() <= 1e-6
+    assert not ranks_of(os.getpid())
