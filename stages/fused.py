@@ -18,15 +18,14 @@ def run(manifest: Path, config: Path | None, lock: Path | None, **values: Any) -
     """Run the steps of a manifest, one after the other."""
     from stages.runtime.loop import Settings
     from stages.runtime.resident import RESIDENTS
-    from stages.runtime.shard import most_gpus, run_items
+    from stages.runtime.shard import run_items
 
     steps = read_steps(manifest)
     settings = Settings(
         **{field.name: values[field.name] for field in fields(Settings) if field.name in values},
-        gpus_to_lease=max(most_gpus(items) for _, items in steps),
         lock=lock if lock and is_locked(lock) else None,  # it may not be visible here: on another node, or by hand
         mark_failed=True,
-    )
+    ).with_gpus_of(item for _, items in steps for item in items)
     RESIDENTS.keeps = True
     for stage, items in steps:
         log("step", stage=stage.name, items=len(items))

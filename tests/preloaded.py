@@ -3,8 +3,8 @@
 The import of torch, diffusers and transformers takes a process of the pipeline longer than its work on a tiny model does.
 `start(folder)` writes `python`, `snakemake` and the other programs of the environment to a folder. A test that runs
 them gets processes of its own, with the same arguments, streams, signals and exit codes. Each of them imports the packages
-of the project for itself. If the environment has other variables that libraries read on import, the program is a new process
-of the real Python.
+of the project for itself. If the environment has other variables that libraries read on import, or if a program inherits other
+files than its streams, it is a new process of the real Python.
 """
 
 import ast
@@ -41,7 +41,13 @@ import json, os, signal, socket, struct, sys
 def relevant(environment):
     return {{name: value for name, value in environment.items() if name.startswith({prefixes!r})}}
 
-if relevant(os.environ) != {environment!r}:
+def inherited(descriptor):
+    try:
+        return descriptor > 2 and os.get_inheritable(descriptor)
+    except OSError:  # that of the folder which is listed
+        return False
+
+if relevant(os.environ) != {environment!r} or any(map(inherited, map(int, os.listdir("/proc/self/fd")))):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})

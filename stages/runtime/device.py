@@ -14,17 +14,19 @@ _leased: list[str] = []  # the GPUs that this process holds
 os.register_at_fork(after_in_child=_leased.clear)
 
 
-def take_device(device: str, threads: int | None, gpus: int = 1) -> str:
+def take_device(device: str, threads: int | None, gpus: int = 1, seen: int = 1) -> str:
     """Choose the device ("cpu", "cuda" or "cuda:1") and the number of CPU threads.
 
     Call it before torch is imported for the first time. "auto" leases `gpus` free GPUs, of which "cuda" is the first;
     without any GPU it is the CPU. Every call in a process gives the same GPUs. Raises JobError if the device is not
-    available.
+    available. This process sees the first `seen` of the leased GPUs; the others are for its ranks.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     leased = lease_once(gpus) if device == "auto" else []
+    if seen < len(leased):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leased[:seen])
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
@@ -51,6 +53,18 @@ def lease_once(count: int) -> list[str]:
             f"{count} GPUs are wanted and this process has leased {len(_leased)}", "run these items by themselves"
         )
     return _leased
+
+
+def gpu_of_rank(number: int, device: str) -> str:
+    """The GPU of rank `number` of this process, as CUDA_VISIBLE_DEVICES names it; "" if this process works on a CPU.
+
+    `device` is that of this process, which is rank 0. Raises JobError if it has not leased so many GPUs.
+    """
+    if device == "cpu":
+        return ""
+    if number >= len(_leased):
+        raise JobError(f"device {device} is given and the job needs several GPUs", "use device auto, or set gpus to 1")
+    return _leased[number]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ def digest_options(options: Iterable[Option], values: Mapping[str, Any]) -> str:
     changing = {
         one.name: only_one(values[one.name]) if one.widened else values[one.name]
         for one in options
-        if one.changes_result and not one.is_file and values[one.name] != one.neutral
+        if one.changes_result and not one.is_file and not one.is_neutral(values[one.name])
     }
     return hashlib.sha256(canonical_json(changing)).hexdigest()
 

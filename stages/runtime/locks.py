@@ -91,6 +91,11 @@ def keep(descriptor: int) -> None:
     _held.append(descriptor)
 
 
+def held() -> list[int]:
+    """The descriptors of all kept locks."""
+    return list(_held)
+
+
 def release() -> None:
     """Close all kept locks."""
     while _held:

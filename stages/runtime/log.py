@@ -19,11 +19,16 @@ _about: ContextVar[dict[str, Any]] = ContextVar("about")  # facts of every line
 @contextmanager
 def log_about(**facts: Any) -> Iterator[None]:
     """Every line that is written in the block has these facts too."""
-    token = _about.set({**_about.get({}), **facts})
+    token = _about.set({**about(), **facts})
     try:
         yield
     finally:
         _about.reset(token)
+
+
+def about() -> dict[str, Any]:
+    """The facts of every line that is written here."""
+    return _about.get({})
 
 
 def log(event: str, **facts: Any) -> None:
@@ -33,7 +38,7 @@ def log(event: str, **facts: Any) -> None:
     """
     if sys.stderr.isatty() and (event in PROGRESS or facts.get("status") in ("made", "reused")):
         return
-    line = {"event": event, **_about.get({}), **facts, "time": round(time.time(), 3)}
+    line = {"event": event, **about(), **facts, "time": round(time.time(), 3)}
     print(json.dumps(line, ensure_ascii=False), file=sys.stderr, flush=True)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -30,7 +30,7 @@ from stages.runtime.key import digest_options, digest_work
 from stages.runtime.locks import is_locked
 from stages.runtime.log import log, log_about
 from stages.runtime.model import Model
-from stages.runtime.options import Family
+from stages.runtime.options import GPUS, Family, gpus_of_model
 from stages.runtime.partial import StateMissing
 from stages.runtime.places import output_fault
 from stages.runtime.provenance import program, record
@@ -48,17 +48,25 @@ class Settings:
     """Where and how a shard runs. No setting changes a result.
 
     With `mark_failed`, a failed item leaves its failure in the place of its output; otherwise it leaves nothing. `store` is
-    a folder; None stands for a temporary store. `gpus_to_lease` is the largest number that an item of
-    the process asks for. `lock` is held by the run that started the process: without it, no further item is begun.
+    a folder; None stands for a temporary store. `gpus_to_lease` is the largest number that an item of the process asks for,
+    and `gpus_to_see` the largest over which one distributes its weights. `lock` is held by the run that started the process:
+    without it, no further item is begun.
     """
 
     store: Path | None = None
     device: str = "cpu"
     threads: int | None = None
     gpus_to_lease: int = 1
+    gpus_to_see: int = 1
     lock: Path | None = None
     mark_failed: bool = False
     debug: bool = False
+
+    def with_gpus_of(self, items: Iterable[Item]) -> Settings:
+        """These settings, with GPUs for these items too."""
+        options = [item.options for item in items]
+        lease = max([self.gpus_to_lease, *(values.get(GPUS, 1) for values in options)])
+        return replace(self, gpus_to_lease=lease, gpus_to_see=max([self.gpus_to_see, *map(gpus_of_model, options)]))
 
 
 @dataclass
@@ -236,7 +244,8 @@ class Loop:
         """Choose the device before torch is imported."""
         if not any(run.weights for run in runs):
             return "cpu"
-        return take_device(self.settings.device, self.settings.threads, self.settings.gpus_to_lease)
+        settings = self.settings
+        return take_device(settings.device, settings.threads, settings.gpus_to_lease, settings.gpus_to_see)
 
     def _reload_key(self, run: ItemRun) -> tuple:
         """The option values that the loaded model depends on."""

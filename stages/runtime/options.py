@@ -64,6 +64,9 @@ class Option:
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
 
+    def is_neutral(self, value: Any) -> bool:
+        return value in self.neutral if isinstance(self.neutral, tuple) else value == self.neutral
+
     def parse(self, value: Any) -> Any:
         """The normalised value, converted from text if it comes from a CSV cell or a command line.
 
@@ -178,8 +181,8 @@ def option(
         choices: allowed values; empty: any.
         minimum, maximum: bounds of a number, inclusive.
         aliases: names of older programs that a config and a command line may use too.
-        neutral: the value that gives the same result as before the option existed. It keeps the keys of finished
-            work, so an option that is added to a stage later needs one.
+        neutral: the value that gives the same result as before the option existed, or a tuple of such values. It keeps the
+            keys of finished work, so an option that is added to a stage later needs one.
         changes_result: False if no value changes the result.
         reloads: a different value requires reloading the model.
         offloads: the values that keep weights in main memory.
@@ -246,18 +249,38 @@ def _declared(one: dataclasses.Field, hint: Any) -> Option:
     return Option(one.name, kind, NoneType in kinds, many, **one.metadata)
 
 
-GPUS = "gpus"
+GPUS, PARALLEL = "gpus", "parallel"
+
+
+def default_parallel(variant: str, values: Mapping[str, Any]) -> str:
+    return "cfg" if values[GPUS] == 2 else "layers"
 
 
 class GpusOption(Options):
     gpus: int = option(
         1,
-        "Number of GPUs per job; the layers of the model are distributed over them",
+        "Number of GPUs per clip; parallel says how they share the work",
         minimum=1,
         maximum=64,
         changes_result=False,
         reloads=True,
     )
+    parallel: str = option(
+        default_parallel,
+        "How several GPUs share a clip: cfg, one of two makes the passes of the negative prompt, each with the whole model; "
+        "ulysses, all make each pass together, each a part of the clip; layers, the layers of the model are distributed "
+        "over them, for weights that fit on no single GPU",
+        choices=("cfg", "ulysses", "layers"),
+        default_text="cfg with 2 GPUs, else layers",
+        neutral=("cfg", "layers"),
+        reloads=True,
+    )
+
+
+def gpus_of_model(values: Mapping[str, Any]) -> int:
+    """The number of GPUs over which the weights of one process are distributed; the others have ranks of their own."""
+    gpus = values.get(GPUS, 1)
+    return gpus if (values.get(PARALLEL) or default_parallel("", {GPUS: gpus})) == "layers" else 1
 
 
 def resolve(

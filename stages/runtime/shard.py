@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from stages.runtime.items import Item
 from stages.runtime.log import log
 from stages.runtime.loop import Loop, Settings, mark
 from stages.runtime.model import Model, find_model
-from stages.runtime.options import GPUS, Family, rename_aliases, resolve
+from stages.runtime.options import Family, rename_aliases, resolve
 from stages.runtime.places import output_fault, writing_remedy
 from stages.runtime.presets import check_preset
 from stages.runtime.stages import Stage
@@ -43,7 +43,7 @@ def run_items(
     batches, failures = batch_by_model(stage, families, items, config)
     marked = settings.mark_failed
     found = [failure for output, failure in failures.items() if not (marked and mark(output, failure))]
-    settings = replace(settings, gpus_to_lease=max([settings.gpus_to_lease, *(most_gpus(batch.items) for batch in batches)]))
+    settings = settings.with_gpus_of(item for batch in batches for item in batch.items)
     for batch in batches:
         check_model(stage, batch)
         with store_of(batch, settings.store) as store:
@@ -74,11 +74,6 @@ def batch_by_model(
             continue
         batches.setdefault((completed.model, family.name), Batch(family, model, [])).items.append(completed)
     return list(batches.values()), failures
-
-
-def most_gpus(items: Iterable[Item]) -> int:
-    """The largest number of GPUs that one of the items asks for; 1 for items without the option."""
-    return max((item.options.get(GPUS, 1) for item in items), default=1)
 
 
 def check_model(stage: Stage, batch: Batch) -> None:

@@ -529,6 +529,7 @@ OTHER_VALUES = {
     "apg_momentum": None,
     "apg_norm_threshold": None,
     "zero_init_steps": None,
+    "parallel": None,
     "skip_layer_scale": None,
     "skip_layer_interval": None,
     "cache_threshold": None,  # needs step_cache beside it, as the others of it do: tests/families/wan/test_step_cache.py

@@ -16,7 +16,7 @@ from unittest.mock import Mock
 import pytest
 
 from stages.runtime import lease, locks
-from stages.runtime.device import take_device
+from stages.runtime.device import gpu_of_rank, take_device
 from stages.runtime.errors import JobError
 
 ROOT = Path(__file__).parents[2]
@@ -307,3 +307,11 @@ def test_take_device_gives_a_process_the_same_gpus_every_time(pool, monkeypatch)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == held and lease._try_take.call_count == 1
     with pytest.raises(JobError, match="3 GPUs are wanted and this process has leased 2"):
         take_device("auto", None, gpus=3)
+
+
+def test_a_job_sees_the_gpus_of_its_model_and_leaves_the_others_to_its_ranks(pool, monkeypatch):
+    monkeypatch.setattr("stages.runtime.device._leased", [])
+    take_device("auto", None, gpus=3, seen=2)
+    seen = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+    assert len(seen) == 2 and gpu_of_rank(2, "cuda") not in seen
+    assert gpu_of_rank(0, "cuda") == seen[0] and gpu_of_rank(1, "cpu") == ""

@@ -41,7 +41,7 @@ def on_gpu(tmp_path, monkeypatch):
     (tmp_path / "model/part").mkdir(parents=True)
     save_file({"weight": zeros(1000)}, tmp_path / "model/part/weights.safetensors")
     monkeypatch.setattr(memory, "gpu_memory", lambda device: 1000)
-    monkeypatch.setattr("stages.runtime.loop.take_device", lambda device, threads, gpus: "cuda")
+    monkeypatch.setattr("stages.runtime.loop.take_device", lambda device, threads, gpus, seen: "cuda")
     model = Model("mine", "toy", path=str(tmp_path / "model"))
     settings = {"model": model, "weights": ("part/*",), "in_memory": ({"part": "float32"},)}
     return lambda **implementation: toys.loop(tmp_path / "store", **settings, **implementation)

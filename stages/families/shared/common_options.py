@@ -1,11 +1,11 @@
 """Options that several families share."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.runtime.errors import UsageError
-from stages.runtime.options import GPUS, GpusOption, Options, option
+from stages.runtime.errors import UsageError, shown
+from stages.runtime.options import GPUS, PARALLEL, GpusOption, Options, default_parallel, option
 
 
 class SeedOption(Options):
@@ -94,3 +94,37 @@ def check_transformer(values: Mapping[str, Any]) -> None:
                 f"quantization is {values['quantization']} and {name} is {values[name]}, which do not go together",
                 f"leave one of them out, or set {name} to {fitting}",
             )
+
+
+WITH_ULYSSES: dict[str, tuple] = {  # the values of other options that go with it
+    "offload": ("none",),
+    "layerwise_casting": ("none",),
+    "skip_layers": ([],),
+    "attention_backend": ("native", "_native_cudnn", "_native_flash", "flash", "sage"),  # of diffusers' context parallelism
+}
+
+
+def check_parallel(values: Mapping[str, Any], scales: Sequence[float]) -> None:
+    """Raise UsageError for a number of GPUs that cannot share a clip as `parallel` says.
+
+    `scales` are the guidance scales of the experts.
+    """
+    gpus, parallel = values[GPUS], values[PARALLEL]
+    if gpus == 1 and parallel != default_parallel("", values):
+        raise UsageError(f"parallel is {parallel} and gpus is 1", "leave parallel out, or set gpus to 2")
+    if parallel == "cfg" and gpus > 2:
+        raise UsageError(
+            f"parallel is cfg and gpus is {gpus}, and a step has two passes", "set gpus to 2, or parallel to ulysses"
+        )
+    if parallel == "cfg" and max(scales) <= 1:
+        raise UsageError(
+            f"gpus is 2 and guidance_scale {max(scales)} switches guidance off, so a step has one pass",
+            "set parallel to ulysses, or gpus to 1",
+        )
+    if parallel == "ulysses":
+        for name, fitting in WITH_ULYSSES.items():
+            if values[name] not in fitting:
+                raise UsageError(
+                    f"parallel is ulysses and {name} is {shown(values[name])}, which do not go together",
+                    f"leave {name} out, or set parallel to layers",
+                )

@@ -48,14 +48,22 @@ class Guidance:
             momentum: the running average of apg before the step, float32; None before its first.
         """
         options = self.options
-        if options.guider == "cfg_zero_star" and step < options.zero_init_steps:
+        if self._is_left_out(step):
             return torch.zeros_like(x), momentum
         cond = velocity = predict()
-        if self.scale > 1 and in_interval(step, steps, options.guidance_interval):
+        if self.is_guided(step, steps):
             velocity, momentum = self._combined(cond, predict(negative=True), momentum)
         if options.skip_layers and in_interval(step, steps, options.skip_layer_interval):
             velocity = velocity + options.skip_layer_scale * (cond - predict(skip=options.skip_layers))
         return velocity, momentum
+
+    def is_guided(self, step: int, steps: int) -> bool:
+        """Whether a step, counted from 0, has a pass with the negative prompt."""
+        in_guidance = in_interval(step, steps, self.options.guidance_interval)
+        return self.scale > 1 and in_guidance and not self._is_left_out(step)
+
+    def _is_left_out(self, step: int) -> bool:
+        return self.options.guider == "cfg_zero_star" and step < self.options.zero_init_steps
 
     def _combined(
         self, cond: torch.Tensor, uncond: torch.Tensor, momentum: torch.Tensor | None

@@ -4,7 +4,9 @@ The 14b has two experts: one for the steps at high noise, one for the rest. Each
 expert is in memory at a time, and each is loaded once. Between the phases the state of an item is saved in `work.partial`.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -33,14 +35,41 @@ from stages.families.wan.sampler import (
     switch_step,
 )
 from stages.runtime.artifacts import Artifact, write_tensors
-from stages.runtime.errors import ItemError, shown
+from stages.runtime.errors import ItemError, JobError, shown
 from stages.runtime.model import Model
 from stages.runtime.partial import StateMissing
 from stages.runtime.progress import StepBar
+from stages.runtime.ranks import Rank, Team
 from stages.runtime.resident import RESIDENTS
 from stages.runtime.worker import Work, Worker
 
 HIGH, LOW = "high", "low"
+
+
+def check_parts(gpus: int, heads: int, mask: Sequence[int]) -> None:
+    """Raise ItemError if GPUs cannot divide the heads of a model, or the tokens of a clip, evenly (parallel ulysses)."""
+    *_, frames, height, width = mask
+    tokens = frames * (height // 2) * (width // 2)
+    common = math.gcd(heads, tokens)
+    if common % gpus:
+        fitting = [str(number) for number in range(2, 65) if common % number == 0]
+        raise ItemError(
+            f"parallel is ulysses and gpus is {gpus}, which does not divide {heads} attention heads and {tokens} tokens",
+            f"set gpus to {' or '.join(fitting)}" if fitting else "set parallel to layers",
+        )
+
+
+class Together(torch.nn.Module):
+    """A transformer whose passes ranks make together."""
+
+    def __init__(self, team: Team, device: str):
+        super().__init__()
+        self.team, self.device, self.blocks = team, device, torch.nn.ModuleList()
+
+    def forward(
+        self, hidden: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor, return_dict: bool
+    ) -> tuple[torch.Tensor]:
+        return (self.team.call("predict", hidden.cpu(), timestep.cpu(), prompt.cpu()).to(self.device),)
 
 
 class Generate(Worker[GenerateOptions]):
@@ -49,6 +78,7 @@ class Generate(Worker[GenerateOptions]):
     def __init__(self, model: Model | None, device: str):
         super().__init__(model, device)
         self.make_input = inpaint_condition if self.model.variant == "5b" else concat_condition
+        self.is_guided = True  # whether an item is, in the phase
 
     def phases(self) -> tuple[str, ...]:
         return ("",) if self.model.variant == "5b" else (HIGH, LOW)
@@ -61,7 +91,11 @@ class Generate(Worker[GenerateOptions]):
             raise ItemError(f"the mask in {encoded.path} has {channels} channels", "make it again with encode")
         check_frames(encoded, 1 if self.model.variant == "5b" else frames)
         check_generation(self.model.variant, work.options.values())
-        blocks = read_config(self.model.folder() / "transformer").get("num_layers")
+        config = read_config(self.model.folder() / "transformer")
+        heads = config.get("num_attention_heads")
+        if work.options.parallel == "ulysses" and isinstance(heads, int):
+            check_parts(work.options.gpus, heads, encoded.shapes["mask"])
+        blocks = config.get("num_layers")
         if isinstance(blocks, int) and any(number >= blocks for number in work.options.skip_layers):
             reason = f"skip_layers is {shown(work.options.skip_layers)} and model {self.model.name} has {blocks} blocks"
             raise ItemError(reason, f"choose from 0 to {blocks - 1}")
@@ -74,6 +108,9 @@ class Generate(Worker[GenerateOptions]):
             UniPCMultistepScheduler.from_config(schedule)  # raises for a config that makes no scheduler
             return schedule
 
+    def prepare(self, works: Sequence[Work[GenerateOptions]]) -> None:
+        self.is_guided = any(self._scale(work.options) > 1 for work in works)
+
     def uses_model(self, work: Work[GenerateOptions]) -> bool:
         """Whether a step is left for the expert: a schedule may have none, or an earlier process did them."""
         first, last = self._steps(self._scheduler(work.options), work.options)
@@ -84,6 +121,16 @@ class Generate(Worker[GenerateOptions]):
         name, suffix = ("transformer_2", "_2") if self.phase == LOW else ("transformer", "")
         device, dtype = torch.device(self.device), DTYPES[options.dtype]
         loras = loras_of(getattr(options, f"lora{suffix}"), getattr(options, f"lora_scale{suffix}"))
+        self.rank, in_rank = None, None
+        if options.gpus > 1 and options.parallel == "ulysses":
+            self.transformer = self._load_together(options)
+            return
+        if options.gpus > 1 and options.parallel == "cfg":
+            options = replace(options, gpus=1)  # of each process
+            if self.is_guided:
+                served = "stages.families.wan.rank:Passes"
+                self.rank = RESIDENTS.take(self.model, "rank", lambda: Rank(1, self.device, served, self.model))
+                in_rank = self.rank.begin("load", self.phase, options)
         whole = is_whole_on_device(options)
 
         def load() -> torch.nn.Module:
@@ -93,6 +140,25 @@ class Generate(Worker[GenerateOptions]):
         self.transformer = RESIDENTS.take(self.model, name, load, *options.reloading())
         if self.phase == HIGH:
             read_ahead(WanTransformer3DModel, self.model.folder(), "transformer_2", dtype)
+        if in_rank:
+            in_rank()
+
+    def _load_together(self, options: GenerateOptions) -> torch.nn.Module:
+        """The expert of the phase in ranks, which make each pass together. Raises JobError, ItemError."""
+        if options.offload != "none":  # because the weights did not fit
+            reason = f"{self.model.name} does not fit on each of {options.gpus} GPUs, as parallel ulysses needs it"
+            raise JobError(reason, "set parallel to layers, or take larger GPUs")
+        if self.device != "cpu":
+            torch.cuda.empty_cache()  # for the rank on the same GPU
+        team = Team(options.gpus, self.device, "stages.families.wan.rank:SharedPasses", self.model)
+        team.call("load", self.phase, replace(options, gpus=1))
+        return Together(team, self.device)
+
+    def _begin_pass(self, hidden: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin a pass in the rank, see `elsewhere` of `denoise`."""
+        assert self.rank is not None
+        prediction = self.rank.begin("predict", hidden.cpu(), timestep.cpu(), prompt.cpu())
+        return lambda: prediction().to(self.device)
 
     def run(self, work: Work[GenerateOptions]) -> None:
         options, encoded = work.options, work.artifact("encoded")
@@ -121,6 +187,11 @@ class Generate(Worker[GenerateOptions]):
             options.sigmas,
             options.timesteps,
         )
+
+    def _scale(self, options: GenerateOptions) -> float:
+        """The guidance scale of the phase."""
+        high, low = guidance_scales(options.values())
+        return low if self.phase == LOW else high
 
     def _steps(self, scheduler: Scheduler, options: GenerateOptions) -> tuple[int, int]:
         """The first step of the phase, and the step after its last. The 5b, which has one expert, does all steps."""
@@ -156,7 +227,6 @@ class Generate(Worker[GenerateOptions]):
     ) -> State:
         """Run the steps of the current phase, with a progress bar and checkpoints."""
         every = work.options.checkpoint_every
-        high_guidance, low_guidance = guidance_scales(work.options.values())
         label = f"{work.item.id} {self.phase}".strip()
         low = self.phase == LOW
         ratios = work.options.mag_ratios_2 if low else work.options.mag_ratios
@@ -175,9 +245,10 @@ class Generate(Worker[GenerateOptions]):
                 last,
                 condition,
                 self.make_input,
-                Guidance(low_guidance if low else high_guidance, work.options),
+                Guidance(self._scale(work.options), work.options),
                 DTYPES[work.options.dtype],
                 after_step,
+                self._begin_pass if self.rank else None,
             )
 
     def _write(self, work: Work[GenerateOptions], state: State, condition: Condition) -> None:

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.families.shared.common_options import PromptOptions, SeedOption, TransformerOptions, check_transformer
+from stages.families.shared.common_options import (
+    PromptOptions,
+    SeedOption,
+    TransformerOptions,
+    check_parallel,
+    check_transformer,
+)
 from stages.families.shared.flow_options import (
     GuidanceOptions,
     SamplerOptions,
@@ -115,6 +121,7 @@ def check_generation(variant: str, values: Mapping[str, Any]) -> None:
     check_guidance(values, guidance_scales(values))
     check_transformer(values)
     check_step_cache(values)
+    check_parallel(values, guidance_scales(values))
     for name in ("guidance_scale_2", "boundary_ratio", "lora_2", "mag_ratios_2"):
         if variant == "5b" and values[name] not in (None, []):
             raise UsageError(f"{name} is {values[name]!r} and the 5B has one expert", f"leave {name} out")

@@ -28,7 +28,7 @@ CAPTIONING = {name: family for name, family in FAMILIES.items() if "caption_vlm"
 OPTIONS = [
     one
     for one in (*EncodeOptions.declared, *GenerateOptions.declared)
-    if one.name not in ("prompt", "gpus", "checkpoint_every")
+    if one.name not in ("prompt", "gpus", "parallel", "checkpoint_every")
 ]
 CAPTION_OPTIONS = [
     one for family in CAPTIONING.values() for one in family.options_of("caption_vlm") if one.name not in ("prompt", "dtype")

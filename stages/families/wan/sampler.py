@@ -82,16 +82,25 @@ def apply_known(x: torch.Tensor, condition: Condition) -> torch.Tensor:
     return (1 - noise_mask) * condition.image + noise_mask * x
 
 
+BeginPass = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Callable[[], torch.Tensor]]
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """Makes passes of a model on one input, `hidden` and `timestep`, see `Predict`."""
+    """Makes passes of a model on one input, `hidden` and `timestep`, see `Predict`.
+
+    `negative` returns the pass with the negative prompt, if it is made elsewhere.
+    """
 
     model: torch.nn.Module
     hidden: torch.Tensor
     timestep: torch.Tensor
     condition: Condition
+    negative: Callable[[], torch.Tensor] | None = None
 
     def __call__(self, *, negative: bool = False, skip: Sequence[int] = ()) -> torch.Tensor:
+        if negative and self.negative:
+            return self.negative()
         prompt = self.condition.negative if negative else self.condition.prompt
         with without_blocks(self.model, skip), cache_of(self.model, NEGATIVE if negative else PROMPT):
             return self.model(self.hidden, self.timestep, prompt, return_dict=False)[0]
@@ -108,6 +117,7 @@ def denoise(
     guidance: Guidance,
     dtype: torch.dtype,
     after_step: Callable[[State], None] = lambda state: None,
+    elsewhere: BeginPass | None = None,
 ) -> State:
     """Run the denoising steps from `state.step` up to, not including, `last`.
 
@@ -117,6 +127,8 @@ def denoise(
         guidance: with a scale above 1 a guided step runs the model again, on the negative prompt. Each expert has a scale
             of its own; diffusers decides by the high-noise expert's scale whether any step is guided.
         after_step: called with the new state after each step.
+        elsewhere: begins a pass of the same model on another device, of `hidden`, `timestep` and a prompt, and returns a
+            function that waits for its prediction, on the device of `model`. It makes the passes on the negative prompt.
 
     Raises:
         ItemError: a prediction or the latents are not finite.
@@ -125,7 +137,10 @@ def denoise(
     for step in range(state.step, last):
         t, at = scheduler.timesteps[step], f"step {step + 1} of {steps}"
         hidden, timestep = make_input(state.x, t, condition)
-        predict = Prediction(model, hidden.to(dtype), timestep, condition)
+        hidden, negative = hidden.to(dtype), None
+        if elsewhere and condition.negative is not None and guidance.is_guided(step, steps):
+            negative = elsewhere(hidden, timestep, condition.negative)
+        predict = Prediction(model, hidden, timestep, condition, negative)
         velocity, momentum = guidance.guide(predict, step, steps, state.x, state.momentum)
         check_finite(velocity, "the prediction", PRECISION_OR_GUIDANCE, at)
         x = take_step(scheduler, velocity, step, state.x, generator)
