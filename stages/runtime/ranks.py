@@ -15,7 +15,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 import traceback
 import weakref
 from collections.abc import Callable
@@ -103,12 +102,14 @@ class Rank:
 class Team:
     """`count` ranks that do each call together, and may wait for one another.
 
-    The objects are made of the arguments, their rank, `count`, a folder that only they use, and the device, see `Rank`.
+    The objects are made of the arguments, their rank, `count`, the path of an empty file that only they use, and the device,
+    see `Rank`.
     """
 
     def __init__(self, count: int, device: str, served: str, *arguments: Any):
-        self._folder = tempfile.TemporaryDirectory()
-        shared = (count, self._folder.name)
+        descriptor = os.memfd_create("ranks")  # a file in memory, of which nothing is left when the last process ends
+        weakref.finalize(self, os.close, descriptor)
+        shared = (count, f"/proc/{os.getpid()}/fd/{descriptor}")
         self._ranks = [Rank(number, device, served, *arguments, number, *shared) for number in range(count)]
 
     def call(self, method: str, *arguments: Any) -> Any:

@@ -43,10 +43,10 @@ class Passes:
 class SharedPasses(Passes):
     """Makes a part of each pass: of the tokens, and in attention of the heads (Ulysses, arXiv:2309.14509), by diffusers.
 
-    The ranks find one another by a file in `folder`, and talk by NCCL, on CPUs by gloo, over the loopback interface.
+    The ranks find one another by `file`, and talk by NCCL, on CPUs by gloo, over the loopback interface.
     """
 
-    def __init__(self, model: Model, rank: int, count: int, folder: str, device: str):
+    def __init__(self, model: Model, rank: int, count: int, file: str, device: str):
         super().__init__(model, device)
         self.count = count
         warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # in diffusers
@@ -56,7 +56,7 @@ class SharedPasses(Passes):
             torch.accelerator.device_count = lambda: 1  # by which diffusers divides
         distributed.init_process_group(
             "gloo" if device == "cpu" else "nccl",
-            store=distributed.FileStore(os.path.join(folder, "store"), count),
+            store=distributed.FileStore(file, count),
             rank=rank,
             world_size=count,
             timeout=timedelta(days=1),  # a rank that ends is noticed by the process of the stage
