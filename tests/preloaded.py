@@ -3,8 +3,8 @@
 The import of torch, diffusers and transformers takes a process of the pipeline longer than its work on a tiny model does.
 `start(folder)` writes `python`, `snakemake` and the other programs of the environment to a folder. A test that runs
 them gets processes of its own, with the same arguments, streams, signals and exit codes. Each of them imports the packages
-of the project for itself. A program is a new process of the real Python if its environment has other variables that libraries
-read on import, or if it inherits other files than its streams.
+of the project for itself. A program is a new process of the real Python if its environment has other variables that
+libraries read on import, or if it inherits other files than its streams.
 """
 
 import ast
