@@ -19,7 +19,7 @@ def command(name: str, training: Training) -> click.Command:
     @clean_errors
     def run(config: Path | None, output: Path, device: str, threads: int | None, debug: bool, **given: Any) -> None:
         values, architecture = read_config(config, name, training) if config else ({}, {})
-        values |= {key: value for key, value in given.items() if value is not None}
+        values |= {key: value for key, value in given.items() if value not in (None, ())}
         options = training.options.resolved(values)
         start(training, options, architecture, output, device, threads)
 

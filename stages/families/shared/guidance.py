@@ -91,15 +91,20 @@ class Guidance:
         return guided, buffer and buffer.running_average
 
 
+def plain_guidance(scale: float) -> Guidance:
+    """Classifier-free guidance in all steps; none up to a scale of 1."""
+    return Guidance(scale, GuidanceOptions.resolved({}))
+
+
 @contextmanager
 def without_blocks(transformer: torch.nn.Module, skip: Sequence[int]) -> Iterator[None]:
     """In the context the blocks `skip` of a transformer return their input.
 
     They still compute, unlike with diffusers' LayerSkipConfig: the hooks of offload rely on each block being called.
     """
-    blocks = cast(torch.nn.ModuleList, transformer.blocks)
     with ExitStack() as stack:
         for number in skip:
-            handle = blocks[number].register_forward_hook(lambda block, inputs, output: inputs[0])
+            block = cast(torch.nn.ModuleList, transformer.blocks)[number]
+            handle = block.register_forward_hook(lambda block, inputs, output: inputs[0])
             stack.callback(handle.remove)
         yield

@@ -64,7 +64,7 @@ class Together(torch.nn.Module):
 
     def __init__(self, team: Team, device: str):
         super().__init__()
-        self.team, self.device, self.blocks = team, device, torch.nn.ModuleList()
+        self.team, self.device = team, device
 
     def forward(
         self, hidden: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor, return_dict: bool

@@ -31,6 +31,7 @@ from stages.families.shared.training.options import CaptionTrainingOptions, VaeT
 from stages.families.shared.wan.limits import Fault, frames_fault, limits, size_fault, text_fault
 from stages.families.shared.wan.options import (
     DtypeOption,
+    LatentOptions,
     LatentTrainingOptions,
     LoraOptions,
     TextLengthOption,
@@ -176,23 +177,31 @@ VAE_TRAINING = Training(
 )
 
 
-class DenoiserTrainingOptions(CaptionTrainingOptions, LatentTrainingOptions):
-    num_frames: int = LatentTrainingOptions.redeclared("num_frames", default=17)
-    variant: str = option("5b", "Architecture: 5b is one transformer, 14b two experts", choices=("5b", "14b"))
-    text_dropout: float = CaptionTrainingOptions.redeclared("text_dropout", default=0.08)
+class ClipConditionOptions(LatentOptions):
+    """Options of every training of a denoiser: what its clips are conditioned on."""
+
+    num_frames: int = LatentOptions.redeclared("num_frames", default=17)
     prefix: str = option("continue video", "Text put before a share of the captions, as recipe chain does it")
     prefix_share: float = option(0.2, "Share of the captions that prefix is put before", minimum=0, maximum=1)
     first_frame_share: float = option(
         0.5, "Share of the clips that are conditioned on their first frame (5b)", minimum=0, maximum=1
     )
-    training_shift: float = option(2.0, "Shift of the sigmas drawn in training (5b)", minimum=0.01, maximum=100)
     boundary_ratio: float = option(0.9, "Lowest sigma of the high-noise expert (14b)", minimum=0, maximum=1)
+
+
+class FlowMatchingOptions(CaptionTrainingOptions, ClipConditionOptions):
+    """Options of a training on noisy clips."""
+
+    text_dropout: float = CaptionTrainingOptions.redeclared("text_dropout", default=0.08)
+    training_shift: float = option(2.0, "Shift of the sigmas drawn in training (5b)", minimum=0.01, maximum=100)
     sample_steps: int = option(12, "Denoising steps of the sample strips", minimum=1, maximum=1000)
-    sample_shift: float = option(
-        3.0,
-        "Shift of the noise schedule of the sample strips, also written into the scheduler's config",
-        minimum=0.01,
-        maximum=100,
+    sample_shift: float = option(3.0, "Shift of the noise schedule of the sample strips", minimum=0.01, maximum=100)
+
+
+class DenoiserTrainingOptions(FlowMatchingOptions, LatentTrainingOptions):
+    variant: str = option("5b", "Architecture: 5b is one transformer, 14b two experts", choices=("5b", "14b"))
+    sample_shift: float = FlowMatchingOptions.redeclared(
+        "sample_shift", help="Shift of the noise schedule of the sample strips, also written into the scheduler's config"
     )
 
     def own_settings(self) -> dict[str, Any]:
@@ -212,6 +221,79 @@ DENOISER_TRAINING = Training(
     "stages.families.wan.train_denoiser:DenoiserTask",
     DenoiserTrainingOptions,
     "Train a denoiser (WanTransformer3DModel) and its text encoder on clips with captions.",
+)
+
+LORA_FILES = {"lora": "pytorch_lora_weights.safetensors", "lora_2": "pytorch_lora_weights_2.safetensors"}  # by option
+
+
+class AdapterTrainingOptions(ClipConditionOptions):
+    """Options of a training of low-rank matrices (LoRA) beside the frozen weights of a model."""
+
+    start_from: str = ClipConditionOptions.redeclared(
+        "start_from", help="Folder of the model that the LoRA is for, in diffusers' layout; its weights stay as they are"
+    )
+    rank: int = option(32, "Rank of the low-rank matrices", minimum=1, maximum=4096)
+    lora_alpha: float = option(
+        lambda variant, values: float(values["rank"]),
+        "Alpha of the LoRA: the product of the matrices is multiplied by alpha / rank",
+        default_text="the rank",
+        minimum=0.001,
+        maximum=10**4,
+    )
+    target_modules: list[str] = option(
+        ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"],
+        "Linear layers of the blocks that get matrices: the ends of their names in diffusers",
+        default_text="to_q, to_k, to_v, to_out.0, ffn.net.0.proj and ffn.net.2: all of them",
+    )
+    gradient_checkpointing: bool = option(
+        False, "Compute each block again in the backward pass, which takes time and saves most of the memory"
+    )
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of the model with its LoRA, over those of `start_from`."""
+        two = detect(Path(self.start_from)) == "14b"
+        files = {name: [file] for name, file in LORA_FILES.items() if two or name == "lora"}
+        scales = {name.replace("lora", "lora_scale"): [1.0] for name in files}
+        boundary = {"boundary_ratio": self.boundary_ratio} if two else {}
+        variant = "14b" if two else "5b"
+        options = {**files, **scales, **boundary, **self.sampling(two)}
+        return {"family": "wan", "variant": variant, "options": options}
+
+    def sampling(self, two_experts: bool) -> dict[str, Any]:
+        """The options of `generate` that the LoRA was trained for."""
+        return {}
+
+
+class LoraTrainingOptions(FlowMatchingOptions, AdapterTrainingOptions):
+    pass
+
+
+class DistillationOptions(AdapterTrainingOptions):
+    num_inference_steps: int = option(4, "Steps of the student, which needs no guidance", minimum=1, maximum=1000)
+    shift: float = option(5.0, "Shift of the noise schedule of student and teacher", minimum=0.01, maximum=100)
+    teacher_steps: int = option(
+        40, "Steps of the teacher, a multiple of num_inference_steps: the model of start_from", minimum=1, maximum=1000
+    )
+    guidance_scale: float = option(5.0, "Scale of classifier-free guidance of the teacher", minimum=0, maximum=100)
+    negative_prompt: str = option(
+        NEGATIVE_PROMPT, "Negative prompt of the teacher", default_text="upstream's text (Chinese)"
+    )
+
+    def sampling(self, two_experts: bool) -> dict[str, Any]:
+        guidance = {"guidance_scale": 1.0} | ({"guidance_scale_2": 1.0} if two_experts else {})
+        steps = {"num_inference_steps": self.num_inference_steps, "shift": self.shift, "sigma_grid": "wan"}
+        return {"sampler": "euler", **steps, **guidance}
+
+
+LORA_TRAINING = Training(
+    "stages.families.wan.train_lora:LoraTask",
+    LoraTrainingOptions,
+    "Train a LoRA of a Wan model on clips with captions.",
+)
+DISTILLATION = Training(
+    "stages.families.wan.train_lora:DistillationTask",
+    DistillationOptions,
+    "Distil a Wan model to a few steps without guidance, as a LoRA.",
 )
 
 
@@ -396,7 +478,12 @@ FAMILY = Family(
     disk=lambda values: disk(values["size"], values["num_frames"]),
     fit_first_frame=fit_first_frame,
     from_text=("5b",),
-    trainings={"wan-vae": VAE_TRAINING, "wan": DENOISER_TRAINING},
+    trainings={
+        "wan-vae": VAE_TRAINING,
+        "wan": DENOISER_TRAINING,
+        "wan-lora": LORA_TRAINING,
+        "wan-distill": DISTILLATION,
+    },
     conversion=Conversion(
         "stages.families.wan.convert:convert",
         ConvertOptions,

@@ -66,14 +66,14 @@ def switch_step(scheduler: Scheduler, boundary_ratio: float) -> int:
 
 def concat_condition(x: torch.Tensor, t: torch.Tensor, condition: Condition) -> tuple[torch.Tensor, torch.Tensor]:
     """The model's input for the 14b: `x`, mask and image latents as channels [1, 16 + 4 + 16, T, h, w]; one timestep [1]."""
-    return torch.cat([x, condition.mask, condition.image], dim=1), t.expand(1)
+    return torch.cat([x, condition.mask, condition.image], dim=1), t.expand(len(x))
 
 
 def inpaint_condition(x: torch.Tensor, t: torch.Tensor, condition: Condition) -> tuple[torch.Tensor, torch.Tensor]:
     """The model's input for the 5b: `x` with the known latents put in [1, 48, T, h, w]; a timestep per token
     [1, T * h/2 * w/2], which is 0 for known tokens."""
     noise_mask = 1 - condition.mask
-    return apply_known(x, condition), (noise_mask[0, 0, :, ::2, ::2] * t).flatten()[None]
+    return apply_known(x, condition), (noise_mask[:, 0, :, ::2, ::2] * t).flatten(1)
 
 
 def apply_known(x: torch.Tensor, condition: Condition) -> torch.Tensor:

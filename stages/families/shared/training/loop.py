@@ -45,6 +45,7 @@ from stages.runtime.progress import reaches_tenth
 FIXED = (
     *("data", "dataset", "inside_share", "looks", "only", "max_samples", "num_frames", "frame_size"),
     *("batch_size", "gradient_accumulation", "seed", "variant", "prediction_type", "num_timesteps", "noise_schedule"),
+    *("rank", "lora_alpha", "target_modules", "num_inference_steps", "teacher_steps", "guidance_scale", "shift"),
 )
 
 

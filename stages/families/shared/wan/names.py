@@ -44,6 +44,15 @@ TRANSFORMER = _rules(
     (r"^(blocks\.\d+)\.ffn\.0\.", r"\1.ffn.net.0.proj."),
     (r"^(blocks\.\d+)\.ffn\.2\.", r"\1.ffn.net.2."),
 )
+LAYERS = _rules(  # from diffusers' names of the linear layers of a block to Wan's own
+    (r"\.attn1\.to_(q|k|v)$", r".self_attn.\1"),
+    (r"\.attn1\.to_out\.0$", ".self_attn.o"),
+    (r"\.attn2\.to_(q|k|v)$", r".cross_attn.\1"),
+    (r"\.attn2\.to_out\.0$", ".cross_attn.o"),
+    (r"\.attn2\.add_(k|v)_proj$", r".cross_attn.\1_img"),
+    (r"\.ffn\.net\.0\.proj$", ".ffn.0"),
+    (r"\.ffn\.net\.2$", ".ffn.2"),
+)
 TEXT_ENCODER = _rules(
     (r"^token_embedding\.", "shared."),
     (r"^norm\.", "encoder.final_layer_norm."),
@@ -84,6 +93,11 @@ RESIDUAL_BLOCK = _rules(
 def diffusers_name(name: str) -> str:
     """The name in diffusers of a weight of the transformer, without the prefixes of training wrappers."""
     return _renamed(WRAPPERS.sub("", name), TRANSFORMER)
+
+
+def original_layer(name: str) -> str:
+    """Wan's own name of a linear layer of a block, from its name in diffusers."""
+    return _renamed(name, LAYERS)
 
 
 def text_encoder_name(name: str) -> str:

@@ -55,14 +55,36 @@ def check_loras(values: Mapping[str, Any], suffix: str = "") -> None:
         )
 
 
-class LatentTrainingOptions(TrainingOptions):
+class LatentOptions(TrainingOptions):
     """Options of a training on the latents of a frozen VAE, which encodes each clip once."""
 
-    vae: str = option("", "Folder with a VAE that train wan-vae wrote; empty: the VAE of start_from", is_path=True)
-    freeze_text_encoder: bool = option(False, "Do not train the text encoder of start_from")
     max_sequence_length: int = option(
         512, "Maximum length of a caption; the rest is cut off", unit="tokens", minimum=1, maximum=512
     )
+
+    @property
+    def vae_source(self) -> str:
+        """Folder of the repository with the VAE."""
+        return self.start_from
+
+    @property
+    def trains_text_encoder(self) -> bool:
+        return False
+
+
+class LatentTrainingOptions(LatentOptions):
+    """Options of a training of a whole model on latents."""
+
+    vae: str = option("", "Folder with a VAE that train wan-vae wrote; empty: the VAE of start_from", is_path=True)
+    freeze_text_encoder: bool = option(False, "Do not train the text encoder of start_from")
+
+    @property
+    def vae_source(self) -> str:
+        return self.vae or self.start_from
+
+    @property
+    def trains_text_encoder(self) -> bool:
+        return not (self.start_from and self.freeze_text_encoder)
 
 
 TEXTS = 2 * 512 * 4096 * 2  # bytes of the embeddings of two prompts

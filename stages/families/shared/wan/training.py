@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from stages.families.shared.pixels import to_uint8
 from stages.families.shared.training.encoded import vae_folder
 from stages.families.shared.training.loop import Task, in_dtype
 from stages.families.shared.training.options import TrainingOptions
-from stages.families.shared.wan.options import LatentTrainingOptions
+from stages.families.shared.wan.options import LatentOptions
 from stages.families.shared.wan.vae import decode_video, denormalise, encode_video
 from stages.families.shared.word_tokenizer import word_tokenizer
 from stages.media.shapes.world import WORDS
@@ -29,12 +29,12 @@ PAD, END, UNKNOWN = SPECIAL = ("<pad>", "</s>", "<unk>")
 class LatentTask(Task):
     """A training on the latents of a frozen VAE, with a text encoder that is new or that of `start_from`."""
 
-    options: LatentTrainingOptions
+    options: LatentOptions
 
-    def __init__(self, options: LatentTrainingOptions, architecture: Mapping[str, Any]):
+    def __init__(self, options: LatentOptions, architecture: Mapping[str, Any]):
         super().__init__()
         self.options = options
-        self.source = vae_folder(options.vae or options.start_from, "wan-vae")
+        self.source = vae_folder(options.vae_source, "wan-vae")
         self.vae = load_network(AutoencoderKLWan, self.source, "vae", dtype=torch.float32)
         self.vae.requires_grad_(False).eval()
         check_size(options, self.vae, patch=2)
@@ -43,7 +43,13 @@ class LatentTask(Task):
             self.text = load_network(UMT5EncoderModel, Path(start), "text_encoder", dtype=torch.float32)
         else:
             self.tokenizer, self.text = new_text_encoder(architecture["text_encoder"])
-        self.text.requires_grad_(not (start and options.freeze_text_encoder))
+        self.text.requires_grad_(options.trains_text_encoder)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of training. A frozen text encoder stays without dropout."""
+        super().train(mode)
+        self.text.train(mode and self.options.trains_text_encoder)
+        return self
 
     def embed(self, texts: list[str]) -> torch.Tensor:
         """Embeddings [B, L, D] of texts, zero after the last token of each, as in Wan."""
