@@ -31,6 +31,7 @@ SEED = 1000  # far from the seeds of the trainings
 SIZE, FRAMES, FPS = 128, 17, 8
 OPTIONS = {"lossless": True, "seed": 42}  # other options as the models are declared
 LINKS = 4
+FEW_STEPS = "shapes-wan-5b-4step"
 GROUND = re.compile("gray|white")
 
 # targets of the models on combinations that they know: minima, for distances maxima. None: the figure is only shown
@@ -57,11 +58,14 @@ TURNING = {  # a source that moves in one direction, and a prompt with another d
 }
 TARGETS = {
     "prompted-5b": CONTINUATION,
+    "prompted-5b-4step": {**CONTINUATION, "psnr_db": 27.0},
+    "prompted-5b-4step-without-lora": dict.fromkeys(CONTINUATION),
     "prompted-14b": CONTINUATION,
     "v2v-5b": WITH_CAPTIONER,
     "v2v-14b": WITH_CAPTIONER,
     "chain-5b": {"color_in_every_link": 0.95, "shape_in_every_link": None, "direction_in_every_link": None, "seam_px": None},
     "text2video-5b": {"color": None, "shape": None, "direction": None, "speed": None, "color_shape_direction": 0.80},
+    "text2video-5b-4step": {"color": 0.75, "shape": 0.75, "direction": 0.75, "speed": None, "color_shape_direction": None},
     "longlive": TURNING,
     "longlive-recached": TURNING,
     "text2video-unet": {"color": 0.95, "shape": 0.95, "direction": 0.6, "speed": None, "color_shape_direction": None},
@@ -107,6 +111,11 @@ def config(clips: int, sources: dict[str, Source]) -> dict:
     captioner = {"captioner": "shapes-internvl", "options": OPTIONS}
     runs = {
         "prompted-5b": {"recipe": "v2v", "model": "shapes-wan-5b", "clips": captioned, "options": OPTIONS},
+        "prompted-5b-4step": {"recipe": "v2v", "model": FEW_STEPS, "clips": captioned, "options": OPTIONS},
+        "prompted-5b-4step-without-lora": {
+            **{"recipe": "v2v", "model": FEW_STEPS, "clips": captioned},
+            "options": {**OPTIONS, "lora": []},
+        },
         "prompted-14b": {"recipe": "v2v", "model": "shapes-wan-14b", "clips": captioned, "options": OPTIONS},
         "v2v-5b": {"recipe": "v2v", "model": "shapes-wan-5b", "clips": videos, **captioner},
         "v2v-14b": {"recipe": "v2v", "model": "shapes-wan-14b", "clips": videos, **captioner},
@@ -117,6 +126,7 @@ def config(clips: int, sources: dict[str, Source]) -> dict:
             "options": {**OPTIONS, "recache_on_switch": True},
         },
         "text2video-5b": {"recipe": "text2video", "model": "shapes-wan-5b", "clips": prompts, "options": OPTIONS},
+        "text2video-5b-4step": {"recipe": "text2video", "model": FEW_STEPS, "clips": prompts, "options": OPTIONS},
         "text2video-unet": {"recipe": "text2video", "model": "shapes-text2video", "clips": on_black, "options": OPTIONS},
         "dynamicrafter": {"recipe": "dynamicrafter", "model": "shapes-dynamicrafter", "clips": images, "options": OPTIONS},
         "fresco": {"recipe": "fresco", "model": "shapes-fresco", "clips": to_translate, "options": {"seed": 42}},

@@ -108,7 +108,7 @@ def test_shapes_internvl_captions_say_what_a_clip_shows(captions, sources):
         assert fmean(measure[f"caption_{slot}"] for measure in measures) >= 0.8, (slot, texts)
 
 
-@pytest.mark.parametrize("model", [MODEL, "shapes-wan-14b"])
+@pytest.mark.parametrize("model", [MODEL, "shapes-wan-5b-4step", "shapes-wan-14b"])
 def test_shapes_wan_continues_a_first_frame_as_the_caption_says(model, captions, first_frames, sources, config, tmp_path):
     prompts = [artifacts.read(path, ("caption",)).fields["prompt"] for path in captions]
     measures = measure_continuations(tmp_path / "made", first_frames, prompts, sources, config, model)
