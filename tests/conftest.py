@@ -1,5 +1,7 @@
 """Fixtures for all tests. Nothing here imports torch before a test uses a model."""
 
+import signal
+
 import pytest
 
 from tests import preloaded
@@ -44,6 +46,11 @@ LONGEST = (
     "tests/workflow/",
     "tests/test_docs.py",
 )  # run first, so that all processes end together
+
+
+def pytest_configure():
+    """A shell lets programs in its background ignore Ctrl-C, which tests send to themselves."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
