@@ -46,7 +46,8 @@ def test_a_run_plans_fetches_converts_and_loads_a_published_model_with_its_lora(
     converted, shipped = (zoo.rgb_by_ffmpeg(film, (64, 64)) for film in films)
     assert len(converted) == 9 and (converted == shipped).all()
     (generated,) = [one for one in project.read("one/a_lora.json")["provenance"] if one["stage"] == "generate"]
-    assert generated["options"]["lora"].endswith("/lora.safetensors")
+    (lora,) = generated["options"]["lora"]
+    assert lora.endswith("/lora.safetensors")
     record = project.read("weights/published.json")
     assert record["conversion"]["revisions"] == dict.fromkeys(published.CONVERT.values(), REVISION)
     assert "transformer/diffusion_pytorch_model.safetensors" in record["files"]
