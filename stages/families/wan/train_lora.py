@@ -21,15 +21,15 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 
-from stages.families.shared.guidance import plain_guidance
 from stages.families.shared.loading import DTYPES, load_network
 from stages.families.shared.solvers import Scheduler, make_scheduler, wan_grid
-from stages.families.shared.training.data import ClipDataset, Key, collate
+from stages.families.shared.training.data import ClipDataset, collate
+from stages.families.shared.training.encoded import CachedDataset
 from stages.families.shared.training.lora import add_lora, loras_in, without_lora
 from stages.families.shared.training.options import DTYPE_OF_PRECISION
 from stages.families.shared.wan.names import original_layer
 from stages.families.wan.options import LORA_FILES, AdapterTrainingOptions, DistillationOptions, LoraTrainingOptions, detect
-from stages.families.wan.sampler import Condition, State, concat_condition, denoise, inpaint_condition
+from stages.families.wan.sampler import State
 from stages.families.wan.training import FlowMatchingTask, WanTask
 from stages.runtime.errors import UsageError
 from stages.runtime.model import SETTINGS, read_settings, settings_in
@@ -148,24 +148,17 @@ class DistillationTask(AdapterTask):
         texts = self.with_prefix(batch["text"], draw[0])
         prompt, negative = (self.embed(text).to(self.dtype) for text in (texts, [self.options.negative_prompt] * count))
         given = draw[1] < self.options.first_frame_share
-        if self.two_experts:
-            image, mask, make_input = batch["image"].to(device), batch["mask"].to(device), concat_condition
-        else:
-            image, mask, make_input = latents[:, :, :1], torch.zeros_like(latents[:, :1]), inpaint_condition
-            mask[:, :, 0] = given.view(-1, 1, 1, 1).to(latents)
-        condition, scheduler = Condition(image, mask, prompt, negative), self.teacher_scheduler(device)
+        condition = self.condition({**batch, "latents": latents}, given, prompt, negative)
         every = self.options.teacher_steps // self.options.num_inference_steps
-        state = State(0, torch.randn(latents.shape, generator=generator).to(latents))
-        points = [state.x]
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        points = [noise]
 
         def after_step(state: State) -> None:
             if state.step % every == 0:
                 points.append(state.x)
 
         with without_lora(self.experts):
-            for expert, last in zip(self.experts, self.last_steps(scheduler), strict=True):
-                guidance = plain_guidance(self.options.guidance_scale)
-                state = denoise(expert, state, scheduler, last, condition, make_input, guidance, self.dtype, after_step)
+            self.solve(noise, self.teacher_scheduler(device), condition, self.options.guidance_scale, after_step)
         return {"points": torch.stack(points, dim=1), "given": given, "text": texts}
 
     def forward(self, batch: Mapping[str, Any], step: int, generator: torch.Generator) -> torch.Tensor:
@@ -187,8 +180,8 @@ class DistillationTask(AdapterTask):
         return torch.cat([uniform[:half] * first, first + uniform[half:] * (second[0] - first)]).long()
 
 
-class TrajectoryDataset(ClipDataset):
-    """The items of `clips` with what `trajectories` makes of each, once, on first access.
+class TrajectoryDataset(CachedDataset):
+    """The items of `clips` with what `trajectories` makes of each.
 
     Clips are taken one by one, so that a training can stop after any step, and a resumed one is exact.
     """
@@ -199,18 +192,12 @@ class TrajectoryDataset(ClipDataset):
         trajectories: Callable[[Mapping[str, Any], torch.Generator], Mapping[str, Any]],
         seed: int,
     ):
-        self.clips, self.trajectories, self.seed = clips, trajectories, seed
-        self.cache: dict[int, dict[str, Any]] = {}
+        super().__init__(clips)
+        self.trajectories, self.seed = trajectories, seed
 
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, key: Key | int) -> dict[str, Any]:
-        index = key[1] if isinstance(key, tuple) else key
-        if index not in self.cache:
-            item = self.clips[index]
-            seeds = np.random.SeedSequence([self.seed, index]).generate_state(1)
-            made = self.trajectories(collate([item]), torch.Generator().manual_seed(int(seeds[0])))
-            own = {name: value[0].cpu() if isinstance(value, torch.Tensor) else value[0] for name, value in made.items()}
-            self.cache[index] = {**item, **own}
-        return self.cache[index]
+    def make(self, index: int) -> Mapping[int, dict[str, Any]]:
+        item = self.clips[index]
+        seeds = np.random.SeedSequence([self.seed, index]).generate_state(1)
+        made = self.trajectories(collate([item]), torch.Generator().manual_seed(int(seeds[0])))
+        own = {name: value[0].cpu() if isinstance(value, torch.Tensor) else value[0] for name, value in made.items()}
+        return {index: {**item, **own}}

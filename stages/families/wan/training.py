@@ -8,7 +8,7 @@ further channels, and has two experts: one for sigmas at or above the boundary, 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -98,8 +98,7 @@ class WanTask(LatentTask):
         """
         latents, count, text = batch["latents"], len(noisy), text.to(self.dtype)
         if not self.two_experts:
-            mask = torch.zeros_like(latents[:, :1])  # [B, 1, T, h, w], 1 where the first frame is given
-            mask[:, :, 0] = given.view(-1, 1, 1, 1).to(latents)
+            mask = first_frame_mask(latents, given)
             noisy = mask * latents + (1 - mask) * noisy
             time = (1 - mask[:, 0, :, ::2, ::2]).flatten(1) * (1000 * sigma)[:, None]  # [B, tokens]
             prediction = self.experts[0](noisy.to(self.dtype), time, text, return_dict=False)[0]
@@ -132,20 +131,36 @@ class WanTask(LatentTask):
 
     def sample_latents(self, batch: Mapping[str, Any], i: int, first_frame: bool) -> torch.Tensor:
         """Sample latents [1, C, T, h, w] with the sampler of the stage, without guidance."""
-        true = batch["latents"][i : i + 1]
-        device, scheduler = true.device, self.sample_scheduler(true.device)
+        one = {name: values[i : i + 1] for name, values in batch.items()}
+        true = one["latents"]
+        condition = self.condition(one, torch.tensor([first_frame]), self.embed(one["text"]).to(self.dtype))
+        noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(i)).to(true.device)
+        x = self.solve(noise, self.sample_scheduler(true.device), condition)
+        return x if self.two_experts else apply_known(x, condition)
+
+    def condition(
+        self, batch: Mapping[str, Any], given: torch.Tensor, prompt: torch.Tensor, negative: torch.Tensor | None = None
+    ) -> Condition:
+        """The inputs of the experts for a batch, on the device of its latents. `given` is that of `error`."""
+        latents = batch["latents"]
         if self.two_experts:
-            image, mask, make_input = batch["image"][i : i + 1], batch["mask"][i : i + 1], concat_condition
-        else:
-            image, make_input = true[:, :, :1], inpaint_condition
-            mask = torch.zeros_like(true[:, :1])
-            mask[:, :, 0] = float(first_frame)
-        condition = Condition(image, mask, self.embed(batch["text"][i : i + 1]).to(self.dtype), None)
-        noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(i)).to(device)
-        state = State(0, noise)
+            return Condition(batch["image"].to(latents.device), batch["mask"].to(latents.device), prompt, negative)
+        return Condition(latents[:, :, :1], first_frame_mask(latents, given), prompt, negative)
+
+    def solve(
+        self,
+        noise: torch.Tensor,
+        scheduler: Scheduler,
+        condition: Condition,
+        guidance_scale: float = 1.0,
+        after_step: Callable[[State], None] = lambda state: None,
+    ) -> torch.Tensor:
+        """The latents that the experts make of noise, one after the other, as `generate` does."""
+        make_input = concat_condition if self.two_experts else inpaint_condition
+        state, guidance = State(0, noise), plain_guidance(guidance_scale)
         for expert, last in zip(self.experts, self.last_steps(scheduler), strict=True):
-            state = denoise(expert, state, scheduler, last, condition, make_input, plain_guidance(1), self.dtype)
-        return state.x if self.two_experts else apply_known(state.x, condition)
+            state = denoise(expert, state, scheduler, last, condition, make_input, guidance, self.dtype, after_step)
+        return state.x
 
     def last_steps(self, scheduler: Scheduler) -> tuple[int, ...]:
         """For each expert, the step at which it stops."""
@@ -153,6 +168,13 @@ class WanTask(LatentTask):
         if not self.two_experts:
             return (steps,)
         return switch_step(scheduler, self.options.boundary_ratio), steps
+
+
+def first_frame_mask(latents: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    """1 where the first frame of a clip is given, else 0, [B, 1, T, h, w], of latents [B, C, T, h, w] and bools [B]."""
+    mask = torch.zeros_like(latents[:, :1])
+    mask[:, :, 0] = given.view(-1, 1, 1, 1).to(latents)
+    return mask
 
 
 class FlowMatchingTask(WanTask):
