@@ -232,8 +232,9 @@ def config_schema() -> dict[str, Any]:
                 "type": "string",
                 "pattern": r"^[^/].*\.mp4$",
                 "patternErrorMessage": "it must end with .mp4, and stay inside the run's folder",
-                "description": "Template of the film's name. Fields: clip, stem (that of the source's file), idx, seed, "
-                "model, rank; for longlive sample and model_type; for dynamicrafter image and resolution. "
+                "description": "Template of the film's name. Fields: clip, stem (the source's file name without its "
+                "ending), idx, seed, model, rank; for longlive sample and model_type; for dynamicrafter image and "
+                "resolution. "
                 "Default: {clip}.mp4.",
             },
             "fuse": {

@@ -108,7 +108,8 @@ KINDS = {
                 "height": HEIGHT,
                 "select": Field("which frames: last, tail, segments, first, keyframes or all", TEXT),
                 "frames": Field(
-                    "per frame: index in the video, time in seconds, suffix of its PNG, and canny, that of its edge image",
+                    "per frame: its index in the video, its time in seconds, the suffix of its PNG, and in canny the suffix "
+                    "of its edge image",
                     FRAMES,
                 ),
                 "source": SOURCE_FIELD,

@@ -86,17 +86,21 @@ class TransformerOptions(GpusOption):
 
 def check_transformer(values: Mapping[str, Any]) -> None:
     """Raise UsageError for options of a transformer that do not go together."""
-    if values["quantization"] == "none":
-        return
-    for name, fitting in (("layerwise_casting", "none"), (GPUS, 1)):
-        if values[name] != fitting:
-            raise UsageError(
-                f"quantization is {values['quantization']} and {name} is {values[name]}, which do not go together",
-                f"leave one of them out, or set {name} to {fitting}",
-            )
+    if values["quantization"] != "none" and (name := first_misfit(values, WITH_QUANTIZATION)):
+        raise UsageError(
+            f"quantization is {values['quantization']} and {name} is {values[name]}, which do not go together",
+            f"leave one of them out, or set {name} to {WITH_QUANTIZATION[name][0]}",
+        )
 
 
-WITH_ULYSSES: dict[str, tuple] = {  # the values of other options that go with it
+def first_misfit(values: Mapping[str, Any], fitting: Mapping[str, Sequence[Any]]) -> str:
+    """The first option whose value is not among those that are `fitting`; "" if there is none."""
+    return next((name for name, allowed in fitting.items() if values[name] not in allowed), "")
+
+
+# the values of other options that go with each
+WITH_QUANTIZATION: dict[str, tuple] = {"layerwise_casting": ("none",), GPUS: (1,)}
+WITH_ULYSSES: dict[str, tuple] = {
     "offload": ("none",),
     "layerwise_casting": ("none",),
     "skip_layers": ([],),
@@ -121,10 +125,8 @@ def check_parallel(values: Mapping[str, Any], scales: Sequence[float]) -> None:
             f"gpus is 2 and guidance_scale {max(scales)} switches guidance off, so a step has one pass",
             "set parallel to ulysses, or gpus to 1",
         )
-    if parallel == "ulysses":
-        for name, fitting in WITH_ULYSSES.items():
-            if values[name] not in fitting:
-                raise UsageError(
-                    f"parallel is ulysses and {name} is {shown(values[name])}, which do not go together",
-                    f"leave {name} out, or set parallel to layers",
-                )
+    if parallel == "ulysses" and (name := first_misfit(values, WITH_ULYSSES)):
+        raise UsageError(
+            f"parallel is ulysses and {name} is {shown(values[name])}, which do not go together",
+            f"leave {name} out, or set parallel to layers",
+        )

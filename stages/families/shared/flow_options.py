@@ -7,6 +7,7 @@ beside them. Its check calls `check_schedule`, `check_guidance` and `check_step_
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from stages.families.shared.common_options import first_misfit
 from stages.runtime.errors import UsageError, shown
 from stages.runtime.options import Options, option
 
@@ -150,7 +151,7 @@ class StepCacheOptions(Options):
     )
     cache_interval: int = option(
         3,
-        "Every so many steps taylorseer makes a whole one; 1 leaves out no step",
+        "taylorseer computes all blocks in one of this many steps; 1 leaves out no step",
         unit="steps",
         minimum=1,
         maximum=999,
@@ -161,22 +162,33 @@ class StepCacheOptions(Options):
     )
 
 
-ONLY_WITH = {  # options that only one guider reads
-    "apg_eta": "apg",
-    "apg_momentum": "apg",
-    "apg_norm_threshold": "apg",
-    "zero_init_steps": "cfg_zero_star",
+# options that only some choices of another option read: by that option, with these choices
+READERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "guider": {
+        "apg_eta": ("apg",),
+        "apg_momentum": ("apg",),
+        "apg_norm_threshold": ("apg",),
+        "zero_init_steps": ("cfg_zero_star",),
+    },
+    "step_cache": {
+        "cache_threshold": ("first_block", "magcache"),
+        "mag_ratios": ("magcache",),
+        "mag_ratios_2": ("magcache",),
+        "cache_start": ("magcache", "taylorseer"),
+        "cache_skips": ("magcache",),
+        "cache_interval": ("taylorseer",),
+        "cache_order": ("taylorseer",),
+    },
 }
-DEFAULTS = {one.name: one.default for one in GuidanceOptions.declared}
-CACHE_OPTIONS = {  # options of step caches, by the caches that read them
-    "cache_threshold": ("first_block", "magcache"),
-    "mag_ratios": ("magcache",),
-    "mag_ratios_2": ("magcache",),
-    "cache_start": ("magcache", "taylorseer"),
-    "cache_skips": ("magcache",),
-    "cache_interval": ("taylorseer",),
-    "cache_order": ("taylorseer",),
+NEUTRAL = {one.name: one.neutral for options in (GuidanceOptions, StepCacheOptions) for one in options.declared}
+# the values of other options that go with a step cache
+WITH_CACHE: dict[str, tuple] = {
+    "checkpoint_every": (0,),
+    "skip_layers": ([],),
+    "gpus": (1,),
+    "offload_stream": (None, False),
 }
+WITH_MAGCACHE: dict[str, tuple] = {"guidance_interval": (WHOLE,), "guider": ("cfg",)}  # it counts the passes
 FEWEST = 8  # steps of a schedule whose neighbours are alike enough for a cache
 
 
@@ -210,16 +222,13 @@ def check_schedule(values: Mapping[str, Any]) -> None:
 def check_guidance(values: Mapping[str, Any], scales: Sequence[float]) -> None:
     """Raise UsageError for options of guidance that do not go together. `scales` are the guidance scales of the experts."""
     steps, guider = values["num_inference_steps"], values["guider"]
-    changed = [name for name, default in DEFAULTS.items() if values[name] != default]
     check_interval("guidance_interval", values, steps)
-    for name in changed:
-        if name in ONLY_WITH and guider != ONLY_WITH[name]:
-            raise UsageError(
-                f"{name} is {values[name]} and guider is {guider}", f"leave {name} out or set guider to {ONLY_WITH[name]}"
-            )
-        if name in ("skip_layer_scale", "skip_layer_interval") and not values["skip_layers"]:
+    check_readers("guider", values)
+    for name in ("skip_layer_scale", "skip_layer_interval"):
+        if values[name] != NEUTRAL[name] and not values["skip_layers"]:
             raise UsageError(f"{name} is {shown(values[name])} and skip_layers is empty", f"leave {name} out")
-        if name in ("guider", "guidance_interval") and max(scales) <= 1:
+    for name in ("guider", "guidance_interval"):
+        if values[name] != NEUTRAL[name] and max(scales) <= 1:
             raise UsageError(
                 f"{name} is {shown(values[name])} and guidance_scale {max(scales)} switches guidance off",
                 f"leave {name} out or set guidance_scale above 1",
@@ -234,6 +243,16 @@ def check_guidance(values: Mapping[str, Any], scales: Sequence[float]) -> None:
             raise UsageError(f"skip_layers is {values['skip_layers']} and guider is {guider}", "leave one of them out")
 
 
+def check_readers(selector: str, values: Mapping[str, Any]) -> None:
+    """Raise UsageError for an option that is given and that the choice of the option `selector` does not read."""
+    for name, readers in READERS[selector].items():
+        if values[selector] not in readers and values[name] != NEUTRAL[name]:
+            raise UsageError(
+                f"{name} is {shown(values[name])} and {selector} is {values[selector]}",
+                f"leave {name} out or set {selector} to {' or '.join(readers)}",
+            )
+
+
 def check_interval(name: str, values: Mapping[str, Any], steps: int) -> None:
     """Raise UsageError for an option that is no interval of steps."""
     interval = values[name]
@@ -246,10 +265,7 @@ def check_interval(name: str, values: Mapping[str, Any], steps: int) -> None:
 def check_step_cache(values: Mapping[str, Any]) -> None:
     """Raise UsageError for options of a step cache that do not go together, or not with the other options."""
     cache = values["step_cache"]
-    neutral = {one.name: one.neutral for one in StepCacheOptions.declared}
-    for name, readers in CACHE_OPTIONS.items():
-        if cache not in readers and values[name] != neutral[name]:
-            raise UsageError(f"{name} is {shown(values[name])} and step_cache is {cache}", f"leave {name} out")
+    check_readers("step_cache", values)
     if cache not in CACHES:
         return
     if values["num_inference_steps"] < FEWEST:
@@ -257,11 +273,9 @@ def check_step_cache(values: Mapping[str, Any]) -> None:
         raise UsageError(f"{steps}: so few steps are too different to leave one out", "leave step_cache out")
     if values["sampler"] == "lcm":
         raise UsageError(f"step_cache is {cache} and sampler lcm adds new noise in each step", "leave step_cache out")
-    refused = {"checkpoint_every": 0, "skip_layers": [], "gpus": 1, "offload_stream": None}
-    refused |= {"guidance_interval": WHOLE, "guider": "cfg"} if cache == "magcache" else {}  # it counts the passes
-    for name, value in refused.items():
-        if values[name] not in (value, False):
-            raise UsageError(f"step_cache is {cache} and {name} is {shown(values[name])}", "leave one of them out")
+    fitting = WITH_CACHE | (WITH_MAGCACHE if cache == "magcache" else {})
+    if name := first_misfit(values, fitting):
+        raise UsageError(f"step_cache is {cache} and {name} is {shown(values[name])}", "leave one of them out")
     if cache == "magcache" and not values["mag_ratios"]:
         raise UsageError(
             "step_cache is magcache and mag_ratios is empty",

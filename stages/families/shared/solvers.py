@@ -45,8 +45,8 @@ def make_scheduler(
     Args:
         config: the config of the repository's UniPC scheduler; its shift and its grid are ignored.
         sigma_grid: "wan" for `wan_grid`, "diffusers" for the default of the scheduler in diffusers.
-        sigmas: the sigmas of the steps, descending, in the place of a grid; `shift` is then 1.
-        timesteps: the timesteps of the steps, descending, 1000 times their sigmas, in the place of a grid and of sigmas.
+        sigmas: the sigmas of the steps, descending, instead of a grid; `shift` is then 1.
+        timesteps: the timesteps of the steps, descending, 1000 times their sigmas, instead of a grid and of sigmas.
     """
     flow = {"use_flow_sigmas": True, "flow_shift": shift, "prediction_type": "flow_prediction"}
     scheduler: Any

@@ -333,7 +333,8 @@ class GenerateOptions(
     )
     guidance_scale: float = option(
         5.0,
-        "Scale of classifier-free guidance; 1 switches it off. With guidance_scale_2, that of the high-noise expert alone",
+        "Scale of classifier-free guidance; 1 switches it off. If guidance_scale_2 is given, this scale is for the "
+        "high-noise expert alone",
         aliases=("sample_guide_scale",),
         minimum=0,
         maximum=100,

@@ -3,6 +3,8 @@ import pytest
 from diffusers import WanTransformer3DModel
 from PIL import Image
 
+from stages.families import FAMILIES
+from stages.runtime.options import resolve
 from tests.commands import stage
 
 PROMPT, NEGATIVE = "a small  blue bird &amp; a lake, café", "静态，模糊不清"
@@ -34,6 +36,14 @@ def encode(image, output, model, dtype):
         *("--prompt", PROMPT, "--negative-prompt", NEGATIVE, "--frame-num", 17, "--max-sequence-length", 64),
     )
     return output
+
+
+def resolved(**given):
+    """The options of the 5b, checked. Raises UsageError."""
+    family = FAMILIES["wan"]
+    values = resolve(family.options, {"seed": 1, **given}, "5b")
+    family.check("5b", values, ())
+    return values
 
 
 @pytest.fixture

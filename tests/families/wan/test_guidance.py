@@ -9,8 +9,9 @@ from stages.families import FAMILIES
 from stages.families.shared.flow_options import GuidanceOptions
 from stages.families.shared.guidance import without_blocks
 from stages.runtime.key import digest_options
+from tests.families.wan.conftest import resolved
 from tests.families.wan.test_generate import STEPS, generate
-from tests.families.wan.test_samplers import generate_killed_after_each_step, resolved
+from tests.families.wan.test_samplers import generate_killed_after_each_step
 
 INTERVAL = ("--guidance-interval", 0, "--guidance-interval", 0.5)
 SKIP = ("--skip-layers", 1, "--skip-layer-interval", 0.3, "--skip-layer-interval", 0.7)

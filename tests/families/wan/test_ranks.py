@@ -17,8 +17,8 @@ from stages.runtime.lease import lease
 from stages.runtime.locks import release
 from stages.runtime.resident import RESIDENTS
 from tests.commands import events, stage_manifest, wait_for
+from tests.families.wan.conftest import resolved
 from tests.families.wan.test_generate import STEPS, generate
-from tests.families.wan.test_samplers import resolved
 
 ROOT = Path(__file__).parents[3]
 TWO, ULYSSES = ("--gpus", 2), ("--gpus", 2, "--parallel", "ulysses")

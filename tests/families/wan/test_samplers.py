@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from stages.families import FAMILIES
 from stages.families.wan import checkpoint
 from stages.runtime.key import digest_options
-from stages.runtime.options import resolve
+from tests.families.wan.conftest import resolved
 from tests.families.wan.test_generate import STEPS, Killed, generate
 
 
@@ -68,13 +68,6 @@ def test_listed_sigmas_are_the_steps(encoded, tmp_path):
     listed = generate(encoded["5b"], tmp_path / "c" / "l.safetensors", *two, *timesteps)
     sigmas = ("--sigmas", 1, "--sigmas", 0.75)
     assert torch.equal(generate(encoded["5b"], tmp_path / "d" / "l.safetensors", *two, *sigmas), listed)
-
-
-def resolved(**given):
-    family = FAMILIES["wan"]
-    values = resolve(family.options, {"seed": 1, **given}, "5b")
-    family.check("5b", values, ())
-    return values
 
 
 def test_listed_steps_set_their_number_and_no_shift():

@@ -7,22 +7,21 @@ import torch
 from diffusers import FirstBlockCacheConfig, UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors.torch import load_file
 
-from stages.families import FAMILIES
 from stages.families.shared.flow_options import CACHES
 from stages.families.wan.options import GenerateOptions
 from stages.runtime.errors import UsageError
 from stages.runtime.key import digest_options
-from stages.runtime.options import resolve
 from tests.commands import events, stage
+from tests.families.wan.conftest import resolved
 from tests.families.wan.test_generate import generate
 
 STEPS = ("--steps", 12)
-RATIOS = [word for ratio in (1.0, *[0.98] * 11) for word in ("--mag-ratios", ratio)]
-RATIOS_2 = [word.replace("--mag-ratios", "--mag-ratios-2") if isinstance(word, str) else word for word in RATIOS]
+RATIOS = (1.0, *[0.98] * 11)
 
 
 def arguments(cache, variant, *others):
-    ratios = (*RATIOS, *(RATIOS_2 if variant == "14b" else ())) if cache == "magcache" else ()
+    names = ("--mag-ratios", "--mag-ratios-2") if variant == "14b" else ("--mag-ratios",)
+    ratios = [word for name in names for ratio in RATIOS for word in (name, ratio)] if cache == "magcache" else []
     return (*STEPS, "--step-cache", cache, *ratios, *others)
 
 
@@ -136,7 +135,7 @@ def test_calibrate_logs_the_ratio_of_each_step(encoded, tmp_path, monkeypatch):
 def test_a_cache_refuses_what_it_does_not_go_with(cache, given, words):
     ratios = {"mag_ratios": [1.0]} if cache == "magcache" else {}
     with pytest.raises(UsageError, match=words):
-        checked({"step_cache": cache, **ratios, **given})
+        resolved(step_cache=cache, **ratios, **given)
 
 
 @pytest.mark.parametrize(
@@ -151,16 +150,9 @@ def test_a_cache_refuses_what_it_does_not_go_with(cache, given, words):
 )
 def test_options_of_another_cache_are_refused(given, words):
     with pytest.raises(UsageError, match=words):
-        checked(given)
+        resolved(**given)
 
 
 def test_without_a_cache_the_key_is_as_before():
     declared = [one for one in GenerateOptions.declared if "cache" not in one.name and not one.name.startswith("mag_")]
-    assert digest_options(declared, checked({})) == digest_options(GenerateOptions.declared, checked({}))
-
-
-def checked(given):
-    family = FAMILIES["wan"]
-    values = resolve(family.options, {"seed": 1, **given}, "5b")
-    family.check("5b", values, ())
-    return values
+    assert digest_options(declared, resolved()) == digest_options(GenerateOptions.declared, resolved())
