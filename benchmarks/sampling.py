@@ -8,11 +8,13 @@ options of `generate`; with them the number of blocks that compute is counted.
     python -m benchmarks.sampling [--quick] [--json FILE]
 """
 
-import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 from benchmarks.harness import alternate, finish, median, parse_arguments, print_table
 
@@ -89,24 +91,19 @@ class Ours:
         return {"seconds": item["seconds"], "blocks": blocks[0]}
 
 
-class counted_blocks:
+@contextmanager
+def counted_blocks() -> Iterator[list[int]]:
     """Counts the blocks of Wan transformers that compute in the context, in a list of one number."""
+    from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
-    def __enter__(self) -> list[int]:
-        from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+    counted, forward = [0], WanTransformerBlock.forward
 
-        self.block, self.forward = WanTransformerBlock, WanTransformerBlock.forward
-        counted, forward = [0], self.forward
+    def counting(block, *arguments, **options):
+        counted[0] += 1
+        return forward(block, *arguments, **options)
 
-        def counting(block, *arguments, **options):
-            counted[0] += 1
-            return forward(block, *arguments, **options)
-
-        self.block.forward = counting
-        return counted
-
-    def __exit__(self, *error) -> None:
-        self.block.forward = self.forward
+    with mock.patch.object(WanTransformerBlock, "forward", counting):
+        yield counted
 
 
 def main() -> None:
@@ -134,8 +131,7 @@ def main() -> None:
     ratio = seconds["generate"] / seconds["WanImageToVideoPipeline"]
     print(f"{weights / 1e9:.2f}e9 weights, {STEPS} steps, {SIZE}*{SIZE}, {FRAMES} frames, {os.cpu_count()} threads")
     print_table(["", "seconds per clip", "blocks"], [[run, seconds[run], blocks[run]] for run in results])
-    figures = {"seconds": seconds, "blocks": blocks}
-    finish(f"sampling: {ratio:.2f} (goal <= 1.0)", json.loads(json.dumps(figures)), options.json)
+    finish(f"sampling: {ratio:.2f} (goal <= 1.0)", {"seconds": seconds, "blocks": blocks}, options.json)
 
 
 if __name__ == "__main__":

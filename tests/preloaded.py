@@ -22,6 +22,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -96,18 +97,24 @@ def start(folder: Path):
         process.stdin.close()
 
 
+def imports() -> Iterator[tuple[str, str]]:
+    """The modules that the project's files import from, each with the name that is imported from it, or with ""."""
+    for path in (ROOT / "stages").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((name.name, "") for name in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield from ((node.module or "", name.name) for name in node.names)
+
+
 def import_libraries() -> None:
     """Import whatever the project's files import from other packages."""
-    for path in [ROOT / "Snakefile", *(ROOT / "stages").rglob("*.py")]:
-        with suppress(SyntaxError):  # the Snakefile is not Python
-            for node in ast.walk(ast.parse(path.read_text())):
-                names = [name.name for name in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-                with suppress(ImportError, AttributeError):
-                    if isinstance(node, ast.Import):
-                        [importlib.import_module(name) for name in names if not name.startswith("stages")]
-                    elif names and not node.level and not node.module.startswith("stages"):
-                        module = importlib.import_module(node.module)
-                        [getattr(module, name) for name in names]
+    for module, name in imports():
+        if not module.startswith("stages"):
+            with suppress(ImportError, AttributeError):  # an optional package
+                imported = importlib.import_module(module)
+                if name:
+                    getattr(imported, name)  # which a package may import on first use
     importlib.import_module("snakemake.cli")
 
 
