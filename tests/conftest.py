@@ -79,7 +79,7 @@ def tiny_wan(tmp_path_factory):
     from tests.tiny.wan import make
 
     folder = tmp_path_factory.mktemp("wan")
-    return {variant: make(folder / variant, variant) for variant in ("14b", "5b")}
+    return {variant: make(folder / variant, variant) for variant in ("14b", "14b-t2v", "5b")}
 
 
 @pytest.fixture(scope="session")

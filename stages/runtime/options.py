@@ -469,8 +469,8 @@ class Family:
         model_fault: function (model folder, option values) -> (reason, remedy) if the model cannot do what the options
             ask for, else None.
         disk: function options of encode -> approximate bytes of a clip's files, from encode to the film.
-        fit_first_frame: function (variant, option values) -> options of extract_frames for a frame that encode accepts. None
-            if the family does not continue clips from a frame.
+        fit_first_frame: function (variant, option values) -> options of extract_frames for a frame that encode accepts, or
+            None for a variant that takes no first frame. None if the family does not continue clips from a frame.
         from_text: variants that generate a clip from a prompt alone.
         trainings: commands of `train`, by name.
         conversion: the command `convert FAMILY`, if there is one.
@@ -489,7 +489,7 @@ class Family:
     check: Callable[[str, Mapping[str, Any], tuple[str, ...]], None] = lambda variant, values, sizes: None
     model_fault: Callable[[Path, Mapping[str, Any]], tuple[str, str] | None] = lambda folder, values: None
     disk: Callable[[Mapping[str, Any]], float] = lambda values: 0
-    fit_first_frame: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
+    fit_first_frame: Callable[[str, Mapping[str, Any]], Mapping[str, Any] | None] | None = None
     from_text: tuple[str, ...] = ()
     trainings: Mapping[str, Training] = field(default_factory=dict)
     conversion: Conversion | None = None

@@ -483,7 +483,7 @@ def test_a_model_without_a_folder_needs_a_valid_variant(config):
     with pytest.raises(UsageError, match="the weights of model big are not at weights/big: put them there or mend the path"):
         plan.load(config, 1)
     config["models"]["big"] = {"family": "wan", "hub": "us/big"}
-    with pytest.raises(UsageError, match="model big of family wan has the variant '': set variant to one of 14b, 5b"):
+    with pytest.raises(UsageError, match="big of family wan has the variant '': set variant to one of 14b, 5b, 14b-t2v"):
         plan.load(config, 1)
 
 
@@ -505,6 +505,15 @@ def test_text2video_needs_prompts_and_a_model_without_first_frame(config, model,
     config["runs"]["demo"] = {"recipe": "text2video", "clips": clips, "model": model}
     with pytest.raises(UsageError, match=message):
         plan.load(config, 1)
+
+
+def test_v2v_needs_a_model_that_takes_a_first_frame(config):
+    config["models"]["text"] = {"family": "wan", "variant": "14b-t2v", "hub": "Wan-AI/Wan2.2-T2V-A14B-Diffusers"}
+    config["runs"]["demo"]["model"] = "text"
+    for recipe in ("v2v", "chain"):
+        config["runs"]["demo"]["recipe"] = recipe
+        with pytest.raises(UsageError, match="model text of run demo takes no first frame: .*, or use recipe text2video"):
+            plan.load(config, 1)
 
 
 OTHER_VALUES = {

@@ -30,6 +30,8 @@ FIGURES = {
     LIGHTX2V: FOUR_STEPS,
     "lightning-i2v-a14b-4": FOUR_STEPS,
     "distilled-i2v-a14b-4": FOUR_STEPS,
+    "lightx2v-t2v-a14b-4": {**FOUR_STEPS, "boundary_ratio": 0.875},
+    "lightning-t2v-a14b-4": {**FOUR_STEPS, "boundary_ratio": 0.875},
     "fastwan-ti2v-5b-3": {
         "sampler": "lcm",
         "timesteps": [1000, 757, 522],
@@ -51,7 +53,11 @@ def declare(config, preset, **changes):
     """The config with a run of a model with this preset."""
     model = {"family": "wan", "variant": PRESETS[preset].variant, "hub": "Some-Org/Some-Model", "preset": preset}
     config["models"]["fast"] = model | changes
-    config["runs"]["demo"] |= {"model": "fast", "clips": [{"video": "a.mp4", "prompt": "a cat"}], "options": {"seed": 7}}
+    recipe, inputs = ("text2video", {}) if model["variant"].endswith("t2v") else ("v2v", {"video": "a.mp4"})
+    run = {"recipe": recipe, "model": "fast", "clips": [{**inputs, "prompt": "a cat"}], "options": {"seed": 7}}
+    if recipe == "text2video":
+        del config["runs"]["demo"]["captioner"]
+    config["runs"]["demo"] |= run
     return config
 
 

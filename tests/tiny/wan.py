@@ -8,7 +8,7 @@ TEXT_WIDTH = 32
 
 
 def make(folder: Path, variant: str, seed: int = 0) -> Path:
-    """Write a repository of variant "14b" or "5b" to `folder` and return it. The same seed gives the same weights."""
+    """Write a repository of variant "14b", "14b-t2v" or "5b" to `folder`, and return it. A seed gives the same weights."""
     import torch
 
     from stages.families.shared.loading import quiet
@@ -27,6 +27,15 @@ def make(folder: Path, variant: str, seed: int = 0) -> Path:
                 transformer=_transformer(16 + 4 + 16, 16),
                 transformer_2=_transformer(16 + 4 + 16, 16),
                 boundary_ratio=0.9,
+            )
+        elif variant == "14b-t2v":
+            pipeline = WanPipeline(
+                **text,
+                vae=_vae(z_dim=16),
+                scheduler=_scheduler(3.0),
+                transformer=_transformer(16, 16),
+                transformer_2=_transformer(16, 16),
+                boundary_ratio=0.875,
             )
         else:  # published with the text-to-video class
             pipeline = WanPipeline(

@@ -18,8 +18,8 @@ CONFIG_NAMES = {  # of the transformer
     "num_layers": "num_layers",
     "eps": "eps",
 }
-MODEL_TYPES = {"5b": "ti2v", "14b": "i2v", "": "t2v"}
-VAE_FILES = {"5b": "Wan2.2_VAE.pth", "14b": "Wan2.1_VAE.pth", "": "Wan2.1_VAE.pth"}
+MODEL_TYPES = {"5b": "ti2v", "14b": "i2v", "14b-t2v": "t2v", "": "t2v"}
+VAE_FILES = {"5b": "Wan2.2_VAE.pth", "14b": "Wan2.1_VAE.pth", "14b-t2v": "Wan2.1_VAE.pth", "": "Wan2.1_VAE.pth"}
 
 
 def with_parameters(modules: Mapping[str, str], kinds=("weight", "bias")) -> dict[str, str]:
@@ -121,7 +121,7 @@ def write(folder: Path, variant: str, models: Mapping, tokenizer: Path) -> Path:
     import torch
 
     sources = {"transformer": folder}
-    if variant == "14b":
+    if "transformer_2" in models:
         sources = {"transformer": folder / "high_noise_model", "transformer_2": folder / "low_noise_model"}
     for name, target in sources.items():
         write_transformer(target, models[name], MODEL_TYPES[variant])

@@ -135,13 +135,13 @@ class StepCacheOptions(Options):
     )
     mag_ratios: list[float] = option(
         [],
-        "Ratio of each step for magcache, as step_cache calibrate logs them, in the 14b for the high-noise expert",
+        "Ratio of each step for magcache, as step_cache calibrate logs them, of two experts for the high-noise one",
         minimum=0,
         maximum=10**6,
         neutral=[],
     )
     mag_ratios_2: list[float] = option(
-        [], "Ratio of each step for magcache of the low-noise expert (14b)", minimum=0, maximum=10**6, neutral=[]
+        [], "Ratio of each step for magcache of the low-noise expert (14b, 14b-t2v)", minimum=0, maximum=10**6, neutral=[]
     )
     cache_start: float = option(
         0.2, "Share of the steps that a cache does not touch, at the beginning", minimum=0, maximum=1, neutral=0.2

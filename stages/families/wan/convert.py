@@ -83,6 +83,7 @@ class Layout(NamedTuple):
 LAYOUTS: dict[tuple[Any, int], Layout] = {  # by the model type in config.json, and the number of transformers
     ("ti2v", 1): Layout("5b", "Wan2.2_VAE.pth", WAN_2_2_VAE, flow_shift=5.0),
     ("i2v", 2): Layout("14b", "Wan2.1_VAE.pth", WAN_2_1_VAE, flow_shift=3.0, boundary_ratio=0.9),
+    ("t2v", 2): Layout("14b-t2v", "Wan2.1_VAE.pth", WAN_2_1_VAE, flow_shift=3.0, boundary_ratio=0.875),
     ("t2v", 1): Layout("", "Wan2.1_VAE.pth", WAN_2_1_VAE, flow_shift=3.0),
 }
 
@@ -127,7 +128,9 @@ def replace_transformers(repository: Path, files: Mapping[str, Path], dtype: tor
     """Write a repository in diffusers' layout again, with the weights of some transformers from files. Raises UsageError."""
     variant = detect(repository)
     if variant is None:
-        raise UsageError(f"{repository} is no repository of Wan2.2", "give that of Wan2.2-TI2V-5B or Wan2.2-I2V-A14B")
+        raise UsageError(
+            f"{repository} is no repository of Wan2.2", "give that of Wan2.2-TI2V-5B, Wan2.2-I2V-A14B or Wan2.2-T2V-A14B"
+        )
     present = {name: repository / name for name in PARTS if (repository / name).is_dir()}
     check_parts(files, present, repository)
     transformers = {
@@ -154,7 +157,7 @@ def find_layout(checkpoint: Path, sources: Mapping[str, Path]) -> Layout:
         number = ("one transformer", "two transformers")[len(sources) - 1]
         raise UsageError(
             f"{checkpoint} has {f'{number} of type {kind!r}' if kind else 'no config.json'}",
-            "give the folder of Wan2.2-TI2V-5B, Wan2.2-I2V-A14B or Wan2.1-T2V in Wan's own layout",
+            "give the folder of Wan2.2-TI2V-5B, -I2V-A14B, -T2V-A14B or Wan2.1-T2V in Wan's own layout",
         )
     return LAYOUTS[kind, len(sources)]
 

@@ -1,4 +1,6 @@
-"""Encode for Wan2.2: turns a prompt and a first frame into embeddings and condition latents. The 5b needs no first frame.
+"""Encode for Wan2.2: turns a prompt and a first frame into embeddings and condition latents.
+
+The 5b needs no first frame, and the 14b-t2v takes none.
 
 UMT5 encodes the prompt in the chosen precision, the VAE encodes the frame in float32. The result is deterministic: it uses
 the mode of the VAE's posterior, as `WanImageToVideoPipeline` does.
@@ -22,7 +24,7 @@ from stages.families.shared.wan.encode import WanEncode
 from stages.families.shared.wan.limits import limits
 from stages.families.shared.wan.repository import clean
 from stages.families.shared.word_tokenizer import warn_of_unread
-from stages.families.wan.options import FAMILY, SIZES, EncodeOptions, is_fitted
+from stages.families.wan.options import FAMILY, FROM_TEXT, SIZES, T2V, EncodeOptions, is_fitted
 from stages.media.read import read_image
 from stages.runtime.artifacts import Artifact, write_tensors
 from stages.runtime.errors import ItemError
@@ -38,8 +40,10 @@ class Encode(WanEncode[EncodeOptions]):
     def check(self, work: Work[EncodeOptions]) -> None:
         require_prompt(work)
         source, multiple = work.optional("image"), limits(self.model.folder()).stride
-        if source is None and self.model.variant != "5b":
+        if source is None and self.model.variant not in FROM_TEXT:
             raise ItemError(f"item {work.item.id} has no first frame", f"the {self.model.variant} needs one: encode IMAGE")
+        if source and self.model.variant == T2V:
+            raise ItemError(f"item {work.item.id} has a first frame", "the 14b-t2v takes none: give a prompt alone")
         image = first_frame_path(source) if source else f"size {work.options.size}"
         width, height = size_of(source) if source else parse_size(work.options.size)
         if width % multiple or height % multiple:
@@ -107,7 +111,7 @@ class Encode(WanEncode[EncodeOptions]):
         return image_latents, mask.to(torch.uint8)
 
     def _empty_condition(self, width: int, height: int, num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image latents and mask of the 5b for text to video: all zero."""
+        """Image latents and mask for text to video: all zero."""
         frames, *side = self._grid(width, height, num_frames)
         return torch.zeros(1, self.pipe.vae.config.z_dim, 1, *side), torch.zeros(1, 1, frames, *side, dtype=torch.uint8)
 

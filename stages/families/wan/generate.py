@@ -1,7 +1,8 @@
-"""Generate for Wan2.2 image-to-video: noise and a condition become the latents of a clip.
+"""Generate for Wan2.2: noise and a condition become the latents of a clip.
 
-The 14b has two experts: one for the steps at high noise, one for the rest. Each expert is a phase of the shard. So only one
-expert is in memory at a time, and each is loaded once. Between the phases the state of an item is saved in `work.partial`.
+The 14b and the 14b-t2v have two experts: one for the steps at high noise, one for the rest. Each expert is a phase of the
+shard. So only one expert is in memory at a time, and each is loaded once. Between the phases the state of an item is in
+`work.partial`.
 """
 
 import math
@@ -23,14 +24,13 @@ from stages.families.shared.transformer import is_whole_on_device, prepare_trans
 from stages.families.shared.wan.lora import loras_of
 from stages.families.shared.wan.transformer import load_transformer
 from stages.families.wan import checkpoint
-from stages.families.wan.options import GenerateOptions, check_generation, guidance_scales
+from stages.families.wan.options import TWO_EXPERTS, GenerateOptions, check_generation, guidance_scales
 from stages.families.wan.sampler import (
+    MAKE_INPUT,
     Condition,
     State,
     apply_known,
-    concat_condition,
     denoise,
-    inpaint_condition,
     start,
     switch_step,
 )
@@ -77,19 +77,20 @@ class Generate(Worker[GenerateOptions]):
 
     def __init__(self, model: Model | None, device: str):
         super().__init__(model, device)
-        self.make_input = inpaint_condition if self.model.variant == "5b" else concat_condition
+        self.make_input = MAKE_INPUT[self.model.variant]
         self.is_guided = True  # whether an item is, in the phase
 
     def phases(self) -> tuple[str, ...]:
-        return ("",) if self.model.variant == "5b" else (HIGH, LOW)
+        return (HIGH, LOW) if self.model.variant in TWO_EXPERTS else ("",)
 
     def check(self, work: Work[GenerateOptions]) -> None:
         encoded = work.artifact("encoded")
         check_lineage(encoded, self.model)
         _, channels, frames, *_ = encoded.shapes.get("mask", (0,) * 5)
-        if channels != (1 if self.model.variant == "5b" else 4):
+        in_channels = self.model.variant == "14b"  # whether the condition has the length of the clip
+        if channels != (4 if in_channels else 1):
             raise ItemError(f"the mask in {encoded.path} has {channels} channels", "make it again with encode")
-        check_frames(encoded, 1 if self.model.variant == "5b" else frames)
+        check_frames(encoded, frames if in_channels else 1)
         check_generation(self.model.variant, work.options.values())
         config = read_config(self.model.folder() / "transformer")
         heads = config.get("num_attention_heads")
@@ -197,7 +198,7 @@ class Generate(Worker[GenerateOptions]):
         """The first step of the phase, and the step after its last. The 5b, which has one expert, does all steps."""
         if not self.phase:
             return 0, options.num_inference_steps
-        assert options.boundary_ratio is not None  # the default of the 14b
+        assert options.boundary_ratio is not None  # the default of the variants with two experts
         switch = switch_step(scheduler, options.boundary_ratio)
         return (0, switch) if self.phase == HIGH else (switch, options.num_inference_steps)
 

@@ -1,8 +1,8 @@
-"""Wan2.2 image-to-video: I2V-A14B (two experts, variant 14b) and TI2V-5B (variant 5b).
+"""Wan2.2: I2V-A14B (two experts, variant 14b), T2V-A14B (14b-t2v) and TI2V-5B (5b).
 
 No option is left to a library's default. The defaults are those of the video-to-video program that this family replaces.
-They differ from upstream's in the guidance of the 14B (upstream 3.5) and in the steps and frames of the 5B (upstream 50 and
-121).
+They differ from upstream's in the guidance of the 14b (upstream 3.5) and in the steps and frames of the 5b (upstream 50 and
+121). Those of the 14b-t2v are upstream's (Wan2.2 wan/configs/wan_t2v_A14B.py).
 """
 
 from collections.abc import Mapping
@@ -56,13 +56,16 @@ from stages.runtime.options import (
 )
 from stages.runtime.sizes import check_size, parse_size, size_text
 
-SIZES = {
-    "14b": ("1280*720", "720*1280", "832*480", "480*832"),
-    "5b": ("1280*704", "704*1280"),
-}
-MULTIPLE = {"14b": 16, "5b": 32}  # width and height are multiples of this: VAE stride x patch size
+T2V = "14b-t2v"
+TWO_EXPERTS = ("14b", T2V)
+FROM_TEXT = ("5b", T2V)  # variants that need no first frame; the 14b-t2v takes none
+A14B_SIZES = ("1280*720", "720*1280", "832*480", "480*832")
+SIZES = {"14b": A14B_SIZES, T2V: A14B_SIZES, "5b": ("1280*704", "704*1280")}
+MULTIPLE = {"14b": 16, T2V: 16, "5b": 32}  # width and height are multiples of this: VAE stride x patch size
 AREA_RULE = {"14b": "independent", "5b": "joint"}  # rule of fit area, see stages/media/fit.py
-FPS = {"14b": 16.0, "5b": 24.0}
+FPS = {"14b": 16.0, T2V: 16.0, "5b": 24.0}
+BOUNDARY = {"14b": 0.9, T2V: 0.875}  # lowest share of the schedule of the high-noise expert, as upstream has it
+T2V_GUIDANCE = (4.0, 3.0)  # of the high-noise and of the low-noise expert, as upstream has it
 # upstream's default negative prompt (Wan2.2 wan/configs/shared_config.py)
 NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
@@ -79,14 +82,24 @@ def default_size(variant: str, values: Mapping[str, Any]) -> str:
 
 
 def default_shift(variant: str, values: Mapping[str, Any]) -> float:
-    """The shift that upstream uses: 5.0, and 3.0 for the 14B at 480p, as its documentation advises; 1 for listed steps."""
+    """The shift that upstream uses: 5.0, for the 14b-t2v 12.0, and for the 14b at 480p 3.0, as its documentation advises.
+
+    It is 1 for listed steps.
+    """
     if values["sigmas"] or values["timesteps"]:
         return 1.0
+    if variant == T2V:
+        return 12.0
     if "size" in values:
         width, height = parse_size(values["size"])
     else:  # a stage run by hand takes the size of its encoded input; an unreadable input is refused later
         width, height = values.get("width", 0), values.get("height", 0)
     return 3.0 if variant == "14b" and 0 < width * height <= 832 * 480 else 5.0
+
+
+def default_low_guidance(variant: str, values: Mapping[str, Any]) -> float | None:
+    """The published scale of the low-noise expert beside that of the high-noise expert; None: the same scale for both."""
+    return T2V_GUIDANCE[1] if variant == T2V and values["guidance_scale"] == T2V_GUIDANCE[0] else None
 
 
 def is_fitted(frame: tuple[int, int], size: tuple[int, int], multiple: int) -> bool:
@@ -101,13 +114,16 @@ def check_num_frames(value: int) -> str | None:
 
 
 def detect(folder: Path) -> str | None:
-    """The variant of a diffusers repository: 14b has two experts and a boundary, 5b a timestep per token."""
+    """The variant of a diffusers repository: two experts have a boundary, the 5b has a timestep per token."""
     index = read_index(folder)
-    if not str(index.get("_class_name", "")).startswith("Wan"):
+    pipeline = str(index.get("_class_name", ""))
+    if not pipeline.startswith("Wan"):
         return None
     if index.get("expand_timesteps"):
         return "5b"
-    return "14b" if index.get("boundary_ratio") is not None else None
+    if index.get("boundary_ratio") is None:
+        return None
+    return T2V if pipeline == "WanPipeline" else "14b"
 
 
 def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> None:
@@ -146,8 +162,13 @@ def model_fault(folder: Path, values: Mapping[str, Any]) -> Fault | None:
     )
 
 
-def fit_first_frame(variant: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """How extract_frames fits the first frame: to the size of the clip, or with fit area to its area."""
+def fit_first_frame(variant: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How extract_frames fits the first frame: to the size of the clip, or with fit area to its area.
+
+    None for the 14b-t2v, which takes no first frame.
+    """
+    if variant == T2V:
+        return None
     return {"size": values["size"], "multiple": MULTIPLE[variant], "area_rule": AREA_RULE[variant]}
 
 
@@ -251,11 +272,11 @@ class AdapterTrainingOptions(ClipConditionOptions):
 
     def settings(self) -> dict[str, Any]:
         """The settings of the model with its LoRA, over those of `start_from`."""
-        two = detect(Path(self.start_from)) == "14b"
+        variant = detect(Path(self.start_from)) or ""
+        two = variant in TWO_EXPERTS
         files = {name: [file] for name, file in LORA_FILES.items() if two or name == "lora"}
         scales = {name.replace("lora", "lora_scale"): [1.0] for name in files}
         boundary = {"boundary_ratio": self.boundary_ratio} if two else {}
-        variant = "14b" if two else "5b"
         options = {**files, **scales, **boundary, **self.sampling(two)}
         return {"family": "wan", "variant": variant, "options": options}
 
@@ -300,10 +321,10 @@ DISTILLATION = Training(
 class EncodeOptions(PromptOptions, TextLengthOption, DtypeOption, VaeTilingOption):
     size: str = option(
         default_size,
-        "Size of the clip, width*height: 14b takes 1280*720, 720*1280, 832*480, 480*832; 5b 1280*704, 704*1280. "
+        "Size of the clip, width*height: 14b and 14b-t2v take 1280*720, 720*1280, 832*480, 480*832; 5b 1280*704, 704*1280. "
         "With a first frame it is the area of the clip, whose aspect ratio is the frame's, unless fit says otherwise",
         form=size_text,
-        default_text="14b: 1280*720, 5b: 1280*704",
+        default_text="14b and 14b-t2v: 1280*720, 5b: 1280*704",
     )
     negative_prompt: str = PromptOptions.redeclared(
         "negative_prompt", default=NEGATIVE_PROMPT, default_text="upstream's text (Chinese)"
@@ -332,18 +353,19 @@ class GenerateOptions(
         default_text="40; as many as sigmas or timesteps lists",
     )
     guidance_scale: float = option(
-        5.0,
+        lambda variant, values: T2V_GUIDANCE[0] if variant == T2V else 5.0,
         "Scale of classifier-free guidance; 1 switches it off. If guidance_scale_2 is given, this scale is for the "
         "high-noise expert alone",
         aliases=("sample_guide_scale",),
         minimum=0,
         maximum=100,
+        default_text="5.0; 14b-t2v: 4.0",
     )
     guidance_scale_2: float | None = option(
-        None,
-        "Scale of classifier-free guidance of the low-noise expert (14b)",
+        default_low_guidance,
+        "Scale of classifier-free guidance of the low-noise expert (14b, 14b-t2v)",
         minimum=0,
-        default_text="the same as guidance_scale",
+        default_text="the same as guidance_scale; 14b-t2v beside its default guidance_scale: 3.0",
         maximum=100,
     )
     shift: float = option(
@@ -351,7 +373,7 @@ class GenerateOptions(
         "Shift of the noise schedule: higher spends more steps on much noise",
         aliases=("sample_shift",),
         minimum=0.01,
-        default_text="5.0; 14b up to 832*480: 3.0; with sigmas or timesteps: 1.0",
+        default_text="5.0; 14b up to 832*480: 3.0; 14b-t2v: 12.0; with sigmas or timesteps: 1.0",
         maximum=100,
     )
     sigma_grid: str = option(
@@ -361,19 +383,20 @@ class GenerateOptions(
         choices=("wan", "diffusers"),
     )
     boundary_ratio: float | None = option(
-        lambda variant, values: 0.9 if variant == "14b" else None,
-        "Share of the noise schedule below which the low-noise expert takes over (14b)",
+        lambda variant, values: BOUNDARY.get(variant),
+        "Share of the noise schedule below which the low-noise expert takes over (14b, 14b-t2v)",
         minimum=0,
         maximum=1,
-        default_text="14b: 0.9",
+        default_text="14b: 0.9, 14b-t2v: 0.875",
     )
     lora: list[str] = LoraOptions.redeclared(
         "lora",
-        help="LoRA weights (safetensors files) for the transformer, in the 14b for the high-noise expert; all of them are "
+        help="LoRA weights (safetensors files) for the transformer, of two experts the high-noise one; all of them are "
         "merged into it",
     )
     lora_2: list[str] = LoraOptions.redeclared(
-        "lora", help="LoRA weights (safetensors files) for the low-noise expert (14b); all of them are merged into it"
+        "lora",
+        help="LoRA weights (safetensors files) for the low-noise expert (14b, 14b-t2v); all of them are merged into it",
     )
     lora_scale_2: list[float] = LoraOptions.redeclared(
         "lora_scale", help="Strengths of the files in lora_2, in their order, or one for all of them"
@@ -389,7 +412,9 @@ class GenerateOptions(
 
 
 class DecodeOptions(VaeTilingOption, WriteOptions):
-    fps: float = WriteOptions.redeclared("fps", default=lambda variant, values: FPS[variant], default_text="14b: 16, 5b: 24")
+    fps: float = WriteOptions.redeclared(
+        "fps", default=lambda variant, values: FPS[variant], default_text="14b and 14b-t2v: 16, 5b: 24"
+    )
 
 
 def recognise(published: Published) -> str | None:
@@ -410,12 +435,12 @@ class ConvertOptions(Options):
     )
     transformer: str = option(
         "",
-        "File with the weights of the transformer, in the 14b of the high-noise expert, instead of those in ckpt_dir: "
+        "File with the weights of the transformer, of two experts the high-noise one, instead of those in ckpt_dir: "
         ".safetensors in Wan's own names, as distilled releases are published, or .gguf",
         exists="file",
     )
     transformer_2: str = option(
-        "", "File with the weights of the low-noise expert (14b), instead of those in ckpt_dir", exists="file"
+        "", "File with the weights of the low-noise expert (14b, 14b-t2v), instead of those in ckpt_dir", exists="file"
     )
     dtype: str = option(
         "bfloat16", "Precision in which quantised weights of these files (GGUF, 8 bits) are written", choices=DTYPES
@@ -464,13 +489,13 @@ FAMILY = Family(
             on_out_of_memory={"vae_tiling": True},
         ),
     },
-    variants=("14b", "5b"),
+    variants=("14b", "5b", T2V),
     components=(
         TOKENIZER,
         UMT5,
         WAN_VAE,
         wan_transformer("transformer"),
-        wan_transformer("transformer_2", variants=("14b",)),
+        wan_transformer("transformer_2", variants=TWO_EXPERTS),
         scheduler("UniPCMultistepScheduler"),
     ),
     detect=detect,
@@ -478,7 +503,7 @@ FAMILY = Family(
     model_fault=model_fault,
     disk=lambda values: disk(values["size"], values["num_frames"]),
     fit_first_frame=fit_first_frame,
-    from_text=("5b",),
+    from_text=FROM_TEXT,
     trainings={
         "wan-vae": VAE_TRAINING,
         "wan": DENOISER_TRAINING,
@@ -488,7 +513,7 @@ FAMILY = Family(
     conversion=Conversion(
         "stages.families.wan.convert:convert",
         ConvertOptions,
-        "A folder in Wan's own layout: Wan2.2-TI2V-5B, Wan2.2-I2V-A14B or Wan2.1-T2V, or a single file of a transformer.",
+        "A folder in Wan's own layout: Wan2.2-TI2V-5B, -I2V-A14B, -T2V-A14B or Wan2.1-T2V, or a file of a transformer.",
         reads=files_to_convert,
     ),
     recognise=recognise,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from stages.families import FAMILIES
 from stages.families.shared.pipeline import Pipeline, ResidentStage, device_for, save_video
-from stages.families.wan.options import FAMILY, EncodeOptions, GenerateOptions
+from stages.families.wan.options import FAMILY, EncodeOptions, GenerateOptions, fit_first_frame
 from stages.media.fit import FREE, fit_image, target_size
 from stages.media.options import FAMILY as MEDIA
 from stages.media.read import as_rgb, frames
@@ -131,8 +131,9 @@ class WanPipeline(Pipeline):
 
     def _fitting(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """The options of extract_frames that fit a first frame to the size of the clip."""
-        assert FAMILY.fit_first_frame is not None
-        return FAMILY.fit_first_frame(self.variant, values)
+        fitting = fit_first_frame(self.variant, values)
+        assert fitting is not None  # the variants of this module take a first frame
+        return fitting
 
     def _fitted(self, rgb: np.ndarray, values: Mapping[str, Any], fit: str) -> np.ndarray:
         """An image, uint8 [H, W, 3], fitted to the size of the clip as extract_frames does it."""

@@ -6,7 +6,9 @@ docs/models.md has the table of the releases; `source` of each says where its fi
 from stages.runtime.options import Preset
 
 LIGHTNING = "hub://lightx2v/Wan2.2-Lightning/Wan2.2-I2V-A14B-4steps-lora-rank64-Seko-V1"
+T2V_LIGHTNING = "hub://lightx2v/Wan2.2-Lightning/Wan2.2-T2V-A14B-4steps-lora-rank64-Seko-V1.1"
 DISTILLED = "hub://lightx2v/Wan2.2-Distill-Loras/wan2.2_i2v_A14b_{}_noise_lora_rank64_lightx2v_4step_1022.safetensors"
+T2V_DISTILLED = "hub://lightx2v/Wan2.2-Distill-Loras/wan2.2_t2v_A14b_{}_noise_lora_rank64_lightx2v_4step_1217.safetensors"
 FOUR_STEPS = {  # sigmas 1, 0.9375, 0.8333, 0.625, the first two of the high-noise expert; trained without guidance
     "sampler": "euler",
     "num_inference_steps": 4,
@@ -18,6 +20,7 @@ FOUR_STEPS = {  # sigmas 1, 0.9375, 0.8333, 0.625, the first two of the high-noi
     "skip_layers": [],
     "boundary_ratio": 0.9,
 }
+T2V_FOUR_STEPS = {**FOUR_STEPS, "boundary_ratio": 0.875}  # the first two of the high-noise expert here too
 FULL_STRENGTH = {"lora_scale": [1.0], "lora_scale_2": [1.0]}
 
 PRESETS = {
@@ -43,6 +46,23 @@ PRESETS = {
         variant="14b",
         options=FOUR_STEPS,
         source="github.com/ModelTC/LightX2V: configs/distill/wan22; huggingface.co/lightx2v/Wan2.2-Distill-Models",
+    ),
+    "lightx2v-t2v-a14b-4": Preset(
+        variant="14b-t2v",
+        options=T2V_FOUR_STEPS,
+        files={"lora": [T2V_DISTILLED.format("high")], "lora_2": [T2V_DISTILLED.format("low")]},
+        advised=FULL_STRENGTH,
+        source="github.com/ModelTC/LightX2V: configs/distill/wan22; huggingface.co/lightx2v/Wan2.2-Distill-Loras",
+    ),
+    "lightning-t2v-a14b-4": Preset(
+        variant="14b-t2v",
+        options=T2V_FOUR_STEPS,
+        files={
+            "lora": [f"{T2V_LIGHTNING}/high_noise_model.safetensors"],
+            "lora_2": [f"{T2V_LIGHTNING}/low_noise_model.safetensors"],
+        },
+        advised=FULL_STRENGTH,
+        source="github.com/ModelTC/Wan2.2-Lightning: generate.py, wan/configs/wan_t2v_A14B.py",
     ),
     "fastwan-ti2v-5b-3": Preset(
         variant="5b",

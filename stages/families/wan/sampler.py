@@ -1,4 +1,4 @@
-"""The denoising loop of Wan2.2 image-to-video: flow matching, by the solvers of shared/solvers.py.
+"""The denoising loop of Wan2.2: flow matching, by the solvers of shared/solvers.py.
 
 `denoise` is a function of its arguments. The solver's history is part of the `State` that it takes and returns, and so is
 the generator of the noise that a sampler draws. A run can therefore stop after any step, be saved to a file, resume in
@@ -76,12 +76,18 @@ def inpaint_condition(x: torch.Tensor, t: torch.Tensor, condition: Condition) ->
     return apply_known(x, condition), (noise_mask[:, 0, :, ::2, ::2] * t).flatten(1)
 
 
+def text_condition(x: torch.Tensor, t: torch.Tensor, condition: Condition) -> tuple[torch.Tensor, torch.Tensor]:
+    """The model's input for the 14b-t2v, which knows the prompt alone: `x` [1, 16, T, h, w] and one timestep [1]."""
+    return x, t.expand(len(x))
+
+
 def apply_known(x: torch.Tensor, condition: Condition) -> torch.Tensor:
     """Replace `x` by the condition's image latents where the mask is 1."""
     noise_mask = 1 - condition.mask
     return (1 - noise_mask) * condition.image + noise_mask * x
 
 
+MAKE_INPUT = {"14b": concat_condition, "14b-t2v": text_condition, "5b": inpaint_condition}  # by variant
 BeginPass = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Callable[[], torch.Tensor]]
 
 
@@ -123,7 +129,7 @@ def denoise(
 
     Args:
         model: predicts the velocity, computing in `dtype`. Latents stay float32.
-        make_input: makes the model's input from latents and condition: `concat_condition` or `inpaint_condition`.
+        make_input: makes the model's input from latents and condition: one of MAKE_INPUT.
         guidance: with a scale above 1 a guided step runs the model again, on the negative prompt. Each expert has a scale
             of its own; diffusers decides by the high-noise expert's scale whether any step is guided.
         after_step: called with the new state after each step.

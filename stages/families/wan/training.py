@@ -2,7 +2,8 @@
 
 The first frame conditions the model as in Wan2.2. For a share of the clips, variant 5b replaces the noise of the first frame
 by its latents, with timestep 0 for these tokens; the other clips are text to video. Variant 14b takes the first frame as
-further channels, and has two experts: one for sigmas at or above the boundary, one for sigmas below.
+further channels, variant 14b-t2v takes none. Both have two experts: one for sigmas at or above the boundary, one for sigmas
+below.
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ from stages.families.shared.training.data import ClipDataset, datasets
 from stages.families.shared.training.encoded import EncodedDataset
 from stages.families.shared.training.text import drop_texts
 from stages.families.shared.wan.training import LatentTask
-from stages.families.wan.options import ClipConditionOptions, FlowMatchingOptions
+from stages.families.wan.options import FROM_TEXT, T2V, TWO_EXPERTS, ClipConditionOptions, FlowMatchingOptions
 from stages.families.wan.sampler import (
+    MAKE_INPUT,
     Condition,
     State,
     apply_known,
-    concat_condition,
     denoise,
-    inpaint_condition,
     switch_step,
 )
 from stages.runtime.errors import UsageError
@@ -45,10 +45,10 @@ class WanTask(LatentTask):
 
     def __init__(self, options: ClipConditionOptions, architecture: Mapping[str, Any]):
         super().__init__(options, architecture)
-        self.two_experts = self.variant == "14b"
+        self.two_experts = self.variant in TWO_EXPERTS
         if self.two_experts and options.batch_size < 2:
             raise UsageError(
-                "batch_size is 1 and each expert of the 14b trains on half a batch", "give --batch-size 2 or more"
+                "batch_size is 1 and each of the two experts trains on half a batch", "give --batch-size 2 or more"
             )
         self.experts = nn.ModuleList(self.make_experts(architecture))
         training, validation = datasets(options)
@@ -60,7 +60,7 @@ class WanTask(LatentTask):
     @property
     @abstractmethod
     def variant(self) -> str:
-        """The variant that is trained: 5b or 14b."""
+        """The variant that is trained: 5b, 14b or 14b-t2v."""
 
     @abstractmethod
     def make_experts(self, architecture: Mapping[str, Any]) -> list[WanTransformer3DModel]:
@@ -76,7 +76,7 @@ class WanTask(LatentTask):
     def encode(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
         """`latents` of videos; for the 14b also its condition, `image` [B, C, T, h, w] and `mask` [B, 4, T, h, w]."""
         tensors = super().encode(video)
-        if self.two_experts:
+        if self.variant == "14b":
             first_then_grey = torch.cat([video[:, :, :1], torch.zeros_like(video[:, :, 1:])], dim=2)
             tensors["image"] = super().encode(first_then_grey)["latents"]
             tensors["mask"] = torch.zeros(len(video), 4, *tensors["latents"].shape[2:])
@@ -104,7 +104,7 @@ class WanTask(LatentTask):
             prediction = self.experts[0](noisy.to(self.dtype), time, text, return_dict=False)[0]
             error = (1 - mask) * (prediction - velocity) ** 2
             return error.sum() / ((1 - mask).sum() * latents.shape[1])
-        hidden = torch.cat([noisy, batch["mask"], batch["image"]], dim=1).to(self.dtype)
+        hidden = (noisy if self.variant == T2V else torch.cat([noisy, batch["mask"], batch["image"]], dim=1)).to(self.dtype)
         half, loss = count // 2, latents.new_zeros(())
         for expert, part in zip(self.experts, (slice(half), slice(half, count)), strict=True):
             if part.stop == 0:  # a batch of one clip, the last in validation, is for the low-noise expert alone
@@ -120,12 +120,13 @@ class WanTask(LatentTask):
 
     @torch.no_grad()
     def sample(self, batch: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
-        """Per caption: the true clip, a clip generated from its first frame, and for the 5b one generated from the text."""
+        """Per caption: the true clip, and one from its first frame and one from the text, where the variant can."""
         rows = []
         for i, caption in enumerate(batch["text"][:3]):
             rows.append((caption, self.pixels(batch["latents"][i : i + 1])))
-            rows.append(("from its first frame", self.pixels(self.sample_latents(batch, i, first_frame=True))))
-            if not self.two_experts:
+            if self.variant != T2V:
+                rows.append(("from its first frame", self.pixels(self.sample_latents(batch, i, first_frame=True))))
+            if self.variant in FROM_TEXT:
                 rows.append(("from the text", self.pixels(self.sample_latents(batch, i, first_frame=False))))
         return rows
 
@@ -143,7 +144,7 @@ class WanTask(LatentTask):
     ) -> Condition:
         """The inputs of the experts for a batch, on the device of its latents. `given` is that of `error`."""
         latents = batch["latents"]
-        if self.two_experts:
+        if self.variant == "14b":
             return Condition(batch["image"].to(latents.device), batch["mask"].to(latents.device), prompt, negative)
         return Condition(latents[:, :, :1], first_frame_mask(latents, given), prompt, negative)
 
@@ -156,7 +157,7 @@ class WanTask(LatentTask):
         after_step: Callable[[State], None] = lambda state: None,
     ) -> torch.Tensor:
         """The latents that the experts make of noise, one after the other, as `generate` does."""
-        make_input = concat_condition if self.two_experts else inpaint_condition
+        make_input = MAKE_INPUT[self.variant]
         state, guidance = State(0, noise), plain_guidance(guidance_scale)
         for expert, last in zip(self.experts, self.last_steps(scheduler), strict=True):
             state = denoise(expert, state, scheduler, last, condition, make_input, guidance, self.dtype, after_step)

@@ -48,9 +48,12 @@ def items(clip: Clip) -> dict[str, list[Item]]:
 
 def first_frame(clip: Clip, output: str) -> Item:
     """The item that extracts the last frame of the source, at a size that the model accepts."""
-    fit = clip.generator.fit_first_frame
+    fit, model = clip.generator.fit_first_frame, clip.run.generator
     assert fit is not None  # FAMILIES holds only families with this function
-    fitted = fit(clip.run.generator.variant, clip.generating)
+    fitted = fit(model.variant, clip.generating)
+    if fitted is None:
+        remedy = "name a model that continues a first frame, or use recipe text2video"
+        raise UsageError(f"model {model.name} of run {clip.run.name} takes no first frame", remedy)
     return clip.item("extract_frames", output, video=clip.video, select="last", **fitted)
 
 

@@ -19,8 +19,10 @@ from tests.commands import convert
 from tests.tiny import wan_original
 
 TEXT = {"vocab_size": 300, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-CHANNELS = {"5b": (48, 48), "14b": (36, 16), "": (16, 16)}
-EXPERTS = {"5b": ["transformer"], "14b": ["transformer", "transformer_2"], "": ["transformer"]}
+CHANNELS = {"5b": (48, 48), "14b": (36, 16), "14b-t2v": (16, 16), "": (16, 16)}
+TWO = ["transformer", "transformer_2"]
+EXPERTS = {"5b": ["transformer"], "14b": TWO, "14b-t2v": TWO, "": ["transformer"]}
+BOUNDARY = {"14b": 0.9, "14b-t2v": 0.875}
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +66,7 @@ def original(folder, variant, tiny_wan):
     return networks, wan_original.write(folder / "original", variant, networks, tiny_wan["5b"] / "tokenizer")
 
 
-@pytest.mark.parametrize("variant", ["5b", "14b", ""])
+@pytest.mark.parametrize("variant", EXPERTS)
 def test_convert_wan_keeps_every_weight(tmp_path, tiny_wan, variant):
     networks, folder = original(tmp_path, variant, tiny_wan)
     convert("wan", "--ckpt-dir", folder, "--output", tmp_path / "output")
@@ -77,7 +79,7 @@ def test_convert_wan_keeps_every_weight(tmp_path, tiny_wan, variant):
         assert config.get("dtype") == ("bfloat16" if name == "text_encoder" else None)
     assert pipeline.transformer.config.eps == 1e-5
     assert pipeline.scheduler.config.flow_shift == (5.0 if variant == "5b" else 3.0)
-    assert pipeline.config.boundary_ratio == (0.9 if variant == "14b" else None)
+    assert pipeline.config.boundary_ratio == BOUNDARY.get(variant)
     assert pipeline.tokenizer("A cat plays.").input_ids[-1] == pipeline.tokenizer.eos_token_id
     assert (detect(tmp_path / "output"), longlive.detect(tmp_path / "output")) == (variant or None, None if variant else "")
 

@@ -72,6 +72,11 @@ def test_encode_without_a_prompt_is_refused(image_5b, tiny_wan, tmp_path):
     assert "has no prompt" in stderr
 
 
+def test_text_to_video_by_two_experts_takes_no_first_frame(image_5b, tiny_wan, tmp_path):
+    arguments = ("-o", tmp_path / "a.safetensors", "-m", tiny_wan["14b-t2v"], "--prompt", "x")
+    assert "has a first frame: the 14b-t2v takes none: give a prompt alone" in stage("encode", image_5b, *arguments, fails=1)
+
+
 @pytest.mark.parametrize("variant, size, multiple", [("14b", (72, 32), 16), ("5b", (64, 48), 32)])
 def test_encode_refuses_an_impossible_size_before_reading_weights(variant, size, multiple, tiny_wan, tmp_path):
     path = write_image(tmp_path / "p.png", *size)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -13,20 +13,20 @@ from tests.families.wan.conftest import NEGATIVE, PROMPT, encode
 from tests.tiny.wan import set_schedule
 
 STEPS, SEED, SHIFT = 6, 7, 4.0
-GUIDANCE = {"14b": (4.0, 3.0), "5b": (4.0, None)}
+GUIDANCE = {"14b": (4.0, 3.0), "14b-t2v": (4.0, 3.0), "5b": (4.0, None)}
 
 
 def pipeline_frames(model, image, dtype, guidance, guidance_2, sigma_grid="wan", scheduler=None):
-    """uint8 [N, H, W, 3] by `WanImageToVideoPipeline.__call__`, with the VAE in float32 and pixels rounded to nearest.
+    """uint8 [N, H, W, 3] by the pipeline of diffusers, with the VAE in float32 and pixels rounded to nearest.
 
-    Without a `scheduler` it has UniPC."""
+    Without an `image` it is the one for text to video. Without a `scheduler` it has UniPC."""
     dtypes = {"transformer": dtype, "transformer_2": dtype, "text_encoder": dtype, "default": torch.float32}
-    pipe = WanImageToVideoPipeline.from_pretrained(model, dtype=dtypes)
+    pipe = (WanImageToVideoPipeline if image else WanPipeline).from_pretrained(model, dtype=dtypes)
     pipe.set_progress_bar_config(disable=True)
     set_schedule(pipe, SHIFT, sigma_grid)
     pipe.scheduler = scheduler or pipe.scheduler
     video = pipe(
-        image=Image.open(image),
+        **({"image": Image.open(image)} if image else {}),
         prompt=PROMPT,
         negative_prompt=NEGATIVE,
         height=64,
@@ -51,9 +51,10 @@ def stages_frames(encoded, folder, *arguments):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("variant", ["14b", "5b"])
+@pytest.mark.parametrize("variant", GUIDANCE)
 def test_stages_give_the_frames_of_the_diffusers_pipeline(variant, dtype, tiny_wan, image, tmp_path):
     model, (guidance, guidance_2) = tiny_wan[variant], GUIDANCE[variant]
+    image = None if variant == "14b-t2v" else image
     encode(image, tmp_path / "e.safetensors", model, dtype)
     arguments = ["--guidance-scale", guidance, "--dtype", dtype]
     if guidance_2:
@@ -92,6 +93,16 @@ def test_a_sampler_gives_the_frames_of_the_pipeline_with_its_scheduler(variant, 
     ours, scheduler = stages_frames(encoded[variant], tmp_path, *arguments), SCHEDULERS[sampler]
     theirs = pipeline_frames(tiny_wan[variant], image, torch.float32, 4.0, None, scheduler=scheduler)
     assert theirs.std() > 20 and np.array_equal(ours, theirs)
+
+
+def test_the_defaults_of_text_to_video_by_two_experts_are_those_of_wans_own_program(tiny_wan, encoded, tmp_path):
+    """Wan2.2 wan/configs/wan_t2v_A14B.py: shift 12, guidance 4 and 3, the experts change at 0.875."""
+    published = ("--shift", 12, "--guidance-scale", 4, "--guidance-scale-2", 3, "--boundary-ratio", 0.875)
+    latents = []
+    for name, arguments in {"default": (), "published": published}.items():
+        stage("generate", encoded["14b-t2v"], "-o", tmp_path / f"{name}.safetensors", "--steps", 6, "--seed", 1, *arguments)
+        latents.append(load_file(tmp_path / f"{name}.safetensors")["latents"])
+    assert torch.equal(*latents)
 
 
 def test_generated_latents_depend_on_the_seed_alone(encoded, tmp_path):

@@ -33,7 +33,7 @@ def scheduler_of(preset):
     return options, make_scheduler(config, steps, shift, torch.device("cpu"), grid, sampler, sigmas, timesteps)
 
 
-@pytest.mark.parametrize("preset", [name for name in PRESETS if PRESETS[name].variant == "14b"])
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name.endswith("a14b-4")])
 def test_the_four_step_releases_have_lightx2vs_sigmas_and_switch_after_two(preset):
     """Its denoising_step_list [1000, 750, 500, 250] with shift 5, and CFG off."""
     options, scheduler = scheduler_of(preset)

@@ -26,7 +26,8 @@ CLIPS = {
 }
 LORA = {**CLIPS, "rank": 4, "lora_alpha": 6.0, "max_sequence_length": 24, "ema_decay": 0.0}
 STUDENT = {**LORA, "num_inference_steps": 2, "teacher_steps": 4, "shift": 3.0, "negative_prompt": "a blue square"}
-FILES = {"5b": ["pytorch_lora_weights"], "14b": ["pytorch_lora_weights", "pytorch_lora_weights_2"]}
+TWO_FILES = ["pytorch_lora_weights", "pytorch_lora_weights_2"]
+FILES = {"5b": ["pytorch_lora_weights"], "14b": TWO_FILES, "14b-t2v": TWO_FILES}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PARTS = ("transformer", "transformer_2")
 LAYERS = {  # Wan's own names of the linear layers of a block, and those of diffusers
@@ -139,7 +140,7 @@ def test_gradient_checkpointing_gives_the_same_lora(trained, tiny_wan, tmp_path)
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-@pytest.mark.parametrize("variant", ["5b", "14b"])
+@pytest.mark.parametrize("variant", FILES)
 def test_the_first_loss_of_a_lora_is_that_of_the_model(variant, tiny_wan):
     """B is zero at first: the velocity error of the frozen model, at the sigma that the network is given."""
     task = task_of(LORA_TRAINING, LoraTask, LORA, start_from=str(tiny_wan[variant]), text_dropout=0, first_frame_share=0)
@@ -235,7 +236,7 @@ def test_the_student_learns_the_mean_velocity_between_two_points(tiny_wan):
     assert loss == pytest.approx(float(expected), rel=1e-3)
 
 
-@pytest.mark.parametrize("variant", ["5b", "14b"])
+@pytest.mark.parametrize("variant", FILES)
 def test_a_student_is_used_with_the_steps_it_was_trained_for(variant, students, tiny_wan, encoded, tmp_path):
     """`generate -m STUDENT` is `generate` with the model, the LoRA files and the Euler steps by name."""
     files = [students[variant] / f"{file}.safetensors" for file in FILES[variant]]

@@ -257,7 +257,7 @@ def test_encode_for_the_14b_needs_a_first_frame(large, tmp_path):
         ("wan", {"vae": "small", "frame_size": 40}, "frame_size is 40: this architecture needs a multiple of 16"),
         ("wan", {"vae": "small"}, "the architecture makes no model ('text_encoder' is missing): give --config"),
         ("wan", {"start_from": "vae"}, "the training cannot start from "),
-        ("wan", {"start_from": "small", "variant": "14b", "batch_size": 1}, "batch_size is 1 and each expert of the 14b"),
+        ("wan", {"start_from": "small", "variant": "14b", "batch_size": 1}, "batch_size is 1 and each of the two experts"),
     ],
 )
 def test_an_impossible_wan_training_is_one_sentence(name, config, sentence, vae, small, tmp_path):

@@ -10,11 +10,11 @@ from stages.families.shared import model_index
 def write_index(folder: Path, variant: str, boundary_ratio: float | None = None) -> None:
     """Write model_index.json to `folder`, with the content of the published repositories of a variant.
 
-    The variant is 14b or 5b for Wan2.2, or "" for Wan2.1 text to video.
+    The variant is 14b, 14b-t2v or 5b for Wan2.2, or "" for Wan2.1 text to video.
     """
     transformer = ["diffusers", "WanTransformer3DModel"]
-    two = variant == "14b"
-    pipeline = "WanImageToVideoPipeline" if two else "WanPipeline"  # the index of the 5b and of Wan2.1 names WanPipeline
+    two, from_image = variant.startswith("14b"), variant == "14b"
+    pipeline = "WanImageToVideoPipeline" if from_image else "WanPipeline"  # of the 5b too
     settings = {
         "_diffusers_version": diffusers.__version__,
         "boundary_ratio": boundary_ratio if two else None,
@@ -28,7 +28,7 @@ def write_index(folder: Path, variant: str, boundary_ratio: float | None = None)
         "transformer_2": transformer if two else [None, None],
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
-    if two:
+    if from_image:
         parts |= {"image_encoder": [None, None], "image_processor": [None, None]}
     model_index.write_index(folder, pipeline, parts, **settings)
 
