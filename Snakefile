@@ -247,7 +247,9 @@ onstart:
 
 onsuccess:
     print(plan.summarise(PLAN), file=sys.stderr)
+    plan.end_at_once_on_sigterm()
 
 
 onerror:
     print(plan.summarise(PLAN, failed=True), file=sys.stderr)
+    plan.end_at_once_on_sigterm()

@@ -9,12 +9,11 @@ import click
 from stages.plan.families import ALL_FAMILIES
 from stages.runtime.cli import DEBUG, PathType, clean_errors, device_parameters
 from stages.runtime.items import read_steps
-from stages.runtime.locks import is_locked
 from stages.runtime.log import log
 
 
 @clean_errors
-def run(manifest: Path, config: Path | None, lock: Path | None, **values: Any) -> None:
+def run(manifest: Path, config: Path | None, **values: Any) -> None:
     """Run the steps of a manifest, one after the other."""
     from stages.runtime.loop import Settings
     from stages.runtime.resident import RESIDENTS
@@ -23,7 +22,6 @@ def run(manifest: Path, config: Path | None, lock: Path | None, **values: Any) -
     steps = read_steps(manifest)
     settings = Settings(
         **{field.name: values[field.name] for field in fields(Settings) if field.name in values},
-        lock=lock if lock and is_locked(lock) else None,  # it may not be visible here: on another node, or by hand
         mark_failed=True,
     ).with_gpus_of(item for _, items in steps for item in items)
     RESIDENTS.keeps = True
@@ -49,7 +47,6 @@ main = click.Command(
         ),
         click.Option(["--config"], type=PathType(), help="Declares models. Default: ./config.yaml."),
         click.Option(["--store"], type=PathType(), help="Folder that caches finished items for reuse."),
-        click.Option(["--lock"], type=PathType(), help="Begin no further item when nobody holds this lock any more."),
         *device_parameters(),
         DEBUG,
     ],

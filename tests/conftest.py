@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from stages.runtime import own_run
 from tests import preloaded
 
 TINY_CLIP_TEXT = {
@@ -55,6 +56,12 @@ def pytest_configure():
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+@pytest.fixture(autouse=True)
+def no_run(monkeypatch):
+    """A plan that a test writes in this process does not make this process a job of a run."""
+    monkeypatch.setenv(own_run.NOTE, "")
 
 
 @pytest.fixture(scope="session", autouse=True)

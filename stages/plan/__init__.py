@@ -12,6 +12,7 @@ from stages.plan.summary import summarise
 from stages.plan.workflow import (
     check_files,
     count_workers,
+    end_at_once_on_sigterm,
     end_on_sigterm,
     explain_devices,
     keep_places,
@@ -31,6 +32,7 @@ __all__ = [
     "UsageError",
     "check_files",
     "count_workers",
+    "end_at_once_on_sigterm",
     "end_on_sigterm",
     "explain_devices",
     "keep_places",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -18,13 +18,14 @@ from stages.plan.resolve import Clip
 from stages.runtime.errors import JobError
 from stages.runtime.items import Item
 from stages.runtime.key import digest_options, digest_work
+from stages.runtime.lineage import Lineage, Origin
 from stages.runtime.model import Model
 from stages.runtime.options import Family, Implementation
 from stages.runtime.result_record import ResultRecord, read_record
 from stages.runtime.stages import STAGES
 
 OUTDATED = "outdated"  # in the place of the digest of weights that a training will replace: no record has it
-LOSSLESS = (".mkv", ".png")  # files that only the next stage needs
+LOSSLESS = (".mkv",)  # files that only the next stage needs
 
 
 class Again:
@@ -53,21 +54,6 @@ def _as_path(name: str) -> str:
     return os.path.abspath(os.path.expanduser(name)) if "/" in name else name
 
 
-@dataclass(frozen=True, slots=True)
-class Lineage:
-    """Everything that an item derives from.
-
-    Attributes:
-        fingerprint: digest of the work of the item and of all earlier ones.
-        sources: the user's files.
-        weights: the weights, as (model, stage).
-    """
-
-    fingerprint: str
-    sources: tuple[str, ...]
-    weights: tuple[tuple[str, str], ...] = ()
-
-
 class Lineages:
     """Computes the lineages of a run's items. `models` are the run's, by name; those `outdated` are to be trained on."""
 
@@ -91,7 +77,13 @@ class Lineages:
         work = digest_work(STAGES[stage_name], family, self._options_digest(item, implementation), files, inputs)
         own = [(item.model, stage_name)] if item.model and implementation.needs_model(item.options) else []
         weights = dict.fromkeys([*chain(*(line.weights for line in lines.values())), *own])
-        return Lineage(work[:32], sources, tuple(weights))
+        weights_place = {one: number for number, one in enumerate(weights)}
+        origins = [
+            Origin(line.fingerprint, [place[one] for one in line.sources], [weights_place[one] for one in line.weights])
+            for line in map(lines.__getitem__, item.files)
+        ]
+        origins += [Origin("", [place[path]], []) for path in chain(*named.values())]
+        return Lineage(work[:32], sources, tuple(weights), tuple(origins))
 
     def weights_digests(self, lineage: Lineage) -> list[str]:
         """The current digests of the lineage's weights; "" for weights that are missing or unreadable."""
@@ -156,7 +148,7 @@ def stale_items(
             continue
         edited = [path for name in changed if os.path.exists(path := output.parent / name)]
         remarks += [f"{path} was changed after it was made, and is made again" for path in edited if path.suffix == ".mp4"]
-        stale.append((step, replace(item, fingerprint=lineage.fingerprint, again=item.output in requested)))
+        stale.append((step, replace(item, lineage=lineage, again=item.output in requested)))
         needed.update(item.files)
     found: dict[str, list[Item]] = {}
     for step, item in reversed(stale):

@@ -14,7 +14,6 @@ from stages.plan.families import ALL_FAMILIES
 from stages.plan.resolve import ResolvedOptions, Run
 from stages.runtime.errors import JobError
 from stages.runtime.items import Item
-from stages.runtime.locks import LOCK
 from stages.runtime.model import Model
 from stages.runtime.options import GPUS, Implementation
 from stages.runtime.stages import NESTED_EXTRAS, Stage, stage_of
@@ -198,9 +197,7 @@ class Job:
         words = [program, "--manifest", self.manifest, "--store", self.run.store]
         if any(part.stage.model for part in self.parts):
             words += ["--config", f"{self.run.folder}/config.yaml", "--threads", str(threads)]
-        if self.is_fused:
-            words += ["--lock", f"{os.path.dirname(self.run.folder)}/{LOCK}"]
-        elif not self.makes_films:  # a failed film fails its job, so that Snakemake reports it
+        if not (self.is_fused or self.makes_films):  # a failed film fails its job, so that Snakemake reports it
             words += ["--mark-failed"]
         return shlex.join(words)
 

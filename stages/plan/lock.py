@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import uuid
 from pathlib import Path
 
+from stages.runtime import own_run
 from stages.runtime.errors import JobError, UsageError
 from stages.runtime.locks import LOCK, is_locked, keep, open_lock, try_lock
 
@@ -33,12 +35,15 @@ def hold(results: Path) -> None:
     if not free:
         os.close(descriptor)
         raise UsageError(
-            f"{results} is in use by {note.decode(errors='replace').strip() or 'another run'}",
+            f"{results} is in use by {note.decode(errors='replace').partition(chr(10))[0] or 'another run'}",
             "wait for it, or set results to another folder: both may have one store",
         )
     keep(descriptor)
+    text = f"{NOTE.decode()}{os.getpid()} on {socket.gethostname()}, in {os.getcwd()}\n{uuid.uuid4().hex}\n"
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, NOTE + f"{os.getpid()} on {socket.gethostname()}, in {os.getcwd()}\n".encode(), 0)
+    os.pwrite(descriptor, text.encode(), 0)
+    os.fsync(descriptor)  # for jobs on other nodes
+    own_run.start(results / LOCK, text)
 
 
 def is_held(results: Path) -> bool:

@@ -23,8 +23,11 @@ def summarise(plan: Plan, failed: bool = False) -> str:
     counts = {"made": 0, "reused": 0, "failed": 0}
     rows: list[tuple[str, str, str]] = []
     warned = [(run.run.name, "plan", warning) for run in plan.active for warning in run.warnings]
-    for stage, jobs in (("plan", plan.broken), ("fetch", plan.weights)):
-        rows += [(job.name, stage, error) for job in jobs if (error := read_log(job.log)[1])]
+    others = [(one.name, "plan", one) for one in plan.broken] + [(one.name, "fetch", one) for one in plan.weights]
+    others += [(one.rule, "train", one) for one in plan.active_trainings]
+    for name, stage, one in others:
+        if reason := read_log(one.log)[1] or (killed(one.log, one.output) if failed else ""):
+            rows.append((name, stage, reason))
     for job in plan.active_jobs:
         events, error = read_log(job.log)
         for event in events:
@@ -34,10 +37,10 @@ def summarise(plan: Plan, failed: bool = False) -> str:
         warned += warnings(job, events)
     text = f"items: {counts['made']} made, {counts['reused']} reused from the store, {counts['failed']} failed\n"
     for training in plan.active_trainings:
-        events, error = read_log(training.log)
-        rows += [(training.rule, "train", error)] if error else []
-        if any(event["event"] in ("trained", "trained_before") for event in events):
+        if any(event["event"] in ("trained", "trained_before") for event in read_log(training.log)[0]):
             text += f"training {training.name}: its model is in {training.model}\n"
+    if failed and not rows:
+        rows = [("all", "snakemake", "Snakemake reports an error that no job has: see its messages")]
     if rows:
         text += table([("film or job", "stage", "reason and remedy"), *rows])
     if warned := list(dict.fromkeys(warned)):
@@ -76,11 +79,16 @@ def silent_end(job: Job, events: Iterable[Mapping[str, Any]]) -> str:
     """Why an unfinished job has reported no error; "" if it is done or never started."""
     if missing := [path for path, other in job.waits.items() if not os.path.isfile(other.mark)]:
         return f"it waits for {missing[0]}, which was not made"
-    if not os.path.isfile(job.log) or os.path.isfile(job.mark):
+    if os.path.isfile(job.log) and any(event["event"] == "shard" for event in events):
+        return "" if os.path.isfile(job.mark) else "Snakemake does not count it as done: see its messages"
+    return killed(job.log, job.mark)
+
+
+def killed(log: str, output: str) -> str:
+    """Why a job that has reported no error has not made its output; "" if it has, or was not started."""
+    if not os.path.isfile(log) or os.path.isfile(output):
         return ""
-    if not any(event["event"] == "shard" for event in events):
-        return f"it ended without an error message, as a killed process does: see {job.log}"
-    return "Snakemake does not count it as done: see its messages"
+    return f"it ended without an error message, as a killed process does: see {log}"
 
 
 def read_log(path: str) -> tuple[list[dict[str, Any]], str]:

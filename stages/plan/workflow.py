@@ -140,3 +140,8 @@ def end_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)
+
+
+def end_at_once_on_sigterm() -> None:
+    """On SIGTERM, end this process as other programs end: after the work, nothing has to be put in order."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

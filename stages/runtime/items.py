@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.runtime.errors import UsageError, shown
+from stages.runtime.lineage import Lineage
 from stages.runtime.stages import STAGES, Stage, stage_of
 from stages.runtime.text import is_plain, read_jsonl
 
-RESERVED = {"id", "output", "model", "fingerprint", "again"}
+RESERVED = {"id", "output", "model", "lineage", "again"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Item:
     """One item.
 
     `inputs` maps the name of an input to a path or a list of paths; `options` maps the name of an option to its value. The
-    plan sets `fingerprint`, which is recorded beside the result. An item with `again` is not taken from the store.
+    plan sets `lineage`, which is recorded beside the result. An item with `again` is not taken from the store.
     """
 
     id: str
@@ -30,7 +31,7 @@ class Item:
     output: str
     options: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
-    fingerprint: str = ""
+    lineage: Lineage | None = None
     again: bool = False
 
     @property
@@ -38,13 +39,19 @@ class Item:
         """All input paths, in the order in which the stage declares its inputs."""
         return [path for value in self.inputs.values() for path in (value if isinstance(value, list) else [value])]
 
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the work of the item and of all earlier ones; "" for an item by hand."""
+        return self.lineage.fingerprint if self.lineage else ""
+
     def line(self, step: str = "") -> str:
         """The item as a line of a manifest: a flat object with the names of the command line.
 
         In the manifest of a fused job it begins with the item's step.
         """
         row = {**({"step": step} if step else {}), "id": self.id, **self.inputs, "output": self.output}
-        row |= {name: value for name in ("model", "fingerprint", "again") if (value := getattr(self, name))}
+        row |= {name: value for name in ("model", "again") if (value := getattr(self, name))}
+        row |= {"lineage": self.lineage.row()} if self.lineage else {}
         return json.dumps({**row, **self.options}, ensure_ascii=False)
 
 
@@ -100,18 +107,21 @@ def item_of_row(row: Mapping[str, Any], stage: Stage, where: str) -> Item:
     if missing := [spec.name for spec in stage.inputs if spec.required and not row.get(spec.name)]:
         raise UsageError(f"{where} has no {missing[0]}", f"{stage.name} reads {', '.join(names)}")
     inputs = {name: _paths(row[name], spec.many, name, where) for name, spec in names.items() if row.get(name)}
-    model, fingerprint = row.get("model", ""), row.get("fingerprint", "")
+    model = row.get("model", "")
     if not isinstance(model, str):
         raise UsageError(f"model of {where} is {shown(model)}", "it must be a model's folder, Hub id, or name in the config")
-    if not isinstance(fingerprint, str):
-        raise UsageError(f"fingerprint of {where} is {shown(fingerprint)}", "leave it as it was planned, or leave it out")
+    try:
+        lineage = Lineage.of_row(row["lineage"]) if "lineage" in row else None
+    except (ValueError, TypeError, LookupError):
+        remedy = "leave it as it was planned, or leave it out"
+        raise UsageError(f"lineage of {where} is {shown(row['lineage'])}", remedy) from None
     item = Item(
         id=str(row.get("id") or Path(row["output"]).name),
         inputs=inputs,
         output=_path(row["output"], "output", where),
         options={key: value for key, value in row.items() if key not in names and key not in RESERVED},
         model=os.path.expanduser(model),
-        fingerprint=fingerprint,
+        lineage=lineage,
         again=row.get("again") is True,
     )
     check_output(item)

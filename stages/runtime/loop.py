@@ -24,18 +24,19 @@ from stages.runtime.device import all_cores, take_device
 from stages.runtime.errors import ItemError, JobError, KinemakeError, UsageError, one_line
 from stages.runtime.faults import PATH_ERRNOS, job_fault, ran_out_of_memory
 from stages.runtime.files import remove
-from stages.runtime.inputs import PassedOn, digest, digests, file_option, iter_inputs, open_input
+from stages.runtime.inputs import PassedOn, digests, file_option, iter_inputs, open_input
 from stages.runtime.items import Item
 from stages.runtime.key import digest_options, digest_work
-from stages.runtime.locks import is_locked
+from stages.runtime.lineage import REPLACED, Lineage, one_digest_each
 from stages.runtime.log import log, log_about
 from stages.runtime.model import Model
 from stages.runtime.options import GPUS, Family, gpus_of_model
+from stages.runtime.own_run import check_run
 from stages.runtime.partial import StateMissing
 from stages.runtime.places import output_fault
 from stages.runtime.provenance import program, record
 from stages.runtime.resident import RESIDENTS
-from stages.runtime.result_record import Contents, ResultRecord, one_content_each, read_record, write_record
+from stages.runtime.result_record import Contents, ResultRecord, read_record, write_record
 from stages.runtime.stages import Stage
 from stages.runtime.store import STEM, Store, StoreRemoved, publish
 from stages.runtime.unchanged import States, artifact_files, changed_file, file_states
@@ -49,8 +50,7 @@ class Settings:
 
     With `mark_failed`, a failed item leaves its failure in the place of its output; otherwise it leaves nothing. `store` is
     a folder; None stands for a temporary store. `gpus_to_lease` is the largest number that an item of the process asks for,
-    and `gpus_to_see` the largest over which one distributes its weights. `lock` is held by the run that started the process:
-    without it, no further item is begun.
+    and `gpus_to_see` the largest over which one distributes its weights.
     """
 
     store: Path | None = None
@@ -58,7 +58,6 @@ class Settings:
     threads: int | None = None
     gpus_to_lease: int = 1
     gpus_to_see: int = 1
-    lock: Path | None = None
     mark_failed: bool = False
     debug: bool = False
 
@@ -88,6 +87,8 @@ class ItemRun:
     item: Item
     options: dict[str, Any]
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    digests: Mapping[str, list[str]] = field(default_factory=dict)  # of the inputs, by name
+    files: Mapping[str, list[str]] = field(default_factory=dict)  # digests of the files that options name, by option
     weights: str = ""
     key: str = ""
     state_key: str = ""  # the key at the start, under which the state between the phases is
@@ -95,7 +96,7 @@ class ItemRun:
     memory_saving: bool = False
     seconds: float = 0.0
     states: States = field(default_factory=dict)  # of the files that the key depends on
-    made_of: tuple[Contents, Contents] | None = None  # the user's files and the weights, if all are known
+    made_of: tuple[Contents, Contents] | None = None  # the user's files and the weights of a planned item
     again: bool = False  # the second attempt, after a file changed during the first
 
 
@@ -146,8 +147,8 @@ class Loop:
         """Open the inputs, compute the key, and publish the result from the store if it is there."""
         if fault := output_fault(Path(run.item.output)):
             raise not_writable(run, fault)
-        named = chain(*self.implementation.files_in(run.options).values())
-        run.states = file_states(Path(path) for path in (*run.item.files, *named))
+        named = self.implementation.files_in(run.options)
+        run.states = file_states(Path(path) for path in (*run.item.files, *chain(*named.values())))
         run.inputs = {
             spec.name: open_input(run.item.inputs[spec.name], spec.kinds)
             for spec in self.stage.inputs
@@ -161,30 +162,35 @@ class Loop:
         if self._model and self.implementation.needs_model(run.options):
             run.weights, states = self._weights
             run.states |= states
-        if run.item.fingerprint:
-            run.made_of = self._made_of(run)
+        run.digests = digests(run.inputs)
+        run.files = {name: [file_option(path) for path in paths] for name, paths in named.items()}
+        if run.item.lineage:
+            run.made_of = self._made_of(run, run.item.lineage)
         self._set_key(run)
 
-    def _made_of(self, run: ItemRun) -> tuple[Contents, Contents] | None:
+    def _made_of(self, run: ItemRun, lineage: Lineage) -> tuple[Contents, Contents]:
         """The user's files and the weights behind the item, earlier stages included, with their digests.
 
-        None if an input artifact has no record. Raises ItemError for a file that was replaced between stages.
+        Raises ItemError for an input that is not the one of the plan, and for a file that was replaced between stages.
         """
-        sources: list[tuple[str, str]] = []
-        weights: list[tuple[str, str]] = []
-        for path, opened in zip(run.item.files, iter_inputs(run.inputs)):
-            if isinstance(opened, Artifact):
-                source_record = read_record(opened.path)
-                if source_record is None or source_record.changed(opened.path):
-                    return None
-                sources += source_record.sources
-                weights += source_record.weights
-            else:
-                sources.append((path, digest(opened)))
-        sources += [(path, file_option(path)) for path in chain(*self.implementation.files_in(run.options).values())]
+        sources: list[tuple[Sequence[int], list[str]]] = []
+        weights: list[tuple[Sequence[int], list[str]]] = []
+        opened = [*iter_inputs(run.inputs), *chain(*run.files.values())]
+        own = [*chain(*run.digests.values()), *chain(*run.files.values())]
+        for one, digest, origin in zip(opened, own, lineage.origins):
+            if not isinstance(one, Artifact):
+                sources.append((origin.sources, [digest]))
+                continue
+            made = read_record(one.path)
+            if made is None or made.fingerprint != origin.fingerprint or made.changed(one.path):
+                raise ItemError(f"{one.path} is not what the plan of this run knows", REPLACED)
+            sources.append((origin.sources, [digest for _, digest in made.sources]))
+            weights.append((origin.weights, [digest for _, digest in made.weights]))
         if run.weights:
-            weights.append((f"{self.model.name} for {self.stage.name}", run.weights))
-        return one_content_each(sources), one_content_each(weights)
+            place = [number for number, one in enumerate(lineage.weights) if one == (self.model.name, self.stage.name)]
+            weights.append((place, [run.weights]))
+        names = [f"{model} for {stage}" for model, stage in lineage.weights]
+        return one_digest_each(lineage.sources, sources), one_digest_each(names, weights)
 
     @cached_property
     def _weights(self) -> tuple[str, States]:
@@ -193,13 +199,12 @@ class Loop:
         states = file_states(
             path for pattern in self.implementation.weights for path in folder.glob(pattern) if os.path.isfile(path)
         )
+        RESIDENTS.note_states(self.model, states)
         return self.model.digest(self.implementation.weights), states
 
     def _set_key(self, run: ItemRun) -> None:
-        named = self.implementation.files_in(run.options)
-        files = {name: [file_option(path) for path in paths] for name, paths in named.items()}
         options = digest_options(self.implementation.options.declared, run.options)
-        run.key = digest_work(self.stage, self.family, options, files, digests(run.inputs), run.weights)
+        run.key = digest_work(self.stage, self.family, options, run.files, run.digests, run.weights)
         run.state_key = run.state_key or run.key
         if entry := self._found(run):
             self._publish(run, entry, "reused")
@@ -209,11 +214,11 @@ class Loop:
         return None if run.item.again else self.store.find(run.key)
 
     def _publish(self, run: ItemRun, entry: Path, status: str) -> None:
+        check_run()
         output = Path(run.item.output)
         try:
-            digests = publish(entry, output, partial(self._rename, run) if status == "reused" else None)
-            if run.made_of is not None:
-                write_record(output, ResultRecord.of(output, run.item.fingerprint, *run.made_of, digests))
+            rename = partial(self._rename, run) if status == "reused" else None
+            publish(entry, output, rename, partial(self._write_record, run) if run.made_of else None)
         except OSError as error:
             place = Path(error.filename2 or error.filename or "")
             if error.errno not in PATH_ERRNOS or place.is_relative_to(self.store.root):
@@ -223,6 +228,12 @@ class Loop:
         self.report.made += status == "made"
         self.report.reused += status == "reused"
         self._log_item(run, seconds=round(run.seconds, 3), memory_saving=run.memory_saving)
+
+    def _write_record(self, run: ItemRun, published: Mapping[str, str]) -> None:
+        """Write the record of a planned item. `published` are the digests of its files, by name."""
+        assert run.made_of is not None
+        output = Path(run.item.output)
+        write_record(output, ResultRecord.of(output, run.item.fingerprint, *run.made_of, published))
 
     # ------------------------------------------------------------------------------------------------------------ work
 
@@ -252,8 +263,7 @@ class Loop:
         return self.implementation.options.of(run.options).reloading()
 
     def _do(self, worker: Worker, run: ItemRun) -> None:
-        if self.settings.lock and not is_locked(self.settings.lock):
-            raise JobError("the run that started this job has ended", "start it again: what is finished is kept")
+        check_run()
         if entry := self._found(run):  # an equal item of this shard or another job finished first
             return self._publish(run, entry, "reused")
         wanted = (worker.phase, self._reload_key(run))
@@ -338,7 +348,7 @@ class Loop:
             key=run.key,
             weights=run.weights,
             options=run.options,
-            inputs=digests(run.inputs),
+            inputs=run.digests,
             seconds=round(run.seconds, 3),
             memory_saving=run.memory_saving,
         )
@@ -438,6 +448,7 @@ class Loop:
 
     def _fail(self, run: ItemRun, failure: Failure) -> None:
         run.status = "failed"
+        check_run()
         self.report.failures.append(failure)
         self._log_item(run, failed_in=failure.stage, reason=failure.reason, remedy=failure.remedy)
         if self.settings.mark_failed and not mark(run.item.output, failure):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
@@ -33,6 +34,7 @@ PLACES = ("path", "hub", "convert")  # keys of a declaration, one of which says 
 OTHER_LAYOUT = "is not in a layout that Kinemake loads"
 MOST_NAMES = 10_000  # files of a folder that are looked at
 LONGEST_NOTE = 2**16  # bytes of a cached digest: a path and some numbers
+CLOCK_TICK = 20_000_000  # ns: longer than the kernel's clock takes, by which files get their times
 HASHERS = 8  # threads: more than a disk serves at once
 HUB_ID = r"^[A-Za-z0-9][\w.-]*/[\w.-]+$"
 
@@ -181,7 +183,8 @@ def weights_digest(path: Path, verify: bool = False) -> str:
 def cached_file_digest(path: Path) -> str:
     """SHA-256 of a file, cached by path, size and times, so that 60 GB of weights are read once and not once per job.
 
-    The ctime is part of the cache key, because a program may reset the mtime after it writes. Raises OSError.
+    The ctime is part of the cache key, because a program may reset the mtime after it writes. A file that was written a
+    moment ago is read a moment later, so that each later write gives it another ctime. Raises OSError.
     """
     path = path.resolve()
     stat = path.stat()
@@ -193,6 +196,7 @@ def cached_file_digest(path: Path) -> str:
             return digest
     except (OSError, ValueError, TypeError, RecursionError):
         pass
+    time.sleep(seconds_until_settled(stat.st_ctime_ns, time.time_ns()))
     digest = file_digest(path)
     try:
         with replacing(note) as temporary:
@@ -200,6 +204,15 @@ def cached_file_digest(path: Path) -> str:
     except OSError:
         pass  # without a writable cache, the work is slower but correct
     return digest
+
+
+def seconds_until_settled(ctime: int, now: int) -> float:
+    """Seconds until a write of a file is certain to change its ctime. Both times are in nanoseconds.
+
+    Two writes within a tick of the file system's clock, which may be a whole second, give one time.
+    """
+    tick = CLOCK_TICK + (10**9 if ctime % 10**9 == 0 else 0)
+    return max(0, min(tick, ctime + tick - now)) / 1e9
 
 
 def declared_model(name: str, entry: Mapping[str, Any]) -> Model:

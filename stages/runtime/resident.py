@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from stages.runtime import memory
 from stages.runtime.log import log
 from stages.runtime.model import Model
+from stages.runtime.unchanged import States, changed_file
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +111,7 @@ class Residents:
         self.kept: dict[Name, Resident] = {}
         self._in_use: set[Name] = set()
         self.working = WORKING
+        self._states: dict[str, States] = {}  # of the files from which parts may have been loaded, by model
 
     def begin(self) -> None:
         """Regard all parts as unused: another phase, stage or model begins."""
@@ -177,6 +179,14 @@ class Residents:
         """Drop all parts of a model, whose files may have changed."""
         for name in [name for name in self.kept if name.model == name_of(model)]:
             self._drop(name)
+
+    def note_states(self, model: Model, states: States) -> None:
+        """Drop all parts of a model if one of its files has changed since its state was noted. `states` are noted too."""
+        known = self._states.pop(name_of(model), {})
+        if changed_file(known):
+            self.forget(model)
+            known = {}
+        self._states[name_of(model)] = known | states
 
     def note_peak(self, allocated: int) -> None:
         """Learn from the most bytes of the GPU that an item had `allocated` how much room the work needs."""

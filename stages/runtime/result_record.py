@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from stages.runtime.errors import ItemError
 from stages.runtime.files import read_plain, replacing
 from stages.runtime.model import cached_file_digest
 
@@ -80,21 +79,14 @@ def read_record(output: Path) -> ResultRecord | None:
         return None
 
 
-def one_content_each(contents: Iterable[tuple[str, str]]) -> Contents:
-    """Each name once, with its digest. Raises ItemError for a name with two digests: it changed between stages."""
-    known: dict[str, str] = {}
-    for name, digest in contents:
-        if known.setdefault(name, digest) != digest:
-            raise ItemError(f"{name} was replaced after an earlier item had read it", "run again")
-    return list(known.items())
-
-
 def _is_same(path: Path, size: int, time: int, digest: str) -> bool:
+    """Whether a file has the digest. Its time says so, unless the file system knows whole seconds only."""
     try:
         state = os.stat(path)
     except (OSError, ValueError):
         return False
-    return state.st_size == size and (state.st_mtime_ns == time or _digest(path) == digest)
+    is_untouched = state.st_mtime_ns == time and time % 10**9 != 0
+    return state.st_size == size and (is_untouched or _digest(path) == digest)
 
 
 def _digest(path: str | Path) -> str:

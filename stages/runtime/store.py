@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -198,13 +198,18 @@ def damage(entry: Path, key: str) -> str:
     return f"{changed} has changed" if changed else ""
 
 
-def publish(entry: Path, output: Path, rename: Callable[[Path], bool] | None = None) -> dict[str, str]:
+def publish(
+    entry: Path,
+    output: Path,
+    rename: Callable[[Path], bool] | None = None,
+    then: Callable[[Mapping[str, str]], None] | None = None,
+) -> None:
     """Copy or link the files of an entry to the output: members first, the declared file last.
 
-    `rename` may change the copy of the description, and returns whether it did.
+    `rename` may change the copy of the description, and returns whether it did. `then` is called with the SHA-256 of each
+    file, by path relative to the output's folder, before another process can publish there.
 
-    Returns the SHA-256 of each file, by path relative to the output's folder. Raises ItemError if a path is occupied by
-    something that a file cannot replace, and StoreRemoved.
+    Raises ItemError if a path is occupied by something that a file cannot replace, and StoreRemoved.
 
     The entry stays unchanged whatever happens to the published files. They keep the time at which the item was finished, so
     that times follow the order of the work. If several processes publish to one output, the last one wins.
@@ -229,7 +234,8 @@ def publish(entry: Path, output: Path, rename: Callable[[Path], bool] | None = N
             else:
                 place(path, target, linked=path.suffix in LINKED)
             published[target.relative_to(output.parent).as_posix()] = digest
-    return published
+        if then:
+            then(published)
 
 
 def _in_the_way(target: Path) -> str:

@@ -248,6 +248,22 @@ def test_summarise_skips_truncated_log_lines(config):
     assert plan.summarise(planned) == "items: 2 made, 0 reused from the store, 0 failed\n"
 
 
+def test_summarise_always_names_what_failed(config):
+    """Also a killed job of weights, and an error of Snakemake itself."""
+    planned = plan.load(config, 1)
+    assert "all  snakemake  Snakemake reports an error that no job has: see" in re.sub(
+        " {2,}", "  ", plan.summarise(planned, failed=True)
+    )
+    weights = planned.weights[0]
+    Path(weights.log).parent.mkdir(parents=True)
+    Path(weights.log).touch()
+    (row,) = plan.summarise(planned, failed=True).splitlines()[2:]
+    reason = f"it ended without an error message, as a killed process does: see {weights.log}"
+    assert re.split(r"\s{2,}", row) == [weights.name, "fetch", reason]
+    Path(weights.output).touch()
+    assert weights.name not in plan.summarise(planned, failed=True)
+
+
 @pytest.mark.parametrize("kind", ["a link", "a hard link", "a folder", "a pipe"])
 def test_a_planted_results_lock_is_refused_and_not_written(config, kind):
     Path("results").mkdir()

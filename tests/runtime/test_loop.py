@@ -18,6 +18,7 @@ from stages.runtime import artifacts
 from stages.runtime.errors import JobError, UsageError
 from stages.runtime.faults import job_fault, ran_out_of_memory
 from stages.runtime.items import Item
+from stages.runtime.lineage import Lineage, Origin
 from stages.runtime.model import Model
 from stages.runtime.result_record import read_record
 from stages.runtime.stages import Input
@@ -38,6 +39,24 @@ def item(folder: Path, name: str, text: str, **options) -> Item:
     source.write_text(text)
     options = {"factor": 1, "label": "", "saving": False, "offload": "none", **options}
     return Item(name, {"video": str(source)}, str(folder / "out" / f"{name}.json"), options)
+
+
+def planned(one: Item, weights=(), after: Item | None = None) -> Item:
+    """The item as a plan issues it, without a model or with "toy". `after` is a planned item whose output it reads."""
+    model = tuple((name, toys.STAGE.name) for name in weights)
+    if after is None:
+        origins = (Origin("", [0], []),)
+        return replace(one, lineage=Lineage(f"work on {one.id}", (one.inputs["video"],), model, origins))
+    before = after.lineage
+    origins = (Origin(before.fingerprint, [0], range(len(before.weights))),)
+    origins += tuple(Origin("", [0], []) for _ in range(len(one.files) - 1))
+    return replace(one, lineage=Lineage(f"work on {one.id}", before.sources, before.weights or model, origins))
+
+
+def follow(first: Item, folder: Path, weights=(), **inputs) -> Item:
+    """A planned item "b" that reads the output of a planned item."""
+    second = replace(first, id="b", inputs={"video": first.output, **inputs}, output=str(folder / "b.json"))
+    return planned(second, weights, after=first)
 
 
 def prompt(folder: Path, name: str) -> str:
@@ -315,8 +334,9 @@ def test_a_reused_item_has_the_paths_and_model_name_of_its_own_run(tmp_path):
     for run, name in (("one", "first"), ("two", "second")):
         (tmp_path / run).mkdir()
         model = Model(name, "toys", path=str(weights))
-        early = replace(item(tmp_path / run, f"{name}_clip", "text"), fingerprint="1")
+        early = planned(item(tmp_path / run, f"{name}_clip", "text"), weights=[name])
         later = replace(early, inputs={"video": early.output}, output=str(tmp_path / run / "out" / "later.json"))
+        later = planned(later, after=early)
         loop = toys.loop(tmp_path / "store", model=model, weights=("*.bin",))
         loop.run([early])
         report = loop.run([later])
@@ -452,16 +472,10 @@ def test_the_store_may_be_removed_while_an_item_runs(tmp_path, times):
 # ------------------------------------------------------------------------------------------------------ result records
 
 
-def with_fingerprint(original: Item, **inputs) -> Item:
-    """The item as a plan issues it, with a fingerprint."""
-    return replace(original, fingerprint=f"work on {original.id}", inputs={**original.inputs, **inputs})
-
-
 def test_a_result_record_has_the_fingerprint_and_all_earlier_sources(tmp_path):
-    first = with_fingerprint(item(tmp_path, "a", "text"))
+    first = planned(item(tmp_path, "a", "text"))
     toys.loop(tmp_path / "store").run([first])
-    second = replace(first, id="b", fingerprint="work on b", inputs={"video": first.output}, output=str(tmp_path / "b.json"))
-    toys.loop(tmp_path / "store").run([second])
+    toys.loop(tmp_path / "store").run([follow(first, tmp_path)])
     record = read_record(tmp_path / "b.json")
     sources = [(first.inputs["video"], hashlib.sha256(b"text").hexdigest())]
     assert (record.fingerprint, record.sources) == ("work on b", sources)
@@ -474,10 +488,9 @@ def test_a_result_record_has_the_fingerprint_and_all_earlier_sources(tmp_path):
 
 
 def test_a_result_record_has_the_weights_of_all_earlier_stages(tmp_path, model):
-    first = with_fingerprint(item(tmp_path, "a", "text"))
+    first = planned(item(tmp_path, "a", "text"), ["toy"])
     toys.loop(tmp_path / "store", **model).run([first])
-    second = replace(first, id="b", inputs={"video": first.output}, output=str(tmp_path / "b.json"))
-    toys.loop(tmp_path / "store", **model).run([second])
+    toys.loop(tmp_path / "store", **model).run([follow(first, tmp_path)])
     digest = model["model"].digest(["*.bin"])
     record = read_record(tmp_path / "b.json")
     assert record.weights == [(f"toy for {toys.STAGE.name}", digest)]
@@ -486,11 +499,10 @@ def test_a_result_record_has_the_weights_of_all_earlier_stages(tmp_path, model):
 
 
 def test_weights_replaced_between_two_items_of_a_film_fail_the_second(tmp_path, model):
-    first = with_fingerprint(item(tmp_path, "a", "text"))
+    first = planned(item(tmp_path, "a", "text"), ["toy"])
     toys.loop(tmp_path / "store", **model).run([first])
     (tmp_path / "model/weights.bin").write_text("others")
-    second = replace(first, id="b", inputs={"video": first.output}, output=str(tmp_path / "b.json"))
-    (failure,) = toys.loop(tmp_path / "store", **model).run([second]).failures
+    (failure,) = toys.loop(tmp_path / "store", **model).run([follow(first, tmp_path)]).failures
     assert failure.reason == f"toy for {toys.STAGE.name} was replaced after an earlier item had read it"
 
 
@@ -502,11 +514,10 @@ def test_an_item_by_hand_writes_no_result_record(tmp_path):
 def test_a_source_replaced_between_two_stages_fails_the_second(tmp_path):
     """Otherwise the continuation of one video would follow another video."""
     stage = replace(toys.STAGE, inputs=(*toys.STAGE.inputs, Input("front", ("file",), "a text file")))
-    first = with_fingerprint(item(tmp_path, "a", "text"))
+    first = planned(item(tmp_path, "a", "text"))
     toys.loop(tmp_path / "store").run([first])
     source = Path(first.inputs["video"])
-    inputs = {"video": first.output, "front": str(source)}
-    second = replace(first, id="b", inputs=inputs, output=str(tmp_path / "b.json"))
+    second = follow(first, tmp_path, front=str(source))
     loop = toys.loop(tmp_path / "store", stage=stage)
     source.write_text("another")
     (failure,) = loop.run([second]).failures
@@ -516,8 +527,36 @@ def test_a_source_replaced_between_two_stages_fails_the_second(tmp_path):
     assert loop.run([second]).made == 1
 
 
+def test_an_input_that_another_run_replaced_fails_the_item(tmp_path):
+    """A job that outlives its run may publish an older result in the place of a new one."""
+    first = planned(item(tmp_path, "a", "text"))
+    toys.loop(tmp_path / "store").run([first])
+    older = replace(first, options={**first.options, "factor": 2}, lineage=replace(first.lineage, fingerprint="older"))
+    toys.loop(tmp_path / "store").run([older])
+    second = follow(first, tmp_path)
+    (failure,) = toys.loop(tmp_path / "store").run([second]).failures
+    assert failure.reason == f"{first.output} is not what the plan of this run knows"
+    toys.loop(tmp_path / "store").run([replace(first, options=older.options, lineage=None)])  # by hand, no record
+    assert toys.loop(tmp_path / "store").run([second]).failures
+    assert not (tmp_path / ".b.json.record").exists()
+
+
+def test_a_record_has_the_names_of_the_plan(tmp_path, model):
+    """A source and a model may have got other names after an earlier stage had read them."""
+    first = planned(item(tmp_path, "a", "text"), ["toy"])
+    toys.loop(tmp_path / "store", **model).run([first])
+    renamed = Path(first.inputs["video"]).rename(tmp_path / "renamed.txt")
+    lineage = Lineage("work on a", (str(renamed),), (("new", toys.STAGE.name),), first.lineage.origins)
+    stage = replace(toys.STAGE, inputs=(*toys.STAGE.inputs, Input("front", ("file",), "a text file")))
+    loop = toys.loop(tmp_path / "store", **{**model, "model": replace(model["model"], name="new")}, stage=stage)
+    assert loop.run([follow(replace(first, lineage=lineage), tmp_path, front=str(renamed))]).made == 1
+    record = read_record(tmp_path / "b.json")
+    assert [name for name, _ in record.sources] == [str(renamed)]
+    assert [name for name, _ in record.weights] == [f"new for {toys.STAGE.name}"]
+
+
 def test_an_item_with_again_replaces_the_stored_result(tmp_path):
-    first = with_fingerprint(item(tmp_path, "a", "text"))
+    first = planned(item(tmp_path, "a", "text"))
     toys.loop(tmp_path / "store").run([first])
     (entry,) = (tmp_path / "store").glob("*/*/seal.json")
     before = entry.stat().st_ino

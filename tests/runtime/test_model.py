@@ -11,7 +11,14 @@ import pytest
 
 from stages.runtime import model as models
 from stages.runtime.errors import JobError, UsageError
-from stages.runtime.model import Model, cache_folder, cached_file_digest, declared_models, weights_digests
+from stages.runtime.model import (
+    Model,
+    cache_folder,
+    cached_file_digest,
+    declared_models,
+    seconds_until_settled,
+    weights_digests,
+)
 
 
 def read_models(folder, text):
@@ -73,6 +80,24 @@ def test_cached_digest_notices_a_change_that_keeps_the_file_time(tmp_path):
     path.write_text("new")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert cached_file_digest(path) != digest == hashlib.sha256(b"old").hexdigest()
+
+
+def test_cached_digest_notices_a_write_right_after_another(tmp_path):
+    """The kernel gives both writes one time."""
+    path = tmp_path / "source.mp4"
+    for number in range(20):
+        path.write_text(f"{number:02d} before")
+        cached_file_digest(path)
+        path.write_text(f"{number:02d} behind")
+        assert cached_file_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_file_settles_after_the_clock_of_its_file_system_has_moved():
+    now = 1_800_000_000_500_000_000
+    assert seconds_until_settled(now - 10**9, now) == 0
+    assert seconds_until_settled(now - 1, now) == pytest.approx(0.02)
+    assert seconds_until_settled(now + 60 * 10**9 + 1, now) == pytest.approx(0.02)  # a server whose clock is ahead
+    assert seconds_until_settled(now - 5 * 10**8, now) == pytest.approx(0.52)  # a file system of whole seconds
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 
 from stages.runtime.model import Model
 from stages.runtime.resident import Residents
+from stages.runtime.unchanged import file_states
 
 GB = 10**9
 MODEL = Model("model", "wan", path=".")
@@ -173,6 +174,18 @@ def test_a_model_whose_files_changed_is_loaded_again():
     machine.residents.forget(MODEL)
     machine.use("vae", 1)
     assert machine.loads == ["vae", "vae"]
+
+
+def test_a_model_whose_files_changed_between_two_stages_is_loaded_again(tmp_path):
+    machine = Machine(100, 100)
+    file = tmp_path / "model.safetensors"
+    file.write_text("old")
+    changes = [lambda: None, lambda: None, lambda: file.write_text("new"), file.unlink]
+    for change, loads in zip(changes, (1, 1, 2, 3)):
+        change()
+        machine.residents.note_states(MODEL, file_states([file]))
+        machine.use("vae", 1)
+        assert machine.loads == ["vae"] * loads
 
 
 @pytest.mark.parametrize("anything", ["a tokenizer", None])
