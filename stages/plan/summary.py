@@ -23,7 +23,8 @@ def summarise(plan: Plan, failed: bool = False) -> str:
     counts = {"made": 0, "reused": 0, "failed": 0}
     rows: list[tuple[str, str, str]] = []
     warned = [(run.run.name, "plan", warning) for run in plan.active for warning in run.warnings]
-    others = [(one.name, "plan", one) for one in plan.broken] + [(one.name, "fetch", one) for one in plan.weights]
+    others: list[tuple[str, str, Any]] = [(one.name, "plan", one) for one in plan.broken]
+    others += [(one.name, "fetch", one) for one in plan.weights]
     others += [(one.rule, "train", one) for one in plan.active_trainings]
     for name, stage, one in others:
         if reason := read_log(one.log)[1] or (killed(one.log, one.output) if failed else ""):

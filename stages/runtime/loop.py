@@ -217,8 +217,7 @@ class Loop:
         check_run()
         output = Path(run.item.output)
         try:
-            rename = partial(self._rename, run) if status == "reused" else None
-            publish(entry, output, rename, partial(self._write_record, run) if run.made_of else None)
+            publish(entry, output, partial(self._rename, run), partial(self._write_record, run) if run.made_of else None)
         except OSError as error:
             place = Path(error.filename2 or error.filename or "")
             if error.errno not in PATH_ERRNOS or place.is_relative_to(self.store.root):
@@ -363,7 +362,10 @@ class Loop:
         }
 
     def _rename(self, run: ItemRun, copy: Path) -> bool:
-        """Write the file and model names of this run into the description of a reused item. Returns whether it changed."""
+        """Write the file and model names of this run into the description of an item. Returns whether it changed.
+
+        Also of an item that was just made: another process may have put an equal one into the store first.
+        """
         description = artifacts.read_description(copy)
         files = {name: run.options[name] for name in self.implementation.files_in(run.options)}
         own: dict[str, Any] = next((one for one in description.provenance if one["key"] == run.key), {"key": run.key})

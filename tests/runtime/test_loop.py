@@ -354,6 +354,15 @@ def test_a_reused_item_has_the_paths_and_model_name_of_its_own_run(tmp_path):
     ]
 
 
+def test_an_item_that_another_process_finished_first_has_its_own_paths(tmp_path):
+    first, second = (planned(item(tmp_path, name, "text")) for name in "ab")
+    toys.DURING_RUN[:] = [lambda: toys.loop(tmp_path / "store").run([second])]
+    assert toys.loop(tmp_path / "store").run([first]).made == 1
+    for one in (first, second):
+        (record,) = artifacts.read(Path(one.output), ("caption",)).provenance
+        assert record["files"] == one.files
+
+
 # ---------------------------------------------------------------------------------- inputs that change during the work
 
 
