@@ -39,7 +39,7 @@ from stages.runtime.resident import RESIDENTS
 from stages.runtime.result_record import Contents, ResultRecord, read_record, write_record
 from stages.runtime.stages import Stage
 from stages.runtime.store import STEM, Store, StoreRemoved, publish
-from stages.runtime.unchanged import States, artifact_files, changed_file, file_states
+from stages.runtime.unchanged import States, artifact_files, changed_file, changed_way, file_states, folder_states
 from stages.runtime.weights import remedy, sizes_in_memory, weights_error
 from stages.runtime.worker import Work, Worker, import_class
 
@@ -96,8 +96,13 @@ class ItemRun:
     memory_saving: bool = False
     seconds: float = 0.0
     states: States = field(default_factory=dict)  # of the files that the key depends on
+    ways: States = field(default_factory=dict)  # of the links and folders that lead to the user's files and the weights
     made_of: tuple[Contents, Contents] | None = None  # the user's files and the weights of a planned item
     again: bool = False  # the second attempt, after a file changed during the first
+
+    def changed(self) -> Path | None:
+        """A file that is not, or perhaps was not, the one that the key is made of, or a link or folder on the way to it."""
+        return changed_file(self.states) or changed_way(self.ways)
 
 
 STARTED = time.monotonic()  # about the start of the process: a stage imports this module early
@@ -149,6 +154,7 @@ class Loop:
             raise not_writable(run, fault)
         named = self.implementation.files_in(run.options)
         run.states = file_states(Path(path) for path in (*run.item.files, *chain(*named.values())))
+        run.ways = folder_states(run.states)
         run.inputs = {
             spec.name: open_input(run.item.inputs[spec.name], spec.kinds)
             for spec in self.stage.inputs
@@ -160,8 +166,9 @@ class Loop:
             if isinstance(opened, Artifact):
                 run.states |= file_states(artifact_files(opened))
         if self._model and self.implementation.needs_model(run.options):
-            run.weights, states = self._weights
+            run.weights, states, ways = self._weights
             run.states |= states
+            run.ways |= ways
         run.digests = digests(run.inputs)
         run.files = {name: [file_option(path) for path in paths] for name, paths in named.items()}
         if run.item.lineage:
@@ -193,14 +200,15 @@ class Loop:
         return one_digest_each(lineage.sources, sources), one_digest_each(names, weights)
 
     @cached_property
-    def _weights(self) -> tuple[str, States]:
-        """The digest of the model's files, and their states at that time."""
+    def _weights(self) -> tuple[str, States, States]:
+        """The digest of the model's files, their states at that time, and those of the folders that lead to them."""
         folder = self.model.folder()
         states = file_states(
             path for pattern in self.implementation.weights for path in folder.glob(pattern) if os.path.isfile(path)
         )
         RESIDENTS.note_states(self.model, states)
-        return self.model.digest(self.implementation.weights), states
+        ways = folder_states(states)
+        return self.model.digest(self.implementation.weights), states, ways
 
     def _set_key(self, run: ItemRun) -> None:
         options = digest_options(self.implementation.options.declared, run.options)
@@ -287,7 +295,7 @@ class Loop:
             if RESIDENTS.keeps:
                 RESIDENTS.note_peak(memory.peak_of_gpu(worker.device))
             if worker.phase == worker.phases()[-1]:
-                if path := changed_file(run.states):
+                if path := run.changed():
                     raise ItemError(f"{path} changed while it was read", "leave the files alone that a run reads")
                 artifacts.add_provenance(work.output, self._provenance(run))
                 self._publish(run, self.store.put(run.key, folder, anew=run.item.again), "made")
@@ -389,7 +397,7 @@ class Loop:
         except (ItemError, UsageError) as error:  # a wrong option fails only its item
             if isinstance(error, UsageError) and self._by_hand:
                 raise
-            undisturbed = not isinstance(error, StoreRemoved) and not changed_file(run.states)
+            undisturbed = not isinstance(error, StoreRemoved) and not run.changed()
             if run.again or undisturbed:
                 return self._fail(run, self._failure(run, error.reason, error.remedy))
             log("again", stage=self.stage.name, item=run.item.id, reason=error.reason)

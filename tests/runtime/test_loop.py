@@ -388,6 +388,31 @@ def test_an_item_whose_input_changed_meanwhile_is_started_again(tmp_path, capsys
     assert prompt(tmp_path, "a") == "text"
 
 
+@pytest.mark.parametrize("kind", ["link", "link to a folder", "folder"])
+def test_an_input_on_another_way_for_a_moment_is_read_again(tmp_path, capsys, kind):
+    """The file itself stays as it is: a link or a folder leads to another one for a moment."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+    one = item(tmp_path, "a", "text")
+    ways = {
+        "link": ("a.txt", "one/a.txt", "two/a.txt"),
+        "link to a folder": ("way", "one", "two"),
+        "folder": ("one", "", ""),
+    }
+    way, target, other = (tmp_path / path for path in ways[kind])
+    source = way if kind == "link" else way / "a.txt"
+    if kind == "folder":
+        replacements = [lambda: way.rename(tmp_path / "kept"), lambda: (tmp_path / "kept").rename(way)]
+    else:
+        way.unlink(missing_ok=True)
+        way.symlink_to(target)
+        replacements = [lambda: (way.unlink(), way.symlink_to(other)), lambda: (way.unlink(), way.symlink_to(target))]
+    toys.DURING_RUN[:] = [lambda: [change() for change in replacements]]
+    assert toys.loop(tmp_path / "store").run([replace(one, inputs={"video": str(source)})]).made == 1
+    assert "changed while it was read" in capsys.readouterr().err and toys.FINISHED == ["a", "a"]
+
+
 def test_an_input_that_keeps_changing_fails_its_item_and_enters_no_store(tmp_path):
     clip = item(tmp_path, "a", "text")
     source = Path(clip.inputs["video"])

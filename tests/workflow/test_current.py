@@ -13,7 +13,8 @@ import pytest
 from examples import toy_family
 from stages.plan.scheduler import METHOD
 from tests import zoo
-from tests.workflow.conftest import Project, finish, item_counts
+from tests.commands import wait_for
+from tests.workflow.conftest import Project, finish, frame_count, item_counts
 
 FAR_FUTURE = 4_000_000_000  # seconds since 1970: the year 2096
 
@@ -149,6 +150,27 @@ def test_a_job_that_failed_after_a_change_runs_again(project):
     project.run("--cores", 1)
     rgb = zoo.rgb_by_ffmpeg(project.path("results/demo/a.mp4"), (32, 32))
     assert rgb.mean() == pytest.approx(150, abs=2)
+
+
+def test_a_job_of_a_killed_run_publishes_nothing_in_a_later_run(project):
+    configure(project, fuse=False, seconds=10)
+    process = project.start("--cores", 1)
+    log = project.path("results/demo/steps/logs/demo.encode.000.log")
+    wait_for(log.exists, "encode did not begin")
+    process.kill()
+    process.wait()
+    finish(project.start("--cores", 1, "--unlock"))
+    before = log.open()  # of the job that goes on
+    configure(project, fuse=True, num_frames=5)
+    assert project.run("--cores", 1)
+    films = {name: project.path(f"results/demo/{name}.mp4").read_bytes() for name in "ab"}
+    wait_for(lambda: "error: the run that started this job has ended" in before.read(), "the job did not end", 60)
+    assert "Nothing to be done" in project.run("--cores", 1)
+    configure(project, fuse=True, num_frames=5, brighter=20)  # which reads the files that encode has left
+    assert item_counts(project.run("--cores", 1)) == (3, 3, 0)
+    for name, film in films.items():
+        assert project.path(f"results/demo/{name}.mp4").read_bytes() != film
+        assert frame_count(project.path(f"results/demo/{name}.mp4")) == 5
 
 
 def test_a_film_can_be_a_target(project):

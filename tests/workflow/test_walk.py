@@ -134,6 +134,12 @@ class Walk:
             self.replace(name, number % len(contents))
         toy_family.weights(folder / "grey")
         self.tone = TONES[0]
+        self.disturbances = [
+            *(self.fail_a_job, self.swap_a_source_for_a_moment, self.interrupt, self.replace_a_source_between_stages),
+            *(self.fail_some_items, self.swap_the_weights_for_a_moment, self.break_a_source, self.remove_a_source),
+            self.remove_the_store_meanwhile,
+        ]
+        self.turn = 5 * seed
 
     # the state
 
@@ -401,14 +407,11 @@ class Walk:
             *(self.move_results, self.change_working_folder, self.reorder_clips, self.add_clip, self.remove_clip),
             self.rename_clip,
         ]
-        disturbed = [
-            *(self.fail_a_job, self.fail_some_items, self.break_a_source, self.remove_a_source),
-            *(self.swap_a_source_for_a_moment, self.replace_a_source_between_stages, self.swap_the_weights_for_a_moment),
-            *(self.remove_the_store_meanwhile, self.interrupt),
-        ]
         chosen = self.random.sample(changes, self.random.randint(1, 4))
-        if self.random.random() < 0.6:
-            chosen += [self.random.choice([self.change_option, self.change_source]), self.random.choice(disturbed)]
+        if self.random.random() < 0.75:
+            self.turn += 1
+            disturb = self.disturbances[self.turn % len(self.disturbances)]
+            chosen += [self.random.choice([self.change_option, self.change_source]), disturb]
         for change in chosen:
             self.history.append(change.__name__)
             change()
