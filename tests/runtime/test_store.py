@@ -16,6 +16,7 @@ import pytest
 from stages.runtime import store as stores
 from stages.runtime.errors import ItemError
 from stages.runtime.files import replacing
+from stages.runtime.result_record import ResultRecord, read_record, write_record
 from stages.runtime.store import Store, StoreRemoved, publish
 
 
@@ -260,18 +261,23 @@ def test_publish_reports_a_removed_store_entry(store, tmp_path):
 
 
 def publish_repeatedly(entry, output, start):
+    def record(published):
+        write_record(output, ResultRecord.of(output, entry.name, [], [], published))
+
     start.wait()
-    for _ in range(20):
-        publish(entry, output)
+    for _ in range(5):
+        publish(entry, output, then=record)
 
 
-def test_two_processes_publishing_to_one_output_do_not_mix_their_files(store, tmp_path):
-    put(store, "ef01", "two")
+def test_processes_publishing_to_one_output_mix_neither_files_nor_records(store, tmp_path):
+    keys = {"one": "abcd", "two": "ef01", "three": "ef02", "four": "ef03"}
+    for text, key in keys.items():
+        put(store, key, text)
     processes = multiprocessing.get_context("fork")
     for _ in range(10):
         start, output = processes.Event(), tmp_path / "clip.json"
         running = [
-            processes.Process(target=publish_repeatedly, args=(store.entry(key), output, start)) for key in ("abcd", "ef01")
+            processes.Process(target=publish_repeatedly, args=(store.entry(key), output, start)) for key in keys.values()
         ]
         for process in running:
             process.start()
@@ -279,7 +285,9 @@ def test_two_processes_publishing_to_one_output_do_not_mix_their_files(store, tm
         for process in running:
             process.join()
         published = [path for path in (*tmp_path.glob("clip*.*"), *tmp_path.glob("clip/*"))]
-        assert len(published) == 4 and len({path.read_text() for path in published}) == 1
+        (text,) = {path.read_text() for path in published}
+        record = read_record(output)
+        assert len(published) == 4 and record.fingerprint == keys[text] and not record.changed(output)
 
 
 def test_every_file_and_folder_is_on_the_disk_before_the_entry_exists(store, monkeypatch):
