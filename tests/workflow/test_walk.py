@@ -26,7 +26,7 @@ from tests.workflow.conftest import Project, finish, item_counts
 SCENES = ("", "negate", "hflip")  # of the possible contents of a source
 BRIGHTER = (10, 20, 30)
 TONES = (100, 110)  # of the possible weights
-SEEDS, STEPS = (int(number) for number in os.environ.get("KINEMAKE_WALKS", "2x7").split("x"))
+SEEDS, STEPS = (int(number) for number in os.environ.get("KINEMAKE_WALKS", "2x5").split("x"))
 FIRST_SEED = int(os.environ.get("KINEMAKE_WALK_FROM", "0"))
 DATES = (0, 1_000_000_000, 2_000_000_000, 4_000_000_000)  # the last two lie in the future
 
@@ -63,6 +63,15 @@ WITH_HOOK = """
     def plain_{method}(self, {argument}"""
 
 
+# There, the tone of a clip depends on the frame that it continues, too.
+EMBEDS, EMBEDS_OF_FRAME = (
+    "torch.zeros(1, 1, 1)",
+    'torch.full((1, 1, 1), float(int(next(iter(work.artifact("image").members.values()))["sha256"][0], 16)))',
+)
+TONE = "float(self.tone + work.options.brighter)"
+TONE_OF_FRAME = f'{TONE} + work.artifact("encoded").tensors()["prompt_embeds"].item()'
+
+
 def add_hook(path, method, argument, moment):
     """Call the hook before and after a method of the worker in this file."""
     start = f"\n    def {method}(self, {argument}"
@@ -77,6 +86,9 @@ def checkout(tmp_path_factory):
     root = toy_family.checkout(tmp_path_factory.mktemp("walk") / "checkout")
     (root / "stages/runtime/hook.py").write_text(HOOK)
     toy = root / "stages/families/toy/options.py"
+    text = toy.read_text()
+    assert EMBEDS in text and TONE in text
+    toy.write_text(text.replace(EMBEDS, EMBEDS_OF_FRAME).replace(TONE, TONE_OF_FRAME))
     add_hook(toy, "run", "work", "type(self).__name__.lower()")
     add_hook(toy, "load", "options", '"load"')
     add_hook(root / "stages/media/extract.py", "run", "work", '"extract_frames"')
@@ -127,7 +139,7 @@ class Walk:
         models = {"grey": {"family": "toy", "path": str(folder / "grey")}}
         self.folder, self.projects = folder, [Project(folder / name, models, checkout) for name in ("here", "there")]
         self.project = self.projects[0]  # in whose folder Snakemake works
-        self.results, self.history, self.fuse = "results", [], seed % 2 == 0
+        self.results, self.history, self.fuse, self.prompt = "results", [], seed % 2 == 0, "p"
         self.clips = [{"id": name, "source": name, "brighter": 10} for name in ("a", "b", "c")]
         self.content_of = {}
         for number, name in enumerate("abcd"):
@@ -153,10 +165,8 @@ class Walk:
 
     def configure(self, **options):
         """Write the config to the working folder."""
-        rows = [
-            {"id": clip["id"], "video": f"../{clip['source']}.mp4", "prompt": "p", "brighter": clip["brighter"]}
-            for clip in self.clips
-        ]
+        rows = [{**clip, "video": f"../{clip['source']}.mp4", "prompt": self.prompt} for clip in self.clips]
+        rows = [{name: value for name, value in row.items() if name != "source"} for row in rows]
         make_config(self.project, rows, f"../{self.results}", fuse=self.fuse, options=options)
 
     def film(self, clip):
@@ -177,6 +187,10 @@ class Walk:
 
     def change_option(self):
         self.random.choice(self.clips)["brighter"] = self.random.choice(BRIGHTER)
+
+    def change_prompt(self):
+        """All stages work again, and the films are the same."""
+        self.prompt = f"p{len(self.history)}"
 
     def change_source(self):
         self.replace(self.random.choice("abcd"), self.random.randrange(len(self.contents)))
@@ -409,7 +423,7 @@ class Walk:
         if self.random.random() < 0.75:
             self.turn += 1
             disturb = self.disturbances[self.turn % len(self.disturbances)]
-            chosen += [self.random.choice([self.change_option, self.change_source]), disturb]
+            chosen += [self.random.choice([self.change_option, self.change_source]), self.change_prompt, disturb]
         for change in chosen:
             self.history.append(change.__name__)
             change()
@@ -482,6 +496,7 @@ class Walk:
             source = hashlib.sha256(self.source(clip["source"]).read_bytes()).hexdigest()
             assert records["extract_frames"]["inputs"] == {"video": [source]}, (self.history, clip)
             assert records["generate"]["options"]["brighter"] == clip["brighter"], (self.history, clip)
+            assert records["caption_vlm"]["options"]["prompt"] == self.prompt, (self.history, clip)
         listed = (self.folder / self.results / "film/clips.jsonl").read_text().splitlines()
         assert [json.loads(line)["id"] for line in listed] == [clip["id"] for clip in self.clips], self.history
         before = self.files()
