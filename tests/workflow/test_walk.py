@@ -90,7 +90,7 @@ def checkout(tmp_path_factory):
     assert EMBEDS in text and TONE in text
     toy.write_text(text.replace(EMBEDS, EMBEDS_OF_FRAME).replace(TONE, TONE_OF_FRAME))
     add_hook(toy, "run", "work", "type(self).__name__.lower()")
-    add_hook(toy, "load", "options", '"load"')
+    add_hook(toy, "load", "options", 'type(self).__name__.lower() + " load"')
     add_hook(root / "stages/media/extract.py", "run", "work", '"extract_frames"')
     add_hook(root / "stages/media/concat.py", "run", "work", '"concat"')
     return root
@@ -215,9 +215,9 @@ class Walk:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def change_dates(self):
-        """Date some files of the user and some results."""
+        """Date some files: sources, weights, results, entries of the store."""
         paths = [path for path in self.folder.rglob("*") if path.is_file() and ".snakemake" not in path.parts]
-        for path in self.random.sample(paths, min(len(paths), 5)):
+        for path in (*self.random.sample(paths, min(len(paths), 5)), self.source(self.pick_source())):
             date = self.random.choice(DATES)
             os.utime(path, (date, date))
 
@@ -377,10 +377,10 @@ class Walk:
         self.hook("""
             import os
             path = os.path.abspath("../grey/tone.txt")
-            if moment == "load begin" and once():
+            if moment == "generate load begin" and once():
                 os.rename(path, path + ".kept")
                 open(path, "w").write("50")
-            if moment == "load end" and os.path.exists(path + ".kept"):
+            if moment == "generate load end" and os.path.exists(path + ".kept"):
                 os.rename(path + ".kept", path)
         """)
         code, stderr, rows = self.run("--cores", 1)
