@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import uuid
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from stages.runtime.errors import JobError, UsageError
 from stages.runtime.locks import LOCK, is_locked, keep, open_lock, try_lock
 
 NOTE = b"process "
+ATTEMPTS, PAUSE = 10, 0.05  # seconds: a job that looks whether its run has ended holds the lock for a moment
 
 
 def hold(results: Path) -> None:
@@ -29,7 +31,7 @@ def hold(results: Path) -> None:
         os.close(descriptor)
         raise UsageError(f"{results / LOCK} is not a lock of Kinemake", "remove it, or set results to another folder")
     try:
-        free = try_lock(descriptor)
+        free = lock_soon(descriptor)
     except OSError:
         return os.close(descriptor)
     if not free:
@@ -44,6 +46,15 @@ def hold(results: Path) -> None:
     os.pwrite(descriptor, text.encode(), 0)
     os.fsync(descriptor)  # for jobs on other nodes
     own_run.start(results / LOCK, text)
+
+
+def lock_soon(descriptor: int) -> bool:
+    """Lock an open file. False if another process holds it all the time. Raises OSError."""
+    for _ in range(ATTEMPTS):
+        if try_lock(descriptor):
+            return True
+        time.sleep(PAUSE)
+    return False
 
 
 def is_held(results: Path) -> bool:

@@ -423,7 +423,11 @@ class Walk:
         if self.random.random() < 0.75:
             self.turn += 1
             disturb = self.disturbances[self.turn % len(self.disturbances)]
-            chosen += [self.random.choice([self.change_option, self.change_source]), self.change_prompt, disturb]
+            chosen += [
+                self.random.choice([self.change_option, self.change_source, self.change_weights]),
+                self.change_prompt,
+                disturb,
+            ]
         for change in chosen:
             self.history.append(change.__name__)
             change()
