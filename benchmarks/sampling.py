@@ -94,15 +94,15 @@ class Ours:
 @contextmanager
 def counted_blocks() -> Iterator[list[int]]:
     """Counts the blocks of Wan transformers that compute in the context, in a list of one number."""
-    from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+    from diffusers.models.transformers.transformer_wan import WanAttention
 
-    counted, forward = [0], WanTransformerBlock.forward
+    counted, forward = [0], WanAttention.forward
 
-    def counting(block, *arguments, **options):
-        counted[0] += 1
-        return forward(block, *arguments, **options)
+    def counting(attention, *arguments, **options):
+        counted[0] += not attention.is_cross_attention
+        return forward(attention, *arguments, **options)
 
-    with mock.patch.object(WanTransformerBlock, "forward", counting):
+    with mock.patch.object(WanAttention, "forward", counting):
         yield counted
 
 

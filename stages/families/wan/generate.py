@@ -34,6 +34,7 @@ from stages.families.wan.sampler import (
     start,
     switch_step,
 )
+from stages.families.wan.timesteps import embed_each_timestep_once
 from stages.runtime.artifacts import Artifact, write_tensors
 from stages.runtime.errors import ItemError, JobError, shown
 from stages.runtime.model import Model
@@ -136,6 +137,8 @@ class Generate(Worker[GenerateOptions]):
 
         def load() -> torch.nn.Module:
             expert = load_transformer(self.model, name, dtype, loras, device=device, whole=whole)
+            if self.model.variant == "5b":
+                embed_each_timestep_once(expert)
             return prepare_transformer(expert, options, dtype, device, leaves_out_blocks=options.step_cache != "none")
 
         self.transformer = RESIDENTS.take(self.model, name, load, *options.reloading())

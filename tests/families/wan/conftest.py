@@ -7,6 +7,9 @@ from stages.families import FAMILIES
 from stages.runtime.options import resolve
 from tests.commands import stage
 
+# Their 24 tokens of the 5b, 24 wide, are whole vectors of a CPU, as those of real sizes are. Of others torch computes the
+# last elements of an activation by another function, so that tokens of one timestep are not of the same bits.
+FRAMES = 13
 PROMPT, NEGATIVE = "a small  blue bird &amp; a lake, café", "静态，模糊不清"
 
 
@@ -23,7 +26,7 @@ def image(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def encoded(tiny_wan, image, tmp_path_factory):
-    """The encoding of the prompt, and of the image where the variant takes one, in float32 for 17 frames, by variant."""
+    """The encoding of the prompt, and of the image where the variant takes one, in float32, by variant."""
     folder = tmp_path_factory.mktemp("encoded")
     for variant, model in tiny_wan.items():
         encode(None if variant == "14b-t2v" else image, folder / f"{variant}.safetensors", model, "float32")
@@ -33,7 +36,7 @@ def encoded(tiny_wan, image, tmp_path_factory):
 def encode(image, output, model, dtype):
     stage(
         *("encode", *([image] if image else ["--size", "96*64"]), "-o", output, "-m", model, "--dtype", dtype),
-        *("--prompt", PROMPT, "--negative-prompt", NEGATIVE, "--frame-num", 17, "--max-sequence-length", 64),
+        *("--prompt", PROMPT, "--negative-prompt", NEGATIVE, "--frame-num", FRAMES, "--max-sequence-length", 64),
     )
     return output
 

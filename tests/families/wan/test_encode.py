@@ -32,15 +32,15 @@ def write_image(path, width, height, **options):
     return path
 
 
-@pytest.mark.parametrize("variant, condition, mask", [("14b", (16, 5), 4), ("5b", (48, 1), 1)])
+@pytest.mark.parametrize("variant, condition, mask", [("14b", (16, 4), 4), ("5b", (48, 1), 1)])
 def test_encode_writes_tensors_and_fields(variant, condition, mask, encoded):
     artifact = artifacts.read(encoded[variant], ("encoded",))
     tensors, scale = artifact.tensors(), {"14b": 8, "5b": 16}[variant]
     grid = (64 // scale, 96 // scale)
     assert tensors["image_latents"].shape == (1, *condition, *grid)
-    assert tensors["mask"].shape == (1, mask, 5, *grid)
+    assert tensors["mask"].shape == (1, mask, 4, *grid)
     assert (tensors["mask"][:, :, 0] == 1).all() and (tensors["mask"][:, :, 1:] == 0).all()
-    assert (artifact.fields["width"], artifact.fields["height"], artifact.fields["num_frames"]) == (96, 64, 17)
+    assert (artifact.fields["width"], artifact.fields["height"], artifact.fields["num_frames"]) == (96, 64, 13)
     assert artifact.fields["variant"] == variant and len(artifact.fields["weights"]) == 64
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from stages.media.read import frames
 from tests.commands import stage
-from tests.families.wan.conftest import NEGATIVE, PROMPT, encode
+from tests.families.wan.conftest import FRAMES, NEGATIVE, PROMPT, encode
 from tests.tiny.wan import set_schedule
 
 STEPS, SEED, SHIFT = 6, 7, 4.0
@@ -31,7 +31,7 @@ def pipeline_frames(model, image, dtype, guidance, guidance_2, sigma_grid="wan",
         negative_prompt=NEGATIVE,
         height=64,
         width=96,
-        num_frames=17,
+        num_frames=FRAMES,
         num_inference_steps=STEPS,
         guidance_scale=guidance,
         guidance_scale_2=guidance_2,

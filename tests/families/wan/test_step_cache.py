@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention
 from safetensors.torch import load_file
 
 from stages.families.shared.flow_options import CACHES
@@ -28,15 +29,13 @@ def arguments(cache, variant, *others):
 @pytest.fixture
 def blocks(monkeypatch):
     """The number of blocks that have computed, in a list of one."""
-    from diffusers.models.transformers.transformer_wan import WanTransformerBlock
-
-    counted, forward = [0], WanTransformerBlock.forward
+    counted, forward = [0], WanAttention.forward
 
     def counting(self, *arguments, **options):
-        counted[0] += 1
+        counted[0] += not self.is_cross_attention
         return forward(self, *arguments, **options)
 
-    monkeypatch.setattr(WanTransformerBlock, "forward", counting)
+    monkeypatch.setattr(WanAttention, "forward", counting)
     return counted
 
 
