@@ -249,6 +249,14 @@ def _declared(one: dataclasses.Field, hint: Any) -> Option:
     return Option(one.name, kind, NoneType in kinds, many, **one.metadata)
 
 
+class BatchOption(Options):
+    """Option of a worker that computes items together, see `batching.BatchWorker`. A batch changes a result by rounding."""
+
+    batch_size: int = option(
+        1, "Clips that are computed together", unit="clips", minimum=1, maximum=64, changes_result=False
+    )
+
+
 GPUS, PARALLEL = "gpus", "parallel"
 
 

@@ -21,6 +21,7 @@ from stages.runtime.options import (
     DTYPE,
     DTYPES,
     REQUIRED,
+    BatchOption,
     Conversion,
     Family,
     Implementation,
@@ -131,7 +132,7 @@ class EncodeOptions(PromptOptions):
     )
 
 
-class GenerateOptions(SeedOption):
+class GenerateOptions(SeedOption, BatchOption):
     seed: int = SeedOption.redeclared("seed", default=123, default_text="")
     frame_stride: int = option(
         lambda variant, values: FRAME_STRIDES.get(variant, FRAME_STRIDES["256"]),
@@ -151,9 +152,7 @@ class GenerateOptions(SeedOption):
         default_text="0.0 for 256, else 0.7",
     )
     eta: float = option(1.0, "DDIM eta, the noise added at each step; 0: none, 1: as DDPM", minimum=0, maximum=1)
-    batch_size: int = option(
-        1, "Clips that are denoised together", unit="clips", minimum=1, maximum=64, changes_result=False
-    )
+    batch_size: int = BatchOption.redeclared("batch_size", help="Clips that are denoised together")
     dtype: str = option(
         "bfloat16", "Precision of the U-Net; the encoders and the VAE always run in float32", choices=DTYPES, reloads=True
     )

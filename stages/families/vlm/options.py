@@ -8,7 +8,17 @@ from stages.families.shared.training.options import FolderTrainingOptions
 from stages.families.vlm.build import VISUAL
 from stages.runtime.components import Component, Size, read_config, read_object
 from stages.runtime.errors import JobError
-from stages.runtime.options import DTYPE, DTYPES, Family, Implementation, Options, Published, Training, option
+from stages.runtime.options import (
+    DTYPE,
+    DTYPES,
+    BatchOption,
+    Family,
+    Implementation,
+    Options,
+    Published,
+    Training,
+    option,
+)
 
 PUBLISHED = "use the repository whose name ends in -HF, such as OpenGVLab/InternVL3_5-8B-HF"
 MODEL_TYPE = "internvl"
@@ -86,10 +96,15 @@ TRAINING = Training(
 )
 
 
-class CaptionOptions(FramesOptions):
+class CaptionOptions(FramesOptions, BatchOption):
     prompt: str = option("", "Prompt that replaces the description; no model is loaded then", set_by_recipe=True)
     prefix: str = option("", "Text put before the description", aliases=("custom_prompt",))
     max_new_tokens: int = option(256, "Maximum length of the description", unit="tokens", minimum=1, maximum=16384)
+    batch_size: int = BatchOption.redeclared(
+        "batch_size",
+        help="Clips of a job that are described together, which takes less time for each and more memory",
+        maximum=256,  # as of fresco's option of this name, which one run may set for both
+    )
     dtype: str = option("bfloat16", "Precision of the model", choices=DTYPES, reloads=True)
 
 
@@ -102,6 +117,7 @@ FAMILY = Family(
             options=CaptionOptions,
             weights=("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"),
             in_memory=({".": DTYPE},),
+            on_out_of_memory={"batch_size": 1},
             needs_model=needs_model,
         ),
     },

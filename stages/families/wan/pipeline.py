@@ -31,7 +31,10 @@ OPTIONS = [
     if one.name not in ("prompt", "gpus", "parallel", "checkpoint_every")
 ]
 CAPTION_OPTIONS = [
-    one for family in CAPTIONING.values() for one in family.options_of("caption_vlm") if one.name not in ("prompt", "dtype")
+    one
+    for family in CAPTIONING.values()
+    for one in family.options_of("caption_vlm")
+    if one.name not in ("prompt", "dtype", "batch_size")
 ]
 FIT = "area"  # as in recipe v2v: the whole first frame is in the clip
 

@@ -2,20 +2,23 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoTokenizer, InternVLProcessor
 
 from stages.families.vlm.caption import Caption
 from stages.families.vlm.options import CaptionOptions
 from stages.families.vlm.prompt import clean
+from stages.media.shapes import dataset
 from stages.runtime import artifacts
 from stages.runtime.model import Model
-from tests.commands import stage
+from tests.commands import stage, stage_manifest
 
 
 @pytest.fixture(scope="module")
@@ -116,5 +119,61 @@ def test_missing_captioner_weights_are_named(video, tiny_vlm, tmp_path):
 
 
 def test_an_empty_caption_fails_the_item(video, tiny_vlm, tmp_path, monkeypatch):
-    monkeypatch.setattr(Caption, "_describe", lambda self, images, options: (" \n**\n", (1, 1)))
+    monkeypatch.setattr(Caption, "_describe", lambda self, clips, options: [(" \n**\n", (1, 1))])
     assert "is empty after cleaning" in caption(video, tmp_path / "a.json", "-m", tiny_vlm, fails=1)
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Seven clips of shapes world, and a single image of another one."""
+    folder = tmp_path_factory.mktemp("clips")
+    list(dataset.write(folder, dataset.draw(7, 64, 17, seed=3), 8))
+    image = folder / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(image)
+    return [*sorted(folder.glob("videos/*.mp4")), image]
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """The numbers of clips that the model has described together."""
+    counted, describe = [], Caption._describe
+
+    def counting(self, clips, options):
+        counted.append(len(clips))
+        return describe(self, clips, options)
+
+    monkeypatch.setattr(Caption, "_describe", counting)
+    return counted
+
+
+def captions(videos, folder, model, batch_size):
+    """The captions of videos, None for a failed one."""
+    folder.mkdir()
+    rows = [{"video": str(video), "output": str(folder / f"{number}.json")} for number, video in enumerate(videos)]
+    options = {"model": str(model), "dtype": "float32", "max_new_tokens": 24, "batch_size": batch_size}
+    stage_manifest("caption_vlm", folder, [{**row, **options} for row in rows], "--mark-failed")
+    made = [artifacts.read(folder / f"{number}.json", ("caption",)) for number in range(len(videos))]
+    return [None if one.failure else one.fields for one in made]
+
+
+@pytest.mark.parametrize("shipped", [False, True], ids=["random weights", "shapes-internvl"])
+def test_a_batch_gives_the_captions_of_clips_one_by_one(shipped, clips, tiny_vlm, tmp_path, batches):
+    model = Path("models/shapes-internvl").resolve() if shipped else tiny_vlm
+    alone = captions(clips, tmp_path / "alone", model, 1)
+    assert batches == [1] * 8
+    batches.clear()
+    assert captions(clips, tmp_path / "together", model, 8) == alone
+    assert sorted(batches) == [1, 7]  # the image has other tokens, and nothing is padded
+    if shipped:
+        assert len({one["tokens"]["out"] for one in alone}) > 1  # texts of a batch end at different times
+
+
+def test_a_damaged_clip_fails_alone_in_a_batch(clips, tiny_vlm, tmp_path, batches):
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(clips[1].read_bytes()[:600])
+    found = captions([clips[0], damaged, clips[2]], tmp_path / "made", tiny_vlm, 8)
+    assert found[1] is None and batches == [1, 1]
+    assert [found[0], found[2]] == captions([clips[0], clips[2]], tmp_path / "alone", tiny_vlm, 1)
