@@ -3,7 +3,8 @@ weights.
 
 The peer is `WanImageToVideoPipeline` from noise to latents with the same weights, prompt, steps and guidance; its text
 encoder and VAE are tiny. Both are measured in this process without the loading of weights, and alternate. The levers are
-options of `generate`; with them the number of blocks that compute is counted.
+options of `generate`; with them the number of blocks that compute is counted. With compile blocks, cold is the first clip
+of the first process, warm its second clip, and cached the first clip of another process.
 
     python -m benchmarks.sampling [--quick] [--json FILE]
 """
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from benchmarks.harness import alternate, finish, median, parse_arguments, print_table
+from benchmarks.harness import alternate, finish, in_fresh_process, median, parse_arguments, print_table
 
 LARGE = {"num_attention_heads": 8, "attention_head_dim": 128, "ffn_dim": 4096, "num_layers": 12}  # 0.2e9 weights
 SMALL = {"num_attention_heads": 4, "attention_head_dim": 64, "ffn_dim": 1024, "num_layers": 6}
@@ -91,6 +92,20 @@ class Ours:
         return {"seconds": item["seconds"], "blocks": blocks[0]}
 
 
+def compiled(folder: str) -> list[float]:
+    """Seconds of two clips of one process with compiled blocks. What the compiler makes stays in `folder`."""
+    os.environ["KINEMAKE_CACHE"] = f"{folder}/cache"
+    from tests.commands import events, stage_manifest
+
+    options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "dtype": "float32", "compile": "blocks"}
+    rows = [
+        {"encoded": f"{folder}/encoded.safetensors", "output": f"{folder}/{seed}.safetensors", "seed": seed, **options}
+        for seed in (1, 2)
+    ]
+    log = events(stage_manifest("generate", Path(folder), rows, "--device", "cpu", "--threads", os.cpu_count()))
+    return [event["seconds"] for event in log if event["event"] == "item"]
+
+
 @contextmanager
 def counted_blocks() -> Iterator[list[int]]:
     """Counts the blocks of Wan transformers that compute in the context, in a list of one number."""
@@ -126,6 +141,10 @@ def main() -> None:
         runs = {"WanImageToVideoPipeline": Peer(folder / "model", folder / "a.png"), "generate": Ours(folder)}
         results = alternate(runs, 3)
         results |= alternate({lever: Ours(folder, words) for lever, words in LEVERS.items()}, 1)
+        cold, warm = in_fresh_process("benchmarks.sampling", "compiled", name)
+        cached, _ = in_fresh_process("benchmarks.sampling", "compiled", name)
+    figures = {"cold": cold, "warm": warm, "cached": cached}
+    results |= {f"compile blocks, {kind}": [{"seconds": figure}] for kind, figure in figures.items()}
     seconds = {run: median(found, "seconds") for run, found in results.items()}
     blocks = {run: found[0].get("blocks", "") for run, found in results.items()}
     ratio = seconds["generate"] / seconds["WanImageToVideoPipeline"]

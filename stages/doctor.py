@@ -131,7 +131,8 @@ def needs(model: Model, found: Sequence[Gpu]) -> Iterable[Row]:
         size = bytes_in_memory(model, implementation, options)
         fitting = sorted({gpu.name for gpu in found if size < gpu.total})
         where = f"fits {', '.join(fitting)}" if fitting else "fits no GPU here" if found else ""
-        if found and not fitting and (saving := implementation.on_out_of_memory):
+        saving = {name: value for name, value in implementation.on_out_of_memory.items() if options[name] != value}
+        if found and not fitting and saving:
             where += f": {', '.join(f'{name} {value}' for name, value in saving.items())}"
         yield model.name, stage, format_bytes(size), where
 

@@ -23,7 +23,18 @@ class PromptOptions(Options):
     negative_prompt: str = option("", "Negative prompt: what the clip should not show")
 
 
-class TransformerOptions(GpusOption):
+class CompileOption(Options):
+    compile: str = option(
+        "none",
+        "Compile the blocks of the transformer, which takes minutes once for each size of clips and makes every pass "
+        "faster; changes the last digits",
+        choices=("none", "blocks"),
+        neutral="none",
+        reloads=True,
+    )
+
+
+class TransformerOptions(GpusOption, CompileOption):
     """How to run a transformer of diffusers, see shared/transformer.py."""
 
     offload: str = option(
@@ -86,6 +97,11 @@ class TransformerOptions(GpusOption):
 
 def check_transformer(values: Mapping[str, Any]) -> None:
     """Raise UsageError for options of a transformer that do not go together."""
+    if values["compile"] != "none" and (name := first_misfit(values, WITH_COMPILE)):
+        raise UsageError(
+            f"compile is {values['compile']} and {name} is {shown(values[name])}, which do not go together",
+            f"leave one of them out, or set {name} to {shown(WITH_COMPILE[name][0])}",
+        )
     if values["quantization"] != "none" and (name := first_misfit(values, WITH_QUANTIZATION)):
         raise UsageError(
             f"quantization is {values['quantization']} and {name} is {values[name]}, which do not go together",
@@ -99,6 +115,14 @@ def first_misfit(values: Mapping[str, Any], fitting: Mapping[str, Sequence[Any]]
 
 
 # the values of other options that go with each
+WITH_COMPILE: dict[str, tuple] = {  # no hooks on the blocks
+    "offload": ("none",),
+    "layerwise_casting": ("none",),
+    "quantization": ("none",),
+    "step_cache": ("none",),
+    "skip_layers": ([],),
+    GPUS: (1,),
+}
 WITH_QUANTIZATION: dict[str, tuple] = {"layerwise_casting": ("none",), GPUS: (1,)}
 WITH_ULYSSES: dict[str, tuple] = {
     "offload": ("none",),

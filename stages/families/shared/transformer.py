@@ -1,4 +1,4 @@
-"""Prepares a transformer of diffusers to run as the options say: attention backend, casting, placement."""
+"""Prepares a transformer of diffusers to run as the options say: attention backend, casting, placement, compilation."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from accelerate import dispatch_model
 from diffusers import ModelMixin
 
 from stages.families.shared.common_options import TransformerOptions
+from stages.families.shared.compiling import compile_blocks
 from stages.families.shared.loading import weights_size
 from stages.runtime import memory
 from stages.runtime.errors import JobError, one_line
@@ -44,6 +45,8 @@ def prepare_transformer(
         return spread(transformer, [torch.device("cuda", index) for index in range(options.gpus)])
     stream = False if leaves_out_blocks else options.offload_stream
     place(transformer, device, options.offload, options.offload_blocks, stream)
+    if options.compile == "blocks":
+        compile_blocks(transformer)
     return transformer
 
 

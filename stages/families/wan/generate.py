@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
+from stages.families.shared.compiling import check_compiler
 from stages.families.shared.guidance import Guidance
 from stages.families.shared.item import carry, check_frames, check_lineage
 from stages.families.shared.loading import DTYPES, loading, read_ahead
@@ -93,6 +94,8 @@ class Generate(Worker[GenerateOptions]):
             raise ItemError(f"the mask in {encoded.path} has {channels} channels", "make it again with encode")
         check_frames(encoded, frames if in_channels else 1)
         check_generation(self.model.variant, work.options.values())
+        if work.options.compile != "none":
+            check_compiler(self.device)
         config = read_config(self.model.folder() / "transformer")
         heads = config.get("num_attention_heads")
         if work.options.parallel == "ulysses" and isinstance(heads, int):

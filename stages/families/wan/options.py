@@ -478,7 +478,7 @@ FAMILY = Family(
                 {"transformer": DTYPE},
                 {"transformer_2": DTYPE},
             ),
-            on_out_of_memory={"offload": "block_level"},
+            on_out_of_memory={"offload": "block_level", "compile": "none"},
             minutes=minutes,
         ),
         "decode": Implementation(

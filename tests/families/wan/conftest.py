@@ -33,10 +33,10 @@ def encoded(tiny_wan, image, tmp_path_factory):
     return {variant: folder / f"{variant}.safetensors" for variant in tiny_wan}
 
 
-def encode(image, output, model, dtype):
+def encode(image, output, model, dtype, frames=FRAMES):
     stage(
         *("encode", *([image] if image else ["--size", "96*64"]), "-o", output, "-m", model, "--dtype", dtype),
-        *("--prompt", PROMPT, "--negative-prompt", NEGATIVE, "--frame-num", FRAMES, "--max-sequence-length", 64),
+        *("--prompt", PROMPT, "--negative-prompt", NEGATIVE, "--frame-num", frames, "--max-sequence-length", 64),
     )
     return output
 
