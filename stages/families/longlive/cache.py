@@ -6,13 +6,38 @@ ever, and the latest `window - sink` frames, which include the frames being deno
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 NO_SLOT = -1  # the slot of a frame whose keys and values are not cached
 
 
+@dataclass
+class LayerCache:
+    """What a layer keeps: keys and values [B, window * n, heads, dim], written in place, and those of the prompt, once made.
+
+    The code that uses it is the same for all layers, so that it is compiled once.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    prompt: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, places: torch.Tensor, length: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the latest keys and values of a pass, [B, F * n, heads, dim], to `places`, int64, of as many of its tokens.
+
+        Returns all cached ones, [B, length, heads, dim].
+        """
+        for buffer, new in ((self.keys, keys), (self.values, values)):
+            buffer.index_copy_(1, places, new[:, new.shape[1] - places.shape[0] :])
+        return self.keys[:, :length], self.values[:, :length]
+
+
 class Cache:
-    """The cached keys and values of one sample: buffers [B, window * n, heads, dim] per layer, written in place.
+    """The cached keys and values of one sample, by layer.
 
     Attention does not depend on the order of its keys. So each frame keeps its slot until a later frame overwrites it, and
     nothing is moved. Every pass over a block writes it; the last, clean pass determines what stays.
@@ -22,9 +47,13 @@ class Cache:
         self.window, self.sink = window, sink
         self.frames: list[int] = []  # the frame in each slot
         self.start = 0  # first frame of the current pass
-        self.slots: list[int] = []  # slots of the frames of the current pass
-        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.cross_kv: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # keys and values of the prompt, by layer
+        self.slots: list[int] = []  # slots of the frames of the current pass; those without one come first
+        self.layers: list[LayerCache] = []
+
+    def allocate(self, layers: int, batch: int, n: int, heads: int, dim: int, like: torch.Tensor) -> None:
+        """Make the buffers of the layers, for n tokens per frame, with the device and the precision of a tensor."""
+        shape = (batch, self.window * n, heads, dim)
+        self.layers = [LayerCache(like.new_empty(shape), like.new_empty(shape)) for _ in range(layers)]
 
     def slot(self, frame: int) -> int:
         """The slot of a frame: sinks have the first ones, later frames take turns in the others."""
@@ -50,23 +79,12 @@ class Cache:
             slots[: self.sink] = [NO_SLOT] * self.sink if keep_sinks else list(range(self.sink))
         return slots
 
-    def update(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a layer's keys and values of the current pass, [B, F * n, heads, dim].
-
-        Returns all cached ones, [B, cached frames * n, heads, dim].
-        """
-        n = keys.shape[1] // len(self.slots)
-        if layer not in self._layers:
-            shape = (keys.shape[0], self.window * n, *keys.shape[2:])
-            self._layers[layer] = keys.new_empty(shape), values.new_empty(shape)
-        for buffer, new in zip(self._layers[layer], (keys, values), strict=True):
-            for index, slot in enumerate(self.slots):
-                if slot != NO_SLOT:
-                    buffer[:, slot * n : (slot + 1) * n] = new[:, index * n : (index + 1) * n]
-        cached = len(self.frames) * n
-        all_keys, all_values = self._layers[layer]
-        return all_keys[:, :cached], all_values[:, :cached]
+    def places(self, n: int) -> torch.Tensor:
+        """Places of the tokens of the current pass in the buffers, int64, for n tokens per frame."""
+        slots = torch.tensor([slot for slot in self.slots if slot != NO_SLOT])
+        return (slots[:, None] * n + torch.arange(n)).flatten()
 
     def clear_cross_attention(self) -> None:
         """Drop the keys and values of the prompt. To be called when the prompt changes."""
-        self.cross_kv.clear()
+        for layer in self.layers:
+            layer.prompt = None

@@ -6,7 +6,9 @@ the start of the film. Within a pass all frames attend to each other: the divisi
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -14,7 +16,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import nn
 
-from stages.families.longlive.cache import Cache
+from stages.families.longlive.cache import Cache, LayerCache
 
 
 class CausalWan:
@@ -30,9 +32,9 @@ class CausalWan:
         self.transformer, self.relative, self.dtype = transformer, relative, dtype
         self.rope = transformer.rope
         transformer.rope = CausalRotaryPosEmb(self)
-        for layer, block in enumerate(transformer.blocks):
-            block.attn1.set_processor(SelfAttention(self, layer))
-            block.attn2.set_processor(CrossAttention(self, layer))
+        for block in transformer.blocks:
+            block.attn1.set_processor(SelfAttention(relative))
+            block.attn2.set_processor(CrossAttention())
 
     def __call__(
         self, latents: torch.Tensor, timestep: float, text: torch.Tensor, cache: Cache, start: int, slots: list[int]
@@ -41,10 +43,26 @@ class CausalWan:
 
         Writes the keys and values of the frames to `slots` of the cache.
         """
-        self.cache = cache
+        self.cache, hidden = cache, latents.to(self.dtype)
         cache.begin_pass(start, slots)
+        if not cache.layers:
+            self._give_layers([None] * len(self.transformer.blocks))  # the buffers of another film are freed before
+            self._allocate(hidden)
+        self._give_layers(cache.layers)
         time = torch.full((len(latents),), timestep, device=latents.device)
-        return self.transformer(latents.to(self.dtype), time, text, return_dict=False)[0]
+        return self.transformer(hidden, time, text, return_dict=False)[0]
+
+    def _allocate(self, hidden: torch.Tensor) -> None:
+        """Make the buffers of the cache, for latents of this shape [B, C, F, h, w], precision and device."""
+        config = self.transformer.config
+        _, p_h, p_w = config.patch_size
+        n = (hidden.shape[3] // p_h) * (hidden.shape[4] // p_w)
+        heads, dim = config.num_attention_heads, config.attention_head_dim
+        self.cache.allocate(config.num_layers, len(hidden), n, heads, dim, hidden)
+
+    def _give_layers(self, layers: Sequence[LayerCache | None]) -> None:
+        for block, layer in zip(self.transformer.blocks, layers, strict=True):
+            block.attn1.processor.cache = block.attn2.processor.cache = layer
 
 
 def make_rotary_emb(
@@ -68,30 +86,45 @@ def make_rotary_emb(
     return of_tokens(rope.freqs_cos), of_tokens(rope.freqs_sin)
 
 
-class CausalRotaryPosEmb(nn.Module):
-    """Replaces `WanRotaryPosEmbed`: returns the rotary tables of the queries and of the keys of the current pass.
+class Positions(NamedTuple):
+    """Where the tokens of a pass are: rotary tables of its queries and of its keys, and their places in the cache.
 
-    All passes over a block have the same tables, which are kept until another block, size or device needs others.
+    Its passes over all layers have the same ones.
+    """
+
+    queries: tuple[torch.Tensor, torch.Tensor]
+    keys: tuple[torch.Tensor, torch.Tensor]
+    places: torch.Tensor
+    length: int  # tokens in the cache
+
+
+class CausalRotaryPosEmb(nn.Module):
+    """Replaces `WanRotaryPosEmbed`: returns the `Positions` of the current pass.
+
+    All passes over a block have the same, which are kept until another block, size or device needs others.
     """
 
     def __init__(self, model: CausalWan):
         super().__init__()
         self.model = model
-        self.tables: Any = None
+        self.positions: Positions | None = None
         self.made_for: Any = None
 
-    def forward(self, hidden_states: torch.Tensor):
+    def forward(self, hidden_states: torch.Tensor) -> Positions:
         _, p_h, p_w = self.model.rope.patch_size
         count, height, width = hidden_states.shape[2:]
-        (queries, keys), grid, device = self._positions(count), (height // p_h, width // p_w), hidden_states.device
-        if self.made_for != (queries, keys, grid, device):
+        (queries, keys), grid, device = self._frames(count), (height // p_h, width // p_w), hidden_states.device
+        cache, n = self.model.cache, math.prod(grid)
+        wanted = queries, keys, grid, device, cache.slots, len(cache.frames)
+        if self.positions is None or self.made_for != wanted:
             rope = self.model.rope.to(device)  # `transformer.to` does not move it, since this module has replaced it
             of_queries = make_rotary_emb(rope, queries, *grid)
-            self.tables = of_queries, of_queries if keys == queries else make_rotary_emb(rope, keys, *grid)
-            self.made_for = queries, keys, grid, device
-        return self.tables
+            of_keys = of_queries if keys == queries else make_rotary_emb(rope, keys, *grid)
+            places = cache.places(n).to(device)
+            self.positions, self.made_for = Positions(of_queries, of_keys, places, len(cache.frames) * n), wanted
+        return self.positions
 
-    def _positions(self, count: int) -> tuple[list[int], list[int]]:
+    def _frames(self, count: int) -> tuple[list[int], list[int]]:
         """Positions of the frames of the queries, which are the latest `count`, and of those of the keys."""
         cache = self.model.cache
         if not self.model.relative:
@@ -107,36 +140,32 @@ class SelfAttention:
     """Attention processor: attends to the frames of the pass and to the cached frames."""
 
     _attention_backend = _parallel_config = None
+    cache: LayerCache
 
-    def __init__(self, model: CausalWan, layer: int):
-        self.model, self.layer = model, layer
+    def __init__(self, relative: bool):
+        self.relative = relative
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
         query, key, value = project_qkv(attn, hidden_states, hidden_states)
-        query_emb, key_emb = rotary_emb
-        if self.model.relative:
-            keys, values = self.model.cache.update(self.layer, key, value)
-            keys = apply_rotary_emb(keys, *key_emb)
-        else:
-            keys, values = self.model.cache.update(self.layer, apply_rotary_emb(key, *key_emb), value)
-        return attention(attn, apply_rotary_emb(query, *query_emb), keys, values, backend=self._attention_backend)
+        queries, keys, places, length = rotary_emb
+        key = key if self.relative else apply_rotary_emb(key, *keys)
+        all_keys, all_values = self.cache.update(key, value, places, length)
+        all_keys = apply_rotary_emb(all_keys, *keys) if self.relative else all_keys
+        return attention(attn, apply_rotary_emb(query, *queries), all_keys, all_values, backend=self._attention_backend)
 
 
 class CrossAttention:
     """Attention processor: attends to the prompt, whose keys and values are computed once and cached."""
 
     _attention_backend = _parallel_config = None
-
-    def __init__(self, model: CausalWan, layer: int):
-        self.model, self.layer = model, layer
+    cache: LayerCache
 
     def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, rotary_emb=None):
-        cached = self.model.cache.cross_kv
-        if self.layer not in cached:
+        if self.cache.prompt is None:
             key, value = attn.norm_k(attn.to_k(encoder_hidden_states)), attn.to_v(encoder_hidden_states)
-            cached[self.layer] = key.unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1))
+            self.cache.prompt = key.unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1))
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        return attention(attn, query, *cached[self.layer], backend=self._attention_backend)
+        return attention(attn, query, *self.cache.prompt, backend=self._attention_backend)
 
 
 def project_qkv(

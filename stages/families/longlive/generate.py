@@ -9,10 +9,18 @@ import torch
 
 from stages.families.longlive.cache import Cache
 from stages.families.longlive.causal import CausalWan
-from stages.families.longlive.options import FAMILY, LONGEST, GenerateOptions, check_longest, check_window
+from stages.families.longlive.options import (
+    FAMILY,
+    LONGEST,
+    GenerateOptions,
+    check_compile,
+    check_longest,
+    check_window,
+)
 from stages.families.longlive.progress import Progress
 from stages.families.longlive.sampler import Schedule, denoise, recache, update_cache
 from stages.families.shared.ahead import ahead
+from stages.families.shared.compiling import check_compiler, compile_blocks
 from stages.families.shared.item import carry, check_finite, check_frames, check_lineage
 from stages.families.shared.loading import DTYPES
 from stages.families.shared.model_index import read_config
@@ -22,6 +30,7 @@ from stages.families.shared.wan.options import check_loras
 from stages.families.shared.wan.transformer import empty_transformer, load_transformer
 from stages.runtime import memory
 from stages.runtime.artifacts import write_tensors
+from stages.runtime.errors import JobError
 from stages.runtime.model import Model
 from stages.runtime.progress import track
 from stages.runtime.weights import bytes_in_memory
@@ -44,6 +53,9 @@ class Generate(Worker[GenerateOptions]):
         check_frames(encoded, *range(0, encoded.fields["latent_frames"], encoded.fields["block"]))
         check_window(work.options.values(), encoded.fields["block"])
         check_loras(work.options.values())
+        check_compile(work.options.values())
+        if work.options.compile != "none":
+            check_compiler(self.device)
         rows = read_config(self.model.folder() / "transformer").get("rope_max_seq_len", LONGEST)
         check_longest(encoded.fields["latent_frames"], work.options.values(), rows)
 
@@ -55,10 +67,15 @@ class Generate(Worker[GenerateOptions]):
         """Load the transformer and merge the LoRA into it. Raises JobError, and ItemError for a LoRA that does not fit."""
         dtype, device = DTYPES[options.dtype], torch.device(self.device)
         offload = self._offloads(options)
+        if offload and options.compile != "none":
+            reason = f"compile is {options.compile} and the GPU has no room for {self.model.name} as a whole"
+            raise JobError(reason, "set compile to none, or take a larger GPU")
         loras = loras_of(options.lora, options.lora_scale, options.lora_alpha)
         transformer = load_transformer(self.model, "transformer", dtype, loras, device=device, whole=not offload)
         self.causal = CausalWan(transformer, options.relative_positions, dtype)
         place(transformer, device, "block_level" if offload else "none")
+        if options.compile == "blocks":
+            compile_blocks(transformer)
 
     def _offloads(self, options: GenerateOptions) -> bool:
         """Whether the transformer stays in main memory: as low_memory says, else if the GPU has no room for all."""

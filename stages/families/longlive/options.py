@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.families.shared.common_options import SeedOption
+from stages.families.shared.common_options import CompileOption, SeedOption
 from stages.families.shared.model_index import read_index
 from stages.families.shared.parts import TOKENIZER, UMT5, WAN_VAE, wan_transformer
 from stages.families.shared.wan.limits import Fault, frames_fault, limits, size_fault, text_fault
@@ -80,7 +80,14 @@ def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> No
     check_lengths(values)
     check_window(values, values["num_frame_per_block"])
     check_loras(values)
+    check_compile(values)
     check_longest(values["num_output_frames"], values)
+
+
+def check_compile(values: Mapping[str, Any]) -> None:
+    """Raise UsageError for compiled blocks that move to the GPU one by one."""
+    if values["compile"] != "none" and values["low_memory"]:
+        raise UsageError(f"compile is {values['compile']} and low_memory is true", "leave one of them out")
 
 
 def check_longest(latent: int, values: Mapping[str, Any], rows: int = LONGEST) -> None:
@@ -184,7 +191,7 @@ class EncodeOptions(TextLengthOption, DtypeOption, VaeTilingOption):
     num_frame_per_block: int = option(3, BLOCK_HELP, unit=LATENT, minimum=1, maximum=128)
 
 
-class GenerateOptions(SeedOption, DtypeOption, LoraOptions):
+class GenerateOptions(SeedOption, DtypeOption, CompileOption, LoraOptions):
     denoising_step_list: list[int] = option(
         [1000, 750, 500, 250], "Timesteps of the denoising steps of a block, from 1000 down", minimum=1, maximum=1000
     )
@@ -297,7 +304,7 @@ FAMILY = Family(
             options=GenerateOptions,
             weights=("transformer/*", "vae/config.json"),
             in_memory=({"transformer": DTYPE},),
-            on_out_of_memory={"low_memory": True},
+            on_out_of_memory={"low_memory": True, "compile": "none"},
             minutes=minutes,
         ),
         "decode": Implementation(

@@ -4,10 +4,12 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from stages.families.longlive.cache import Cache
 from stages.families.longlive.causal import CausalWan
 from stages.families.longlive.sampler import Schedule, prefill
+from stages.families.shared import compiling
 from tests.families.longlive.conftest import small_transformer
 
 FRAMES, TOKENS = 21, 8  # tokens per frame: 2 x 4 patches
@@ -134,5 +136,31 @@ def test_cache_memory_is_that_of_the_window(copy, inputs):
     cache = Cache(6, 3)
     with torch.no_grad():
         prefill(CausalWan(copy), cache, latents, text, Schedule((1.0,)), 3)
-    assert {buffer.shape for pair in cache._layers.values() for buffer in pair} == {(2, 6 * TOKENS, 2, 24)}
+    assert {buffer.shape for layer in cache.layers for buffer in (layer.keys, layer.values)} == {(2, 6 * TOKENS, 2, 24)}
     assert sorted(cache.frames) == [0, 1, 2, 18, 19, 20]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@torch.no_grad()
+def test_a_film_is_compiled_once_for_all_layers_and_for_each_fill_of_the_window(relative, inputs, monkeypatch):
+    """Up to a full window of three blocks, and once more after a prompt was read. The prompt is read again at a switch."""
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    (latents, text), films, graphs = inputs, [], []
+    torch._dynamo.reset()
+    counters.clear()
+    for compiled in (False, True):
+        transformer, cache, film = small_transformer(), Cache(9, 3), []
+        model = CausalWan(transformer, relative)
+        if compiled:
+            compiling.compile_blocks(transformer)
+        for start in range(0, FRAMES, 3):
+            if start == 15:
+                cache.clear_cross_attention()
+            for _ in range(2):
+                slots = cache.block_slots(start, 3)
+                film.append(model(latents[:, :, start : start + 3], 0.0, text, cache, start, slots))
+            graphs.append(counters["stats"]["unique_graphs"])
+        films.append(torch.cat(film, dim=2))
+    torch._dynamo.reset()
+    assert torch.equal(*films) and not counters["graph_break"]
+    assert graphs[7:] == [2, 3, 4, 4, 4, 5, 5]

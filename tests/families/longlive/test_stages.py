@@ -14,13 +14,13 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 
 from stages.families.longlive import causal, generate
-from stages.families.longlive.options import GenerateOptions, lengths
+from stages.families.longlive.options import GenerateOptions, check_compile, lengths
 from stages.families.longlive.progress import Progress
 from stages.families.shared.wan.vae import denormalise
 from stages.media.read import frames
 from stages.runtime import artifacts, memory, weights
 from stages.runtime.artifacts import KINDS
-from stages.runtime.errors import ItemError
+from stages.runtime.errors import ItemError, JobError, UsageError
 from stages.runtime.model import Model
 from tests.commands import stage, wait_for
 
@@ -373,3 +373,12 @@ def test_low_memory_is_taken_where_the_gpu_has_no_room(options, size, gibibytes,
     sizes = [{"width": 64, "height": 64}, {"width": size[0], "height": size[1]}]
     worker.prepare([SimpleNamespace(artifact=lambda name, one=one: SimpleNamespace(fields=one)) for one in sizes])
     assert worker._offloads(GenerateOptions.resolved(options)) == saved
+
+
+def test_compile_is_refused_where_the_transformer_is_not_whole_on_the_gpu(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="compile is blocks and low_memory is true: leave one of them out"):
+        check_compile(GenerateOptions.resolved({"compile": "blocks", "low_memory": True}).values())
+    worker = generate.Generate(Model("shapes", "longlive", path=str(MODEL)), "cuda:0")
+    monkeypatch.setattr(worker, "_offloads", lambda options: True)
+    with pytest.raises(JobError, match="compile is blocks and the GPU has no room for shapes as a whole: set"):
+        worker.load(GenerateOptions.resolved({"compile": "blocks"}))
