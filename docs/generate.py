@@ -37,9 +37,11 @@ Every file has its `provenance`: a record for its own item and for each item bef
 | field | meaning |
 |---|---|
 | `stage`, `key` | the stage, and the item's key in the store |
-| `files`, `inputs` | paths and digests of what the item read |
+| `stage_version`, `family`, `family_version` | version of the stage, and the model family with its version; in the key |
+| `files`, `inputs`, `input_keys` | paths and digests of what the item read, and the keys of the items that made it |
 | `model`, `weights` | the model's name, source and revision, and the digest of the weights that the stage read |
-| `options` | every option of the stage |
+| `options`, `option_files` | every option of the stage, and the digests of the files that they name |
+| `device` | the GPU or the processor that did the work |
 | `seconds`, `peak_memory_bytes`, `memory_saving` | what the work took, and whether by the memory-saving options |
 | `program` | the digest of an entry of `programs`, which has each program once |
 

@@ -14,7 +14,6 @@ import click
 from stages.runtime.cli import DEBUG, PathType, clean_errors
 from stages.runtime.errors import ItemError, UsageError
 from stages.runtime.table import table
-from stages.runtime.text import read_yaml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from stages.media.shapes.dataset import Source
     from stages.media.shapes.score import Row
     from stages.plan.resolve import Clip
-    from stages.plan.runs import RunPlan
     from stages.runtime.artifacts import Artifact
 
 
@@ -34,6 +32,7 @@ class Run:
 
     def __init__(self, folder: Path, scenes: Path | None = None):
         from stages.media.shapes import dataset
+        from stages.plan.finished import read_plan
 
         self.planned, self.root = read_plan(folder)
         self.scenes = scenes
@@ -100,29 +99,6 @@ class Run:
         if video.stem not in known:
             raise UsageError(f"{path} does not know {video.name}, the source of clip {clip.id}", "give --scenes of its set")
         return known[video.stem]
-
-
-def read_plan(folder: Path) -> tuple[RunPlan, Path]:
-    """The plan of the run in `folder`, and the folder that the paths of its source videos are relative to.
-
-    Raises UsageError if the folder holds no run.
-    """
-    from stages import plan
-
-    folder = folder.resolve()
-    rows = folder / "clips.jsonl"
-    if not rows.is_file() or not (folder / "config.yaml").is_file():
-        raise UsageError(f"{folder} is not the folder of a run", "give RESULTS/RUN: it holds config.yaml and clips.jsonl")
-    config = read_yaml(folder / "config.yaml")
-    try:
-        [entry] = config["runs"].values()
-        written = Path(entry["clips"])  # relative to the folder in which snakemake ran
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error).replace("\n", " ")
-        raise UsageError(f"{folder / 'config.yaml'} is not that of a run ({reason})", "run snakemake again") from None
-    root = Path.cwd() if written.is_absolute() else folder.parents[len(written.parts) - 2]
-    here = {**config, "results": str(folder.parent), "runs": {folder.name: {**entry, "clips": str(rows)}}}
-    return plan.load(here, 1, whole=True).runs[0], root
 
 
 def score_v2v(run: Run, clip: Clip) -> Row:

@@ -23,6 +23,7 @@ from stages.plan.trainings import TrainingJob
 from stages.plan.weights import plan_weights
 from stages.runtime.errors import UsageError, shown
 from stages.runtime.files import holds, write_if_changed
+from stages.runtime.store_cleaning import note_results
 
 
 class Plan:
@@ -231,6 +232,7 @@ class Plan:
             lock.hold(self.results)
             check_case(self)
             for planned in self.active:
+                note_results(Path(planned.run.store), self.results)
                 for path, text in describe(planned, self.models).items():
                     write_if_changed(path, text)
             for weights in self.weights:

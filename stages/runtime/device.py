@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 from stages.runtime.errors import JobError
 from stages.runtime.lease import lease, share_of_devices
@@ -90,3 +93,21 @@ def check_device(device: str) -> None:
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise JobError(f"device {device} is asked for and torch sees no GPU", "use device cpu or auto")
+
+
+@cache
+def device_name(device: str) -> str:
+    """The name of the hardware that a device stands for, such as "GPU: NVIDIA H200".
+
+    Results may differ in the last bit between two names.
+    """
+    if device != "cpu":
+        import torch
+
+        return f"GPU: {torch.cuda.get_device_name(device)}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return f"CPU: {next(names, platform.machine())}"

@@ -55,10 +55,13 @@ def _create(path: Path, flags: int, mode: int) -> int:
     return descriptor
 
 
-def try_lock(descriptor: int) -> bool:
-    """Lock an open file exclusively. False if another process holds it. Raises OSError if the file system has no locks."""
+def try_lock(descriptor: int, shared: bool = False) -> bool:
+    """Lock an open file, exclusively or together with other processes.
+
+    False if another process holds it in a way that excludes this one. Raises OSError if the file system has no locks.
+    """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in BUSY:
             raise
@@ -81,9 +84,9 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def wait_for_lock(descriptor: int) -> None:
-    """Lock an open file exclusively, as soon as no other process holds it."""
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+def wait_for_lock(descriptor: int, shared: bool = False) -> None:
+    """Lock an open file, exclusively or together with other processes, as soon as no other process excludes it."""
+    fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
 
 def keep(descriptor: int) -> None:

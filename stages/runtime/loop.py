@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from stages.runtime import artifacts, memory
 from stages.runtime.artifacts import Artifact, Failure
-from stages.runtime.device import all_cores, take_device
+from stages.runtime.device import all_cores, device_name, take_device
 from stages.runtime.errors import ItemError, JobError, KinemakeError, UsageError, one_line
 from stages.runtime.faults import PATH_ERRNOS, job_fault, ran_out_of_memory
 from stages.runtime.files import remove
@@ -117,6 +117,7 @@ class Loop:
         self.report = Report()
         self._loaded: tuple | None = None
         self._by_hand = False  # a single item, from the command line
+        self._device = "cpu"
 
     @property
     def model(self) -> Model:
@@ -246,7 +247,8 @@ class Loop:
 
     def _work(self, runs: list[ItemRun]) -> None:
         program()  # cached here, because the checkout may change before the work ends
-        worker = import_class(self.implementation.worker)(self._model, self._take_device(runs))
+        self._device = self._take_device(runs)
+        worker = import_class(self.implementation.worker)(self._model, self._device)
         for run in runs:
             self._attempt(run, lambda run: worker.check(self._work_of(run, Path(run.item.output))))
         runs.sort(key=self._reload_key)
@@ -353,19 +355,25 @@ class Loop:
         own = record(
             stage=self.stage.name,
             key=run.key,
+            stage_version=self.stage.version,
+            family=self.family.name,
+            family_version=self.family.version,
             weights=run.weights,
             options=run.options,
+            option_files=run.files,
             inputs=run.digests,
+            device=device_name(self._device),
             seconds=round(run.seconds, 3),
             memory_saving=run.memory_saving,
         )
         return after_inputs(run, {**own, **self._names(run)})
 
     def _names(self, run: ItemRun) -> dict[str, Any]:
-        """The names and paths that this run uses for the item's files and model."""
+        """The names and paths that this run uses for the item's files and model, and the items that its inputs are of."""
         model = self.model if run.weights else None
         return {
             "files": run.item.files,
+            "input_keys": [key_of(opened) for opened in iter_inputs(run.inputs)],
             "model": model and {"name": model.name, "source": model.source, "revision": model.revision},
         }
 
@@ -479,6 +487,11 @@ def after_inputs(run: ItemRun, own: dict[str, Any]) -> list[dict[str, Any]]:
     """The provenance records of all inputs, each once, followed by the item's own."""
     upstream = [one for opened in iter_inputs(run.inputs) if isinstance(opened, Artifact) for one in opened.provenance]
     return list({one["key"]: one for one in [*upstream, own]}.values())
+
+
+def key_of(opened: Artifact | Path) -> str:
+    """The key of the item whose result an input is; "" for a user's file, and for an artifact without provenance."""
+    return opened.provenance[-1]["key"] if isinstance(opened, Artifact) and opened.provenance else ""
 
 
 def not_writable(run: ItemRun, fault: str) -> ItemError:

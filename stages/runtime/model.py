@@ -126,13 +126,16 @@ class Model:
         """The command that downloads the weights."""
         return f"hf download {self.hub} --revision {self.revision}" if self.name == self.hub else f"fetch {self.name}"
 
-    def digest(self, patterns: Iterable[str]) -> str:
-        """SHA-256 over relative paths and contents of the files that match. Raises JobError if none does."""
+    def digest(self, patterns: Iterable[str], verify: bool = False) -> str:
+        """SHA-256 over relative paths and contents of the files that match. Raises JobError if none does.
+
+        With `verify` every file is read, see `weights_digests`.
+        """
         folder, files = self.folder(), self.files(patterns)
         if not files:
             raise JobError(f"{folder} has no {' or '.join(patterns)}", f"it does not hold a model of family {self.family}")
         names = [path.relative_to(folder).as_posix() for path in files]
-        listing = [[name, digest] for name, digest in zip(names, weights_digests(files))]
+        listing = [[name, digest] for name, digest in zip(names, weights_digests(files, verify))]
         return hashlib.sha256(canonical_json(listing)).hexdigest()
 
 

@@ -93,8 +93,9 @@ def store_of(batch: Batch, folder: Path | None) -> Iterator[Store]:
         if fault := store.fault():
             remedy = f"{writing_remedy(fault)}, or choose another --store"
             raise JobError(f"the store {folder} cannot be written ({fault})", remedy)
-        store.sweep()
-        yield store
+        with store.in_use():
+            store.sweep()
+            yield store
         return
     outputs = [Path(item.output) for item in batch.items]
     beside = next((output for output in outputs if not output_fault(output)), outputs[0]).parent

@@ -24,7 +24,7 @@ from pathlib import Path
 from stages.runtime.artifacts import file_digest, index_path, member_path
 from stages.runtime.errors import ItemError
 from stages.runtime.files import read_plain, remove, replacing
-from stages.runtime.locks import holder, try_lock
+from stages.runtime.locks import LOCK, holder, open_lock, try_lock, wait_for_lock
 from stages.runtime.log import log
 from stages.runtime.places import folder_fault, output_fault, writing_fault
 
@@ -71,8 +71,10 @@ class Store:
             return None
         if problem:
             log("warning", reason=f"{entry} is damaged ({problem})", remedy="the item is made again", damaged=key)
-            self._discard(entry)
+            remove(self.discard(entry))
             return None
+        with suppress(OSError):  # the entry of another user
+            os.utime(entry)  # when it was last read, for those who clean the store; its files keep their times
         return entry
 
     def fault(self) -> str | None:
@@ -88,6 +90,17 @@ class Store:
         path = self.root / "partial" / f"{key}.{os.getuid()}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold the store together with others, so that nobody cleans it. Without locks in the file system nobody can."""
+        descriptor = open_lock(self.root / LOCK, writable=True)  # for all users
+        try:
+            with suppress(OSError):
+                wait_for_lock(descriptor, shared=True)
+            yield
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -116,7 +129,7 @@ class Store:
             write_seal(folder, key)
             sync(folder)
             if anew:
-                self._discard(self.entry(key))
+                remove(self.discard(self.entry(key)))
             # A damaged entry may be in the way; `find` removes it.
             place = self._move(folder, key) or self.find(key) or self._move(folder, key) or folder
         if place == folder:
@@ -138,12 +151,12 @@ class Store:
         sync_path(entry.parent)
         return entry
 
-    def _discard(self, entry: Path) -> None:
-        """Remove an entry, in one step for other processes."""
+    def discard(self, entry: Path) -> Path:
+        """Take an entry out of the store, in one step for other processes. Returns the folder that is left to remove."""
         removed = self._unused_name()
         with suppress(OSError):  # the entry of another user stays, unused
             entry.rename(removed)
-        remove(removed)
+        return removed
 
     def _unused_name(self) -> Path:
         staging = self.root / "staging"

@@ -201,7 +201,7 @@ def test_200_damaged_store_entries_are_each_named_and_not_used(store, capsys):
 def test_a_damaged_store_entry_that_cannot_be_removed_is_not_published(store, tmp_path, monkeypatch):
     (store.entry("abcd") / "artifact.json").chmod(0o644)
     (store.entry("abcd") / "artifact.json").write_text("bad")
-    monkeypatch.setattr(Store, "_discard", lambda self, entry: None)
+    monkeypatch.setattr(Store, "discard", lambda self, entry: tmp_path / "nothing")
     with store.staging() as folder:
         (folder / "artifact.json").write_text("good")
         publish(store.put("abcd", folder), tmp_path / "clip.json")

@@ -1,0 +1,45 @@
+"""Make a result of a finished run again, in a folder of its own, from nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+
+from stages.plan.finished import CLIPS, read_config
+from stages.plan.load import load
+from stages.runtime.errors import JobError, UsageError
+from stages.runtime.model import CHECKOUT
+from stages.runtime.text import read_text
+
+
+def remake(folder: Path, result: Path, scratch: Path) -> Path:
+    """Make a `result` of the run in `folder` again below `scratch`, by the stages of this checkout. Returns its path.
+
+    Raises UsageError for a file that the run does not make, JobError if a stage fails.
+    """
+    config, root = read_config(folder)
+    [run] = config["runs"]
+    with chdir(root):
+        wanted, rows = str(result.resolve()), read_text(folder / CLIPS).splitlines()
+        items = [item for part in load(config, 1, whole=True).runs[0].parts for item in part.items]
+        clip = next((item.id.partition("/")[0] for item in items if item.output == wanted), None)
+        if clip is None:
+            raise UsageError(f"{result} is not a result of run {run}", "give a film, or a link of a chain")
+        (scratch / CLIPS).write_text("".join(f"{row}\n" for row in rows if json.loads(row)["id"] == clip), encoding="utf-8")
+        config |= {"results": str(scratch / "results"), "store": str(scratch / "store")}
+        config["runs"][run]["clips"] = str(scratch / CLIPS)
+        planned = load(config, 1, whole=True)
+        planned.write()
+        path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
+        for job in planned.jobs:
+            stage, *arguments = shlex.split(job.command(1))
+            command = [sys.executable, "-P", "-m", f"stages.{stage}", *arguments]
+            done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                raise JobError(f"{result} cannot be made again", done.stderr.splitlines()[-1].removeprefix("error: "))
+    return scratch / "results" / result.resolve().relative_to(folder.resolve().parent)
