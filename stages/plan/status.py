@@ -1,0 +1,142 @@
+"""The state of a run: what is done, under way, failed and waiting, from the files in its folder alone."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import chdir
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from stages.plan.finished import read_config
+from stages.plan.jobs import Job
+from stages.plan.load import load
+from stages.plan.lock import is_held
+from stages.plan.summary import read_log
+from stages.runtime.items import Item
+from stages.runtime.stages import stage_of
+
+FRESH = 120  # seconds since the last line of an unfinished log, in which a job on another machine counts as running
+
+
+@dataclass
+class Working:
+    """A job that is under way.
+
+    Attributes:
+        job: its name.
+        stage: the stage that it is at.
+        devices: the GPUs that it has leased.
+        item: the last item that it wrote of, with what is done of it: "seen-0042, 12 of 40 steps".
+    """
+
+    job: str
+    stage: str
+    devices: Sequence[str] = ()
+    item: str = ""
+
+
+@dataclass
+class Status:
+    """The state of a run.
+
+    Attributes:
+        is_running: whether a run of Snakemake is in the results folder, or a job wrote a moment ago.
+        counts: for each stage the numbers of items that are done, running, failed and waiting.
+        films: the numbers of films that are done and of all.
+        per_hour: films that were made per hour of this run; None if there are less than two.
+        left: seconds of work that is left, by the seconds that items of each stage took; None if it is not known.
+        working: the jobs under way.
+        failures: the last reason of each failed item, by the item's output.
+    """
+
+    is_running: bool
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    films: tuple[int, int] = (0, 0)
+    per_hour: float | None = None
+    left: float | None = None
+    working: list[Working] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def status(folder: Path) -> Status:
+    """The state of the run in `folder`. Raises UsageError if the folder holds no run."""
+    config, root = read_config(folder)
+    with chdir(root):
+        everything, stale = (load(config, 1, whole=whole).runs[0] for whole in (True, False))
+        unfinished = {item.output for job in stale.jobs for item in job.items}
+        logs = {job.name: read_log(job.log) for job in everything.jobs}
+        begun = [(job, one) for job in everything.jobs if (one := working(job, *logs[job.name]))]
+        is_held_here = is_held(Path(config["results"]))
+        at_work = [one for job, one in begun if is_held_here or is_fresh(job.log)]
+        found = Status(is_held_here or bool(at_work), working=at_work)
+        events = [event for lines, _ in logs.values() for event in lines if event["event"] == "item"]
+        failed = {os.path.abspath(event["output"]): event["reason"] for event in events if event["status"] == "failed"}
+        done = {os.path.abspath(event["output"]) for event in events if event["status"] != "failed"}
+        found.failures = {output: reason for output, reason in failed.items() if output in unfinished - done}
+        items = [(stage_of(part.step).name, item) for job in everything.jobs for part in job.parts for item in part.items]
+        found.counts = counts(items, unfinished, found)
+        films = [item.output for stage, item in items if stage == "concat"]
+        found.films = sum(film not in unfinished for film in films), len(films)
+        found.per_hour = films_per_hour(events)
+        found.left = seconds_left(found, events)
+        return found
+
+
+def is_fresh(log: str) -> bool:
+    try:
+        return time.time() - os.stat(log).st_mtime < FRESH
+    except OSError:
+        return False
+
+
+def counts(items: Iterable[tuple[str, Item]], unfinished: set[str], found: Status) -> dict[str, dict[str, int]]:
+    """The numbers of items by stage and state."""
+    running = Counter(one.stage for one in found.working)
+    totals: dict[str, dict[str, int]] = {}
+    for stage, item in items:
+        row = totals.setdefault(stage, dict.fromkeys(("done", "running", "failed", "waiting"), 0))
+        state = "failed" if item.output in found.failures else "waiting" if item.output in unfinished else "done"
+        row[state] += 1
+    for stage, row in totals.items():
+        row["running"] = min(running[stage], row["waiting"])
+        row["waiting"] -= row["running"]
+    return totals
+
+
+def working(job: Job, events: Sequence[Mapping[str, Any]], error: str) -> Working | None:
+    """What a job is at, by its log and the error that ended it; None if it has not begun or has ended."""
+    if error or not events or sum(event["event"] == "shard" for event in events) >= len(job.parts):
+        return None
+    steps = [event["stage"] for event in events if event["event"] == "step"]
+    devices = [device for event in events if event["event"] == "lease" for device in event["devices"]]
+    item = ""
+    for event in events:
+        if event["event"] == "progress":
+            item = f"{event['item']}, {event['done']} of {event['of']} {event['unit']}s"
+        elif event["event"] == "item":
+            item = f"after {event['item']}"
+    return Working(job.name, steps[-1] if steps else job.parts[0].stage.name, devices, item)
+
+
+def films_per_hour(events: Iterable[Mapping[str, Any]]) -> float | None:
+    made = sorted(event["time"] for event in events if event["stage"] == "concat" and event["status"] == "made")
+    if len(made) < 2 or made[-1] == made[0]:
+        return None
+    return 3600 * (len(made) - 1) / (made[-1] - made[0])
+
+
+def seconds_left(found: Status, events: Iterable[Mapping[str, Any]]) -> float | None:
+    """The time until all is done, if as many jobs go on working; None while a stage that is left has made nothing."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event["status"] == "made":
+            seconds[event["stage"]].append(event["seconds"])
+    left = {stage: row["waiting"] + row["running"] for stage, row in found.counts.items()}
+    if any(number and stage not in seconds for stage, number in left.items()):
+        return None
+    return sum(number * fmean(seconds[stage]) for stage, number in left.items() if number) / max(1, len(found.working))

@@ -1,0 +1,90 @@
+"""The command `status` on runs that work, have failed, were killed, and are done: its numbers are those of the files."""
+
+import signal
+import time
+
+import pytest
+
+from examples import toy_family
+from tests import zoo
+from tests.workflow.conftest import Project, finish
+
+STAGES = ("extract_frames", "encode", "generate", "decode", "concat")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    return toy_family.checkout(tmp_path_factory.mktemp("toy") / "checkout")
+
+
+@pytest.fixture
+def project(tmp_path, checkout):
+    """A project with three clips, of which the video of the last is no video."""
+    project = Project(tmp_path, {"grey": {"family": "toy", "path": "grey"}}, root=checkout)
+    toy_family.weights(project.path("grey"))
+    for name in "ab":
+        zoo.plain(project.folder, f"{name}.mp4", frames=4, size=(32, 32))
+    project.path("c.mp4").write_bytes(b"no video")
+    return project
+
+
+def configure(project, names, **options):
+    clips = [{"id": name, "video": f"{name}.mp4", "num_frames": 3 + n} for n, name in enumerate(names)]
+    project.configure(demo={"recipe": "toy", "clips": clips, "model": "grey", "options": options})
+
+
+def status(project, *arguments):
+    """The lines of the command, and its table as numbers by stage and state."""
+    command = ("-P", "-m", "stages.status", "results/demo", *arguments)
+    lines = finish(project.start(*command, program="python"))[0].splitlines()
+    assert all(len(line) < 80 for line in lines)
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()[0] in STAGES}
+    states = ("done", "running", "failed", "waiting")
+    return lines, {stage: dict(zip(states, map(int, row), strict=True)) for stage, row in rows.items()}
+
+
+def test_the_status_of_a_run_that_failed_and_of_one_that_is_done(project):
+    configure(project, "abc")
+    project.run("--cores", 2, "--keep-going", fails=1)
+    lines, counts = status(project)
+    assert lines[0] == "results/demo: 2 of 3 films, no run is at work"
+    assert counts == {stage: {"done": 2, "running": 0, "failed": 1, "waiting": 0} for stage in STAGES}
+    assert any(line.startswith("failed: steps/c/frames.json: c.mp4 is not a readable") for line in lines)
+    configure(project, "ab")
+    project.run("--cores", 2)
+    lines, counts = status(project)
+    assert lines[0] == "results/demo: 2 of 2 films, no run is at work"
+    assert counts == {stage: {"done": 2, "running": 0, "failed": 0, "waiting": 0} for stage in STAGES}
+    assert not any(line.startswith("failed:") for line in lines)
+
+
+def test_the_status_of_a_run_at_work_and_after_kill_9(project, installed_programs):
+    configure(project, "ab", seconds=3)
+    process = project.start("--cores", 1)
+    while not list(project.path("results").rglob("l.safetensors")):
+        time.sleep(0.1)
+    lines, counts = status(project)
+    assert lines[0] == "results/demo: 0 of 2 films, running"
+    made = len(list(project.path("results").rglob("l.safetensors")))
+    assert counts["encode"] == {"done": 2, "running": 0, "failed": 0, "waiting": 0}
+    assert made - 1 <= counts["generate"]["done"] <= made
+    assert counts["generate"]["done"] + counts["generate"]["running"] + counts["generate"]["waiting"] == 2
+    assert any(line.startswith("demo.generate.000: generate after ") for line in lines)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    for log in project.path("results/demo/steps/logs").glob("*.log"):
+        while time.time() - log.stat().st_mtime < 4:  # the stage ends its item, and none of the run is left
+            time.sleep(0.2)
+    lines, counts = status(project)
+    assert "2 films" in lines[0] and counts["encode"]["done"] == 2
+
+
+def test_watch_ends_with_the_run(project):
+    configure(project, "ab", seconds=1)
+    process = project.start("--cores", 1)
+    while not project.path("results/demo/clips.jsonl").exists():
+        time.sleep(0.1)
+    command = ("-P", "-m", "stages.status", "results/demo", "--watch", "--every", 1)
+    finish(process)
+    output, _ = finish(project.start(*command, program="python"))
+    assert "2 of 2 films" in output
