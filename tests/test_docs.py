@@ -155,8 +155,8 @@ def test_commands_in_the_docs_exist(page):
 
 
 def subcommand(program: str, words: list[str]) -> list[str]:
-    """The name of a training, a conversion or a recipe, which has its own options."""
-    return words[:1] if program in ("train", "convert", "film") and words[:1] and words[0][0] != "-" else []
+    """The name of a training, a conversion, a recipe or a command of `store`, which has its own options."""
+    return words[:1] if program in ("train", "convert", "film", "store") and words[:1] and words[0][0] != "-" else []
 
 
 def indented_lines(page: str) -> list[str]:

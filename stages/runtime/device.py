@@ -104,7 +104,10 @@ def device_name(device: str) -> str:
     if device != "cpu":
         import torch
 
-        return f"GPU: {torch.cuda.get_device_name(device)}"
+        try:
+            return f"GPU: {torch.cuda.get_device_name(device)}"
+        except (RuntimeError, AssertionError):  # a driver that gives no name is no reason to fail
+            return "GPU"
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
