@@ -246,10 +246,12 @@ onstart:
 
 
 onsuccess:
+    PLAN.write_scores()
     print(plan.summarise(PLAN), file=sys.stderr)
     plan.end_at_once_on_sigterm()
 
 
 onerror:
+    PLAN.write_scores()
     print(plan.summarise(PLAN, failed=True), file=sys.stderr)
     plan.end_at_once_on_sigterm()

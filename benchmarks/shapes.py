@@ -21,7 +21,7 @@ from stages.media.shapes import dataset
 from stages.media.shapes.dataset import Source
 from stages.media.shapes.world import DIRECTIONS, render
 from stages.media.write import write_png
-from stages.score import score_run
+from stages.score_shapes import score_run
 
 CLIPS, QUICK_CLIPS = 200, 24
 HELD_OUT, CHAINED = 0.3, 0.2  # of that number: clips of combinations never trained on, and clips that become chains

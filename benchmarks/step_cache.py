@@ -21,7 +21,7 @@ from benchmarks.shapes import make_sources
 from examples.shipped import declared_models
 from stages.media.read import frames
 from stages.media.shapes.score import psnr
-from stages.score import score_run
+from stages.score_shapes import score_run
 
 MODEL, CLIPS, QUICK_CLIPS = "shapes-wan-5b", 24, 6
 OPTIONS = {"seed": 42, "lossless": True}

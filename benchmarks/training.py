@@ -17,7 +17,7 @@ import yaml
 
 from benchmarks.harness import ROOT, command, finish, parse_arguments, print_table, snakemake
 from stages.media.shapes import dataset
-from stages.score import score_run
+from stages.score_shapes import score_run
 
 CLIPS, PROMPTS = 300, 24
 SIZE, FRAMES, FPS = 32, 16, 8

@@ -1,12 +1,13 @@
 """Do several stages of a shard in one process, and keep their models in memory."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from stages.plan.families import ALL_FAMILIES
+from stages.runtime.artifacts import Failure
 from stages.runtime.cli import DEBUG, PathType, clean_errors, device_parameters
 from stages.runtime.items import read_steps
 from stages.runtime.log import log
@@ -14,10 +15,14 @@ from stages.runtime.log import log
 
 @clean_errors
 def run(manifest: Path, config: Path | None, **values: Any) -> None:
-    """Run the steps of a manifest, one after the other."""
+    """Run the steps of a manifest, one after the other.
+
+    A film that fails leaves the earlier one in its place and fails the job, after the others are done, so that Snakemake
+    reports it. What would read it is left out. Raises JobError.
+    """
     from stages.runtime.loop import Settings
     from stages.runtime.resident import RESIDENTS
-    from stages.runtime.shard import run_items
+    from stages.runtime.shard import attempt_items, raise_failures
 
     steps = read_steps(manifest)
     settings = Settings(
@@ -25,10 +30,17 @@ def run(manifest: Path, config: Path | None, **values: Any) -> None:
         mark_failed=True,
     ).with_gpus_of(item for _, items in steps for item in items)
     RESIDENTS.keeps = True
+    failures: list[Failure] = []
+    unmade: set[str] = set()
     for stage, items in steps:
         log("step", stage=stage.name, items=len(items))
         families = {name: family for name, family in ALL_FAMILIES.items() if stage.name in family.stages}
-        run_items(stage, families, items, config, settings)
+        possible = [item for item in items if unmade.isdisjoint(item.files)]
+        marking = replace(settings, mark_failed=stage.writes != "film")
+        unmarked, failed = attempt_items(stage, families, possible, config, marking)
+        failures += unmarked
+        unmade |= failed if not marking.mark_failed else set()
+    raise_failures(failures, sum(len(items) for _, items in steps))
 
 
 main = click.Command(

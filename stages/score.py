@@ -1,270 +1,223 @@
-"""Score a run on clips of shapes world: captions, and the colour, shape and motion of the objects."""
+"""Score films and the films of runs, and compare runs."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from functools import cache
+import os
+from collections.abc import Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.runtime.cli import DEBUG, PathType, clean_errors
-from stages.runtime.errors import ItemError, UsageError
+from stages.media.options import FAMILY
+from stages.runtime.cli import PathType, clean_errors, refuse_beside_manifest, stage_command
+from stages.runtime.errors import JobError, UsageError
+from stages.runtime.items import Item, item_of_row, refuse_double_outputs
+from stages.runtime.stages import STAGES
 from stages.runtime.table import table
 
 if TYPE_CHECKING:
-    import numpy as np
+    from stages.plan.scores import Row
 
-    from stages.media.shapes.dataset import Source
-    from stages.media.shapes.score import Row
-    from stages.plan.resolve import Clip
-    from stages.runtime.artifacts import Artifact
-
-
-class Run:
-    """The folder of a run: its planned clips and the artifacts of their stages.
-
-    `scenes` is the file that describes the source videos. Without it, each data set's own scenes.jsonl is read.
-    """
-
-    def __init__(self, folder: Path, scenes: Path | None = None):
-        from stages.media.shapes import dataset
-        from stages.plan.finished import read_plan
-
-        self.planned, self.root = read_plan(folder)
-        self.scenes = scenes
-        self._read_scenes = cache(dataset.read)
-        # only the recipe knows the paths of the artifacts
-        self.outputs = {(item.id, part.stage.name): Path(item.output) for part in self.planned.parts for item in part.items}
-
-    def rows(self) -> Iterable[Row]:
-        measure = MEASURES.get(self.planned.run.recipe)
-        if measure is None:
-            raise UsageError(
-                f"run {self.planned.run.name} is of recipe {self.planned.run.recipe}",
-                f"score knows {', '.join(MEASURES)}",
-            )
-        return (measure(self, clip) for clip in self.planned.clips)
-
-    def artifact(self, identity: str, stage: str, kind: str) -> Artifact:
-        """The output of a stage for an item. Raises ItemError if it is missing, damaged or failed."""
-        from stages.runtime import artifacts
-
-        artifact = artifacts.read(self.outputs[identity, stage], (kind,))
-        if artifact.failure:
-            raise ItemError(str(artifact.failure))
-        return artifact
-
-    def pixels(self, identity: str) -> np.ndarray:
-        """The frames of a generated clip, uint8 [T, H, W, 3], from the lossless file if there is one. Raises ItemError."""
-        import numpy as np
-
-        from stages.media.read import frames
-
-        artifact = self.artifact(identity, "decode", "clip")
-        video = artifact.member(".mkv" if ".mkv" in artifact.members else ".mp4")
-        return np.stack([frame.rgb for frame in frames(video)])
-
-    def propagated(self, identities: Iterable[str]) -> np.ndarray:
-        """The frames of a film's propagated parts, uint8 [T, H, W, 3]. Raises ItemError."""
-        import numpy as np
-
-        from stages.media.members import read_member
-
-        parts = [self.artifact(identity, "propagate", "propagated") for identity in identities]
-        return np.stack([read_member(part, frame["suffix"]) for part in parts for frame in part.fields["frames"]])
-
-    def captions(self, true: Mapping[str, str]) -> dict[str, float]:
-        """Shares of correct captions, by measure, among the captioned items. `true` maps an item to its correct caption."""
-        from stages.media.shapes import score
-
-        scores = []
-        for identity, text in true.items():
-            if (identity, "caption_vlm") not in self.outputs:
-                continue
-            try:
-                scores.append(score.caption(self.artifact(identity, "caption_vlm", "caption").fields["raw"], text))
-            except ItemError:
-                scores.append(score.NO_CAPTION)
-        return {name: fmean(measures[name] for measures in scores) for name in score.NO_CAPTION}
-
-    def source(self, clip: Clip) -> Source:
-        """The scene of a clip's source video. Raises UsageError if no file describes it."""
-        video = self.root / clip.video
-        path = self.scenes or video.parent.parent / "scenes.jsonl"
-        known = self._read_scenes(path)
-        if video.stem not in known:
-            raise UsageError(f"{path} does not know {video.name}, the source of clip {clip.id}", "give --scenes of its set")
-        return known[video.stem]
+STAGE, FAMILIES = STAGES["score"], {FAMILY.name: FAMILY}
+MOST_ROWS = 20
+SHOWN = (  # figures in the table of a run
+    *("health.faulty_share", "motion.magnitude", "motion.smoothness", "motion.dropped_frames"),
+    *("flicker.temporal", "flicker.warping_error", "seams.motion_ratio", "drift.colour", "reference.vmaf"),
+)
+FAULTS = ("frozen", "black", "flat", "exploding")
 
 
-def score_v2v(run: Run, clip: Clip) -> Row:
-    """Score the caption of the source, and the clip against the true continuation of the source."""
-    from stages.media.shapes import score
+def score_films(films: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Score films into NAME.scores.json beside each, and print their figures. Raises JobError if one cannot be scored."""
+    from stages.plan.scores import ENDING, read_row
+    from stages.runtime.loop import Settings
+    from stages.runtime.shard import attempt_items, raise_failures
 
-    source = run.source(clip)
-    figures, failed = run.captions({clip.id: source.caption}) if not clip.prompts else {}, ""
-    try:
-        pixels = run.pixels(clip.id)
-        check_shape(clip, pixels)
-        figures |= score.continuation(pixels, source.scene, source.frames - 1)
-    except ItemError as error:
-        figures |= score.WRONG
-        failed = str(error)
-    return score.Row(clip.id, score.is_held_out(vars(source.scene)), failed, figures)
-
-
-def score_chain(run: Run, clip: Clip) -> Row:
-    """Score each link against the true continuation of the source, and the caption that precedes it."""
-    from stages.media.shapes import score
-
-    source, links, failed = run.source(clip), [], ""
-    planned = [f"{clip.id}/link{number + 1:02d}" for number in range(clip.values["recipe"]["links"])]
-    try:
-        for identity in planned:
-            links.append(run.pixels(identity))
-            check_shape(clip, links[-1])
-    except ItemError as error:
-        failed = str(error)  # the later links start from this one
-    figures = score.chain(links, source.scene, source.frames - 1, len(planned))
-    if not clip.prompts:
-        figures |= run.captions(dict.fromkeys(planned, source.caption))
-    return score.Row(clip.id, score.is_held_out(vars(source.scene)), failed, figures)
-
-
-def score_text(run: Run, clip: Clip) -> Row:
-    """Score a clip of `text2video` or `dynamicrafter` against its prompt."""
-    from stages.media.shapes import score
-
-    prompt, failed = clip.prompts[0], ""
-    named = score.slots(prompt)
-    if not named:
-        raise UsageError(
-            f"the prompt of clip {clip.id} is {prompt!r}", "score knows the colours, shapes and motions of shapes world"
-        )
-    try:
-        parts = score.prompt_match(run.pixels(clip.id), prompt)
-    except ItemError as error:
-        parts, failed = score.missing_clip(prompt), str(error)
-    return score.Row(clip.id, score.is_held_out(named), failed, parts)
-
-
-def score_longlive(run: Run, clip: Clip) -> Row:
-    """Score each part of a film against its prompt; of several samples, the first.
-
-    After a source, the film is also scored against the true continuation, with the motion of the last prompt.
-    """
-    from stages.families.longlive.options import pixel_frames
-    from stages.media.shapes import score, world
-
-    source = run.source(clip) if clip.video else None
-    try:
-        encoded = run.artifact(clip.id, "encode", "encoded").fields
-        prompts = encoded["prompts"]
-        starts = [pixel_frames(-(-frame // encoded["block"]) * encoded["block"]) for frame in encoded["switches"]]
-        film = run.pixels(next(i for i in (clip.id, f"{clip.id}/sample0") if (i, "decode") in run.outputs))
-        if len(film) != encoded["num_frames"]:
-            raise UsageError(f"the film of {clip.id} lacks its source", "run without new_only to score it")
-        check_shape(clip, film)
-    except ItemError as error:
-        named = score.slots(clip.prompts[0] if clip.prompts else clip.values["recipe"]["prompt2"])
-        return score.Row(clip.id, score.is_held_out(named), str(error), score.parts([], 2))
-    figures = score.parts([(film[max(0, a - 1) : b], text) for a, b, text in zip([0, *starts], [*starts, None], prompts)])
-    if source and len(prompts) == 2:
-        seam = starts[0] - 1  # the source's last frame
-        continuation = world.turn(source.scene, score.slots(prompts[1]).get("direction", source.scene.direction), seam)
-        figures |= {name: value for name, value in score.continuation(film[seam:], continuation, 0).items() if "_" in name}
-    return score.Row(clip.id, score.is_held_out(score.slots(prompts[-1])), "", figures)
-
-
-def score_fresco(run: Run, clip: Clip) -> Row:
-    """Score a film against the look of its prompt and against the scene of its source."""
-    from stages.media.shapes import score
-
-    source, failed = run.source(clip), ""
-    try:
-        pixels = run.propagated(f"{clip.id}/part{part}" for part in range(clip.values["media"]["parts"]))
-        check_shape(clip, pixels)
-        figures = score.translation(pixels, source.scene)
-    except ItemError as error:
-        figures, failed = dict.fromkeys(("look", "color", "shape", "direction"), False), str(error)
-    return score.Row(clip.id, score.is_held_out(vars(source.scene)), failed, figures)
-
-
-MEASURES = {
-    "v2v": score_v2v,
-    "chain": score_chain,
-    "text2video": score_text,
-    "longlive": score_longlive,
-    "dynamicrafter": score_text,
-    "fresco": score_fresco,
-}
-
-
-def check_shape(clip: Clip, pixels: np.ndarray) -> None:
-    """Raise UsageError for a clip that is not square: it shows only a part of its source."""
-    _, height, width, _ = pixels.shape
-    if width != height:
-        raise UsageError(f"clip {clip.id} is {width}x{height}, its source is a square", "run with a square size to score it")
-
-
-def score_run(folder: Path, scenes: Path | None = None) -> dict[str, Any]:
-    """The scores of a run: `summary` by group, and `clips` with one row each. They are also written to FOLDER/score.json."""
-    from stages.media.shapes import score
-    from stages.runtime.files import write_if_changed
-
-    run = Run(folder, scenes)
-    rows = list(run.rows())
-    result = {
-        "recipe": run.planned.run.recipe,
-        "summary": score.summarize(rows),
-        "clips": [{"clip": r.clip, "held_out": r.held_out, "failed": r.failed, **r.figures} for r in rows],
+    settings = Settings(store=values["store"], mark_failed=values["mark_failed"], debug=values["debug"])
+    given = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if name not in ("store", "mark_failed", "debug") and value not in (None, ())
     }
-    write_if_changed(str(folder / "score.json"), json.dumps(result, indent=1) + "\n")
-    return result
+    items = [
+        item_of_row({**given, "id": film, "film": film, "output": os.path.splitext(film)[0] + ENDING}, STAGE, film)
+        for film in films
+    ]
+    refuse_double_outputs(items, "the command line")
+    failures, unmade = attempt_items(STAGE, FAMILIES, items, None, settings)
+    rows = [read_row(item) for item in items if item.output not in unmade]
+    if rows:
+        click.echo(figures_table(rows), nl=False)
+    raise_failures(failures, len(items))
 
 
-def summary_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line per score, one column per group."""
-    names = dict.fromkeys(name for figures in summary.values() for name in figures)
-    lines = [["", *(group.replace("_", " ") for group in summary)]]
-    lines += [[name, *(cell(figures.get(name)) for figures in summary.values())] for name in names]
+def figures_table(rows: Sequence[Row]) -> str:
+    """One line per figure, one column per film."""
+    from stages.plan.scores import names_of
+
+    lines = [["", *(Path(row.clip).name for row in rows)]]
+    lines += [[name, *(cell(row.figures.get(name)) for row in rows)] for name in names_of(rows)]
     return table(lines, figures=True)
 
 
 def cell(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
+    return "-" if value is None else f"{value:.4g}"
 
 
-@click.command(no_args_is_help=True)
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=PathType())
-@click.option(
-    "--scenes",
-    type=PathType(),
-    help="File that describes the source videos. Default: scenes.jsonl beside their folder videos/.",
-)
-@clean_errors
-def main(runs: tuple[Path, ...], scenes: Path | None, debug: bool) -> None:
-    """Score each RUN, the folder RESULTS/NAME of a run, on clips of shapes world.
+# ----------------------------------------------------------------------------------------------------------------- runs
 
-    The expected content comes from the scenes.jsonl of the clips' data set (see python -m stages.media.shapes), or from the
-    prompts for text2video, longlive and dynamicrafter. Missing clips count as wrong. The scores are also written to
-    RUN/score.json.
+
+def score_run(folder: Path, names: Sequence[str], scenes: Path | None, debug: bool = False) -> tuple[list[Row], str]:
+    """Score the films of a run, as far as that is still to be done, and write the tables of the run.
+
+    Returns a row per film, and what there is to tell. `names` are measured instead of what the run asks for. Raises
+    UsageError for a folder that is no run.
     """
-    for run in runs:
-        result = score_run(run, scenes)
-        click.echo(f"{run} ({result['recipe']})\n{summary_table(result['summary'])}", nl=False)
-        for row in result["clips"]:
-            if row["failed"]:
-                click.echo(f"failed: {row['clip']}: {row['failed']}")
+    from stages.plan.scores import DEFAULT, SHAPES, Row, read_row, write_tables
+    from stages.score_shapes import Run, read_plan, score_shapes, summary_table
+
+    planned, root = read_plan(folder, names)
+    if not planned.run.scores:
+        planned, root = read_plan(folder, DEFAULT)
+    shapes, text = Run(planned, root, scenes), ""
+    items = [item for part in planned.parts if part.stage is STAGE for item in part.items]
+    made = [item for item in items if os.path.isfile(item.inputs["film"])]
+    make(made, planned.run.store, root, debug)
+    rows = {item.id: read_row(item) for item in made}
+    rows |= {item.id: Row(item.id, failed="it has no film") for item in items if item.id not in rows}
+    if SHAPES in planned.run.scores or (not names and shapes.is_of_shapes):
+        found = score_shapes(folder, shapes)
+        text += f"{folder} ({found['recipe']})\n{summary_table(found['summary'])}"
+        text += "".join(f"failed: {row['clip']}: {row['failed']}\n" for row in found["clips"] if row["failed"])
+        for row in found["clips"]:
+            name = next((name for name in rows if name == row["clip"] or name.startswith(f"{row['clip']}/")), row["clip"])
+            figures = {f"{SHAPES}.{key}": float(v) for key, v in row.items() if isinstance(v, (bool, int, float))}
+            known = rows.get(name, Row(name))
+            rows[name] = Row(name, {**known.figures, **figures}, known.failed)
+    elif not made:
+        raise UsageError(f"{folder} has no film", "run snakemake first")
+    listed = [rows[name] for name in rows]
+    if made or text:
+        write_tables(str(folder), listed)
+    if made:
+        text += f"{folder}: {len(made)} of {len(items)} films\n{run_table(listed)}"
+    return listed, text
 
 
-main.params.append(DEBUG)
+def make(items: Sequence[Item], store: str, root: Path, debug: bool) -> None:
+    """Score films through the store of their run. A film whose source is gone keeps the scores that it has.
+
+    A film that cannot be scored gets the reason in the place of its scores.
+    """
+    from dataclasses import replace
+
+    from stages.plan.scores import read_row
+    from stages.runtime.loop import Settings
+    from stages.runtime.shard import attempt_items
+
+    there = []
+    for item in items:
+        inputs = {name: str(root / path) for name, path in item.inputs.items()}
+        options = dict(item.options)
+        if options.get("reference"):
+            options["reference"] = str(root / options["reference"])
+        placed = replace(item, inputs=inputs, options=options)
+        if all(map(os.path.isfile, placed.files)) or read_row(item).failed:
+            there.append(placed)
+    if there:
+        attempt_items(STAGE, FAMILIES, there, None, Settings(store=root / store, mark_failed=True, debug=debug))
+
+
+def run_table(rows: Sequence[Row]) -> str:
+    """The worst films first: what is wrong with the frames of each, and the figures that most films have."""
+    scored = sorted((row for row in rows if not row.failed), key=lambda row: -(row.figures.get("health.faulty_share") or 0))
+    names = [name for name in SHOWN if any(row.figures.get(name) is not None for row in scored)]
+    lines = [["", *names, "faults"]]
+    lines += [[row.clip, *(cell(row.figures.get(name)) for name in names), faults(row)] for row in scored[:MOST_ROWS]]
+    text = table(lines, figures=True) if scored else ""
+    if (more := len(scored) - MOST_ROWS) > 0:
+        text += f"and {more} more: see scores.csv\n"
+    return text + "".join(f"not scored: {row.clip}: {row.failed}\n" for row in rows if row.failed)
+
+
+def faults(row: Row) -> str:
+    """The faults of a film's frames, as text."""
+    found = [(name, row.figures.get(f"health.{name}_frames"), row.figures.get(f"health.{name}_at")) for name in FAULTS]
+    return ", ".join(f"{count:.0f} {name} from {at:.2f} s" for name, count, at in found if count and at is not None) or "-"
+
+
+# -------------------------------------------------------------------------------------------------------------- command
+
+
+def with_runs(command: click.Command) -> click.Command:
+    """The command of the stage, which also takes runs, and compares them."""
+    by_hand = command.callback
+    assert by_hand is not None
+
+    @wraps(by_hand)
+    @clean_errors
+    def main(film: tuple[str, ...], scenes: Path | None, output: str | None, manifest: Path | None, **values: Any) -> None:
+        folders = [Path(path) for path in film if os.path.isdir(path)]
+        if folders:
+            own = {name: value for name, value in values.items() if name not in ("scores", "debug", "mark_failed")}
+            refuse_beside_runs({**own, "output": output, "manifest": manifest})
+            if len(folders) < len(film):
+                raise UsageError("runs and films are given together", "score them one after the other")
+            return score_runs(folders, values["scores"], scenes, values["debug"])
+        if scenes:
+            raise UsageError(f"--scenes is {scenes} and no run is given", "give RESULTS/RUN, or leave it out")
+        if manifest:
+            refuse_beside_manifest({"film": film})
+        if film and not output and not manifest:
+            return score_films([os.path.expanduser(path) for path in film], values)
+        by_hand(film=film, output=output, manifest=manifest, **values)
+
+    command.callback = main
+    command.help = (
+        "Measure films: faulty frames, motion, flicker, seams, drift, and likeness to a reference.\n\n"
+        "FILM: a film, the index of a clip, or any video; may be repeated. Without --output the figures are printed, and "
+        "written to NAME.scores.json beside each film. Or the folder RESULTS/RUN of a run: its films are scored, as far as "
+        "that is still to be done, and the figures are in RUN/scores.csv and RUN/scores.json. For clips of shapes world, "
+        "captions and content are scored too, into RUN/score.json; the expected content comes from the scenes.jsonl of "
+        "their data set (see python -m stages.media.shapes), or from the prompts, and missing clips count as wrong."
+    )
+    for param in command.params:
+        if param.name == "scores":
+            param.type = click.STRING  # of a run it may be shapes too
+    command.params[1:1] = [
+        click.Option(
+            ["--scenes"],
+            type=PathType(),
+            help="File that describes the source videos of a run on shapes world. Default: scenes.jsonl beside their folder "
+            "videos/.",
+        ),
+    ]
+    return command
+
+
+def refuse_beside_runs(values: Mapping[str, Any]) -> None:
+    if given := [name for name, value in values.items() if value not in (None, ())]:
+        raise UsageError(f"{given[0]} is given beside a run", "leave it out: the run says how its films are scored")
+
+
+def score_runs(folders: Sequence[Path], names: Sequence[str], scenes: Path | None, debug: bool) -> None:
+    """Score runs and print their tables. Raises JobError if a film cannot be scored."""
+    from stages.plan.scores import NAMES
+
+    if unknown := [name for name in names if name not in NAMES]:
+        raise UsageError(f"scores names {unknown[0]}", f"it must be one of {', '.join(NAMES)}")
+    failed = 0
+    for folder in folders:
+        rows, text = score_run(folder, names, scenes, debug)
+        click.echo(text, nl=False)
+        failed += sum(bool(row.failed) and row.failed != "it has no film" for row in rows)
+    if failed:
+        raise JobError(f"{failed} films could not be scored", "see the reasons above")
+
+
+main = with_runs(stage_command(STAGE, FAMILIES))
 
 if __name__ == "__main__":
     main()

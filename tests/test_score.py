@@ -189,7 +189,7 @@ def test_score_takes_a_moved_run_and_scenes_from_elsewhere(sources):
     run.folder.rename("elsewhere/moved")
     Path("data/scenes.jsonl").rename("scenes.jsonl")
     assert "failed" not in run_score("elsewhere/moved", "--scenes", "scenes.jsonl").stdout.splitlines()[-1]
-    stderr = run_score("elsewhere/moved", fails=2).stderr
+    stderr = run_score("elsewhere/moved", "--scores", "shapes", fails=2).stderr
     assert stderr.startswith("error: the scenes ") and stderr.count("\n") == 1
 
 

@@ -53,7 +53,9 @@ class Concat(Worker[ConcatOptions]):
         if propagated:
             parts = assemble_parts(work, fps)
         elif not needs_lossless(work):
-            parts = [copy_clip(clips[0], fps, work.output)]
+            copy_clip(clips[0], fps, work.output)
+            parts = clips[0].fields.get("part_frames", [clips[0].fields["num_frames"]])
+            names = names[-1:] * len(parts)
         else:
             for clip in clips:
                 check_size(clip, clip.member(".mkv"), probe(clip.member(".mkv")).size)
@@ -96,8 +98,8 @@ def copy_extras(clip: Artifact, output: Path) -> list[str]:
     return extras
 
 
-def copy_clip(clip: Artifact, fps: Fraction, output: Path) -> int:
-    """Copy the video of a clip to `output`. Returns the number of its frames.
+def copy_clip(clip: Artifact, fps: Fraction, output: Path) -> None:
+    """Copy the video of a clip to `output`.
 
     Raises ItemError if the video does not have the size, the rate and the number of frames in the clip's index.
     """
@@ -105,7 +107,6 @@ def copy_clip(clip: Artifact, fps: Fraction, output: Path) -> int:
     check_size(clip, video, probe(video).size)
     check_video(video, np.arange(count) / float(fps), fps)
     shutil.copyfile(video, output)
-    return count
 
 
 def check_parts(parts: Sequence[Artifact]) -> None:

@@ -11,6 +11,7 @@ OTHER_ENDINGS = (  # of videos and images that are ignored, with a warning
     *(".jfif", ".jpe", ".jp2", ".jxl", ".apng", ".tga", ".exr", ".hdr", ".ppm", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
 )
 FITS = ("crop", "pad", "area", "short")
+SCORES = ("health", "motion", "flicker", "seams", "drift", "reference")  # the groups of figures that need no model
 
 
 class FitOption(Options):
@@ -142,6 +143,34 @@ class ConcatOptions(FitOption, AllowTruncatedOption, CrfOption):
     )
 
 
+class ScoreOptions(Options):
+    scores: list[str] = option(
+        [*SCORES],
+        "Groups of figures to measure; seams and drift need parts, reference needs a reference",
+        choices=SCORES,
+        set_by_recipe=True,
+        default_text="all",
+    )
+    reference: str | None = option(
+        None, "Video that the film is compared with frame by frame: PSNR, SSIM, VMAF", is_file=True, neutral=None
+    )
+    seams: list[int] = option(
+        [],
+        "Frames at which a part of the film begins, for a film whose index does not list its parts",
+        minimum=1,
+        maximum=10**6,
+        default_text="as the index of the film says",
+        set_by_recipe=True,
+    )
+    aligned: bool | None = option(
+        None,
+        "The film shows its source frame by frame, as a new look of it does, so that the flow of the source tells flicker "
+        "from motion",
+        default_text="yes, if both have as many frames",
+        set_by_recipe=True,
+    )
+
+
 FAMILY = Family(
     name="media",
     version=2,
@@ -157,6 +186,10 @@ FAMILY = Family(
         "concat": Implementation(
             worker="stages.media.concat:Concat",
             options=ConcatOptions,
+        ),
+        "score": Implementation(
+            worker="stages.media.scores.worker:Score",
+            options=ScoreOptions,
         ),
     },
 )

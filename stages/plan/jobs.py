@@ -26,6 +26,7 @@ STARTING_MINUTES = 20
 MOST_MINUTES = 1440  # unless the config says otherwise; what is not finished by then, the next attempt goes on with
 CORES = 4  # of a job that reads weights or encodes films, where a scheduler gives them out
 MOST_FOLDERS = 1000  # of a model: links may form a cycle
+FILM_STEPS = ("concat", "score")  # steps of one job of a shard, where both are to be done
 FUSED = "fused"  # the program that does several stages in one process, and the name of its jobs
 DESCRIBE = "describe"  # name of the job that only updates the files that describe a run
 MARKS = "KINEMAKE_MARKS"  # environment variable with the suffix of the marks folder of this run of Snakemake
@@ -162,13 +163,25 @@ class Job:
     def makes_films(self) -> bool:
         return self.parts[0].makes_films
 
+    @property
+    def films(self) -> list[str]:
+        return [item.output for part in self.parts if part.makes_films for item in part.items]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no other job passes on the failures of its items."""
+        return any(part.stage.writes in ("film", "scores") for part in self.parts)
+
     def only(self, film: str) -> Job:
-        """A job for one film of this shard."""
-        (part,) = self.parts
-        items = [item for item in part.items if item.output == film]
-        waits = {path: job for path, job in self.waits.items() if path in items[0].files}
+        """A job for one film of this shard, which it scores too."""
+        parts = []
+        for part in self.parts:
+            items = [item for item in part.items if film in (item.output, *item.files)]
+            parts += [replace(part, items=items)] if items else []
+        files = {path for part in parts for item in part.items for path in item.files}
+        waits = {path: job for path, job in self.waits.items() if path in files}
         name = f"films/{film.removeprefix(f'{self.run.folder}/')}"
-        return replace(self, name=name, parts=[replace(part, items=items)], waits=waits)
+        return replace(self, name=name, parts=parts, is_fused=len(parts) > 1, waits=waits)
 
     @property
     def stages(self) -> set[str]:
@@ -236,7 +249,8 @@ def fused_steps(run: Run, steps: Iterable[str]) -> list[str]:
     """
     if not run.fuse:
         return []
-    nested = list(takewhile(lambda step: stage_of(step).extra in NESTED_EXTRAS, steps))
+    before = takewhile(lambda step: step not in FILM_STEPS, steps)
+    nested = list(takewhile(lambda step: stage_of(step).extra in NESTED_EXTRAS, before))
     last = max((number for number, step in enumerate(nested) if stage_of(step).model), default=-1)
     return nested[: last + 1]
 

@@ -19,6 +19,7 @@ from stages.plan.description import describe
 from stages.plan.jobs import DESCRIBE, MARKS, Job, Part, mark, marks_folder
 from stages.plan.places import check_case, check_folders, check_working_folder, check_writable, writing
 from stages.plan.runs import FIXED, Broken, RunPlan
+from stages.plan.scores import items_of, read_row, write_tables
 from stages.plan.trainings import TrainingJob
 from stages.plan.weights import plan_weights
 from stages.runtime.errors import UsageError, shown
@@ -54,6 +55,7 @@ class Plan:
         self.films = {film: job for run in runs for film, job in run.films.items()}
         self.folders = {run.run.folder: run for run in runs}
         self.active, self.active_trainings = runs, trainings
+        self._started = False
         self._requested: dict[str, Job] = {}  # jobs of single films, by the film's path
         self.names = {name for run in runs for name in run.names}
         self._described: dict[str, bool] = {}
@@ -223,7 +225,7 @@ class Plan:
         `rules` are the names of the rules that Snakemake will run, by default all. Raises UsageError if another run is in
         the folder, or if something cannot be written.
         """
-        running = set(rules or ())
+        running, self._started = set(rules or ()), True
         if rules is not None:
             self.active = [planned for planned in self.runs if not running.isdisjoint(work_rules(planned))]
             self.active_trainings = [one for one in self.trainings if one.rule in running]
@@ -243,6 +245,16 @@ class Plan:
                 Path(log).unlink(missing_ok=True)  # a log that exists at the end belongs to this run
             for job in self.active_jobs:
                 write_if_changed(job.manifest, job.manifest_text)
+
+    def write_scores(self) -> None:
+        """Write the tables of scores of the runs that had work, of all films that are scored by now."""
+        for planned in self.active if self._started else ():
+            items = [item for clip in planned.clips for item in items_of(clip).get("score", ())]
+            try:
+                if rows := [read_row(item) for item in items if os.path.isfile(item.output)]:
+                    write_tables(planned.run.folder, rows)
+            except OSError as error:  # the films are there, whatever becomes of the tables
+                print(f"warning: the scores in {planned.run.folder} are not written: {error}", file=sys.stderr)
 
     def _logs(self) -> list[str]:
         logs = [weights.log for weights in self.weights] + [broken.log for broken in self.broken]

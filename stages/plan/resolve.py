@@ -42,6 +42,7 @@ class Run:
     seed: int
     resources: Mapping[str, Any]  # `resources` of the config
     fuse: bool  # whether one job does several steps of a shard
+    scores: tuple[str, ...] = ()  # what is measured of its films
 
     @property
     def generator(self) -> Model:

@@ -17,10 +17,11 @@ from stages.plan import schema
 from stages.plan.clips import read_clips
 from stages.plan.current import Again, Lineages, stale_items
 from stages.plan.families import ROLES
-from stages.plan.jobs import Job, Part, fused_steps, job_name
+from stages.plan.jobs import FILM_STEPS, Job, Part, fused_steps, job_name
 from stages.plan.names import is_id, template_fault, template_fields
 from stages.plan.recipes import RECIPES
 from stages.plan.resolve import Clip, ResolvedOptions, Run, options_of, preset_advice, prompts_of, resolve_clip
+from stages.plan.scores import DEFAULT, items_of
 from stages.plan.shards import ShardSize, assign, reassign
 from stages.plan.trainings import TrainingJob, pending_training
 from stages.runtime.errors import UsageError, shown
@@ -97,6 +98,7 @@ def plan_run(
         seed=fixed["seed"] if fixed else secrets.randbelow(2**31),
         resources=config.get("resources", {}),
         fuse=entry.get("fuse", recipe.FUSE) in (True, "true"),
+        scores=tuple(dict.fromkeys(entry.get("scores", DEFAULT))),
     )
     found, warnings = read_clips(entry["clips"], f"run {name}")
     rows = [{key: value for key, value in row.items() if not schema.is_left_out(key, value)} for row in found]
@@ -106,7 +108,7 @@ def plan_run(
             raise UsageError(f"clip {row['id']} of run {name} has no {missing[0]}", f"recipe {run.recipe} needs one")
     ids = [row["id"] for row in rows]
     resolved: dict[bytes, ResolvedOptions] = {}
-    steps = list(recipe.items(resolve_clip(run, rows[0], 0, 0, resolved))) if rows else []
+    steps = list(items_of(resolve_clip(run, rows[0], 0, 0, resolved))) if rows else []
     size = ShardSize.of(steps, fused_steps(run, steps))
     shards = assign(ids, fixed["shards"] if fixed else [], workers, size)
     rank = {identity: number for number, shard in enumerate(shards) for identity in shard}
@@ -197,7 +199,6 @@ def add_jobs(
     """
     run = planned.run
     outputs: dict[str, str] = {}
-    recipe = RECIPES[run.recipe]
     models = {model.name: model for model in run.models.values() if model}
     pending = {name: training for name, model in models.items() if (training := pending_training(model, trainings))}
     lineages = Lineages(models, {name for name, training in pending.items() if os.path.exists(training.output)})
@@ -205,7 +206,7 @@ def add_jobs(
     orders: set[tuple[str, ...]] = set()
     missing: list[str] = []
     for clip in planned.clips:
-        steps = recipe.items(clip)
+        steps = items_of(clip)
         orders.add(tuple(steps))
         stale, remarks = stale_items(clip, steps, lineages, again, whole, before)
         planned.warnings += remarks
@@ -231,19 +232,21 @@ def add_jobs(
         named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         planned.warnings.append(f"{len(missing)} of {len(planned.clips)} clips of run {run.name} will fail: no file {named}")
     planned.steps = merge_orders(orders)
-    unfinished = {identity for identity, stale in stale_by_clip.items() if stale.keys() - {"concat"}}
+    unfinished = {identity for identity, stale in stale_by_clip.items() if not stale.keys() <= {*FILM_STEPS}}
     if not (whole or again or "rank" in template_fields(run.film)):
         planned.shards = reassign(planned.shards, unfinished, workers, planned.size)
     fused = fused_steps(run, planned.steps)
     values = {clip.id: clip.values for clip in planned.clips}
     parts: dict[str, list[Part]] = {}  # by the name of their job
-    for (rank, step), items in by_shard_and_step(planned, stale_by_clip).items():
+    groups = by_shard_and_step(planned, stale_by_clip)
+    for (rank, step), items in groups.items():
         part = Part(run, step, items, models.get(items[0].model), values)
-        parts.setdefault(job_name(run, step, fused, rank), []).append(part)
+        with_films = step in FILM_STEPS and (rank, "concat") in groups  # the job that makes films scores them too
+        parts.setdefault(job_name(run, "concat" if with_films else step, fused, rank), []).append(part)
     for name, together in parts.items():
         together.sort(key=lambda part: planned.steps.index(part.step))
-        planned.jobs.append(Job(name, run, together, is_fused=together[0].step in fused))
-    planned.films = {film: job for job in planned.jobs if job.makes_films for film in job.outputs}
+        planned.jobs.append(Job(name, run, together, is_fused=len(together) > 1 or together[0].step in fused))
+    planned.films = {film: job for job in planned.jobs for film in job.films}
     jobs = {output: job for job in planned.jobs for output in job.outputs}
     for job in planned.jobs:
         job.needs.update(jobs[path].name for item in job.items for path in item.files if jobs.get(path, job) is not job)

@@ -17,6 +17,7 @@ from stages.plan.families import ALL_FAMILIES, ROLES
 from stages.plan.older import BASE_CONFIG, fate_of
 from stages.plan.recipes import RECIPES, option_names
 from stages.plan.resolve import PROMPT
+from stages.plan.scores import DEFAULT, NAMES
 from stages.runtime.errors import UsageError, did_you_mean, in_quotes, is_scalar, shown
 from stages.runtime.model import HUB_ID, PLACES
 from stages.runtime.options import DTYPES, REQUIRED, Option, merged
@@ -241,6 +242,12 @@ def config_schema() -> dict[str, Any]:
                 "enum": [True, False, "true", "false"],  # on Snakemake's command line they are text
                 "description": "One job does all stages of its clips up to decode and keeps their models in memory, instead "
                 "of a job per stage. Default: true for chain, false for the other recipes.",
+            },
+            "scores": {
+                "type": "array",
+                "items": {"enum": [*NAMES]},
+                "description": "What is measured of each film: names of docs/scores.md; an empty list measures nothing. "
+                f"Default: {', '.join(DEFAULT)}, as far as a film has parts and a reference.",
             },
             "options": {**options, "description": "Options for all clips of the run."},
         },

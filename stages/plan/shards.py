@@ -21,7 +21,7 @@ class ShardSize:
     def of(cls, steps: Sequence[str], fused: Collection[str]) -> ShardSize:
         """The size for a recipe with these steps, of which one job does the `fused` ones. A link counts as a clip."""
         clips_of_a_chain = sum(step.startswith("generate") for step in steps)
-        alone = sum(step not in fused and step != "concat" for step in steps)
+        alone = sum(step not in fused and step not in ("concat", "score") for step in steps)
         return cls(max(1, CLIPS_PER_SHARD // max(1, clips_of_a_chain)), max(1, alone + bool(fused)))
 
     @property

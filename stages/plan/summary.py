@@ -66,7 +66,7 @@ def warnings(job: Job, events: Iterable[Mapping[str, Any]]) -> list[tuple[str, s
 def failures(job: Job, events: list[dict[str, Any]], error: str, failed: bool) -> list[tuple[str, str, str]]:
     """The table rows of a job: its failed films, and the error that ended it, or why it ended without an error message."""
     rows = []
-    if job.makes_films:
+    if job.is_last:
         films = [event for event in events if event["event"] == "item" and event["status"] == "failed"]
         rows = [(event["output"], event["failed_in"], f"{event['reason']}: {event['remedy']}") for event in films]
     if rows and any(event["event"] == "shard" for event in events):

@@ -26,10 +26,20 @@ def open_input(value: str | list[str], kinds: tuple[str, ...]) -> Artifact | Pat
         return [open_input(one, kinds) for one in value]
     path = Path(value)
     typed = [kind for kind in kinds if kind != "file"]
-    if "file" in kinds and not (typed and path.suffix in {KINDS[kind].suffix for kind in typed}):
+    if "file" in kinds and not any(may_hold(path, kind) for kind in typed):
         check_is_file(path)
         return path
     return artifacts.read(path, typed)
+
+
+def may_hold(path: Path, kind: str) -> bool:
+    """Whether a path is that of an artifact of a kind, by its ending; a film is told from other videos by its index."""
+    if kind == "film" and path.suffix == KINDS[kind].suffix:
+        try:
+            return artifacts.read_description(path).kind == kind
+        except ItemError:
+            return False
+    return path.suffix == KINDS[kind].suffix
 
 
 def iter_inputs(inputs: Mapping[str, Any]) -> Iterator[Artifact | Path]:

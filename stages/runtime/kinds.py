@@ -81,6 +81,9 @@ FRAMES = array(
 )
 SOURCE = record({"fps": RATE}, closed=False)
 
+FIGURES = {"type": "object", "additionalProperties": {"type": ["number", "null"]}}
+FIGURE_ROW = {"type": "object", "additionalProperties": {"type": ["number", "string", "null"]}}
+
 MODEL_FIELDS = {
     "model": Field("name of the model, as declared or as given", TEXT),
     "family": Field("family of the model", TEXT),
@@ -93,6 +96,7 @@ RATE_FIELDS = {"fps": Field('frames per second, as text with a fraction: "24/1"'
 PROMPT_FIELDS = {"prompt": Field("prompt", TEXT), "raw": Field("raw caption", TEXT)}
 SEED_FIELDS = {"seed": Field("seed of the noise", SEED)}
 SOURCE_FIELD = Field("facts of the video: stream, size, orientation, rate, duration, declared frames, codec, colour", SOURCE)
+PART_FRAMES = Field("of longlive: frames of the source and of each prompt, in order", array({**COUNT, "minimum": 1}), False)
 HALF_OR_FULL = ("BF16", "F16", "F32")
 
 KINDS = {
@@ -201,6 +205,7 @@ KINDS = {
                 **PROMPT_FIELDS,
                 **SEED_FIELDS,
                 "source_frames": Field("of longlive: frames of the source at the beginning", COUNT, False),
+                "part_frames": PART_FRAMES,
                 "digest": Field("of longlive: digest that binds an unfinished film to its item", TEXT, False),
                 "loop": Field("of dynamicrafter: whether the clip ends where it began", FLAG, False),
                 "frames": Field("of fresco: the keyframes, as extract_frames lists them", FRAMES, False),
@@ -222,6 +227,7 @@ KINDS = {
                     "colour, saturation and sharpness of the first frame, the last frame and all frames: shows drift",
                     {"type": "object"},
                 ),
+                "part_frames": PART_FRAMES,
                 "frames": Field("of fresco: the keyframes, as extract_frames lists them", FRAMES, False),
             },
             members={
@@ -256,7 +262,8 @@ KINDS = {
                 **SIZE_FIELDS,
                 **RATE_FIELDS,
                 "parts": Field(
-                    "per part: file name and number of frames in the film", array(record({"name": TEXT, "frames": COUNT}))
+                    "per part, a clip or of longlive the frames of a prompt: file name and number of frames in the film",
+                    array(record({"name": TEXT, "frames": COUNT})),
                 ),
             },
             members={
@@ -265,6 +272,23 @@ KINDS = {
                 ".sheet.png": "a contact sheet of the clip, if requested",
                 "/NNNNNN.png": "a frame of the clip, if requested",
                 "/prompts_log.txt": "seed, source, caption and prompt of each link",
+            },
+        ),
+        Kind(
+            "scores",
+            1,
+            ".json",
+            "Figures of a film: docs/scores.md defines each.",
+            {
+                **SIZE_FIELDS,
+                **RATE_FIELDS,
+                "scores": Field("what was measured: groups of figures", array(TEXT)),
+                "figures": Field("the figures by name; null for a figure that this film does not have", FIGURES),
+                "details": Field(
+                    "by group, a row per place that its figures summarise: a seam, a part of the film",
+                    {"type": "object", "additionalProperties": array(FIGURE_ROW)},
+                ),
+                "flow": Field("whose flow told flicker from motion: source or film", TEXT),
             },
         ),
     )
@@ -285,6 +309,8 @@ def disagreement(fields: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
             return f"its latents are {w}x{h}, which does not go with {width}x{height} pixels"
     if sizes.get("T", 0) > frames:
         return f"num_frames is {frames} and its latents have {sizes['T']} frames"
+    if sum(fields.get("part_frames", [frames])) != frames:
+        return f"num_frames is {frames} and its parts have {sum(fields['part_frames'])}"
     if "num_frames" in fields and len(fields.get("frames", range(frames))) != frames:
         return f"num_frames is {frames} and it lists {len(fields['frames'])} frames"
     if any(max(positions) >= frames for name in ("batches", "pairs") for positions in fields.get(name, ())):

@@ -77,6 +77,7 @@ class Report:
     loads: int = 0
     passed_on: int = 0  # failures of earlier stages, among the failures
     failures: list[Failure] = field(default_factory=list)
+    unmade: list[str] = field(default_factory=list)  # outputs of the failed items
     unmarked: list[Failure] = field(default_factory=list)  # failures that could not be written in the output's place
 
 
@@ -468,6 +469,7 @@ class Loop:
         run.status = "failed"
         check_run()
         self.report.failures.append(failure)
+        self.report.unmade.append(run.item.output)
         self._log_item(run, failed_in=failure.stage, reason=failure.reason, remedy=failure.remedy)
         if self.settings.mark_failed and not mark(run.item.output, failure):
             self.report.unmarked.append(failure)

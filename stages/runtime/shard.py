@@ -40,19 +40,37 @@ def run_items(
 
     Raises JobError if items failed and their failures are not, or cannot be, written in place of the outputs.
     """
+    found, _ = attempt_items(stage, families, items, config, settings)
+    raise_failures(found, len(items))
+
+
+def raise_failures(found: Sequence[Failure], items: int) -> None:
+    """Raise the failures of a number of items as one error: ItemError of a single item, else JobError."""
+    if found and items == 1:
+        raise ItemError(found[0].reason, found[0].remedy)
+    if found:
+        raise JobError(f"{len(found)} of {items} items failed, the first is {found[0]}")
+
+
+def attempt_items(
+    stage: Stage, families: Mapping[str, Family], items: Sequence[Item], config: Path | None, settings: Settings
+) -> tuple[list[Failure], set[str]]:
+    """Run the items, one loop per model.
+
+    Returns the failures that are not, or cannot be, written in place of the outputs, and the outputs of all failed items.
+    """
     batches, failures = batch_by_model(stage, families, items, config)
     marked = settings.mark_failed
     found = [failure for output, failure in failures.items() if not (marked and mark(output, failure))]
+    unmade = set(failures)
     settings = settings.with_gpus_of(item for batch in batches for item in batch.items)
     for batch in batches:
         check_model(stage, batch)
         with store_of(batch, settings.store) as store:
             report = Loop(stage, batch.family, batch.model, store, settings).run(batch.items)
         found += report.unmarked if marked else report.failures
-    if found:
-        if len(items) == 1:
-            raise ItemError(found[0].reason, found[0].remedy)
-        raise JobError(f"{len(found)} of {len(items)} items failed, the first is {found[0]}")
+        unmade.update(report.unmade)
+    return found, unmade
 
 
 def batch_by_model(

@@ -127,6 +127,20 @@ STAGES = {
             model=False,
             minutes=10,
         ),
+        Stage(
+            "score",
+            1,
+            (
+                Input("film", ("film", "clip", "file"), "the film, the index of a clip, or any video"),
+                Input("source", ("file",), "the video that the film continues or shows in a new look", required=False),
+            ),
+            "scores",
+            "Measure a film: faulty frames, motion, flicker, seams, drift, and likeness to a reference.",
+            "frames",
+            model=False,
+            minutes=5,
+            repeatable="film",
+        ),
     )
 }
 

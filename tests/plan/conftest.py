@@ -20,6 +20,7 @@ CONFIG = {
             "model": "small",
             "captioner": "eye",
             "options": {"seed": 7},
+            "scores": [],
         }
     },
 }

@@ -23,7 +23,7 @@ def demo(config, jobs):
         config["models"]["crafter"] = {"family": "dynamicrafter", "variant": variant, "path": "weights/crafter"}
         config["runs"]["demo"] = {
             **{"recipe": "dynamicrafter", "clips": clips, "model": "crafter", "captioner": "eye", "options": options},
-            **run,
+            **{"scores": [], **run},
         }
         return jobs(**config)
 

@@ -17,7 +17,7 @@ def demo(config, jobs):
         config["models"]["long"] = {"family": "longlive", "path": "weights/long"}
         config["runs"]["demo"] = {
             **{"recipe": "longlive", "clips": clips, "model": "long", "captioner": "eye"},
-            **{"options": {**OPTIONS, **options}, **run},
+            **{"options": {**OPTIONS, **options}, "scores": [], **run},
         }
         return jobs(**config)
 

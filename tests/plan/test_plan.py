@@ -573,6 +573,7 @@ def test_every_option_changes_the_items_wherever_it_is_set(config, name, place):
         return
     run = config["runs"]["demo"] | {"clips": [{"video": "a.mp4"}], "options": {"seed": 1}}
     run["recipe"] = "chain" if name in ("links", "prompt_mode", "link_name") else "v2v"
+    run["scores"] = ["reference"] if name == "reference" else []
     config["models"]["small"]["options"] = {}
     if name in {option.name for option in ALL_FAMILIES["text2video"].options} - {
         option.name for option in ALL_FAMILIES["wan"].options
@@ -712,7 +713,7 @@ def test_a_neutral_option_added_later_keeps_the_fingerprints(config, monkeypatch
     assert changed == {"generate", "decode", "concat"}
 
 
-CHAIN = {"recipe": "chain", "model": "big", "captioner": "eye", "options": {"seed": 7, "links": 2}}
+CHAIN = {"recipe": "chain", "model": "big", "captioner": "eye", "options": {"seed": 7, "links": 2}, "scores": []}
 
 
 def test_a_chain_is_one_job_per_shard_and_one_for_its_films(config):

@@ -30,6 +30,8 @@ class Project:
         folder.mkdir(parents=True, exist_ok=True)
 
     def configure(self, results: str = "results", store: str = "results/store", resources: dict = {}, **runs) -> None:
+        """Write config.yaml. The films of a run are scored only if it says so: most tests count items and jobs."""
+        runs = {name: {"scores": [], **run} for name, run in runs.items()}
         config = {"models": self.models, "results": results, "store": store, "resources": resources, "runs": runs}
         self.path("config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
 

@@ -50,6 +50,7 @@ def test_every_stage_reports_a_full_disk_and_works_once_there_is_room(disk, tiny
         "decode": ("latents.safetensors", "-o", "clip.json"),
         "concat": ("clip.json", "-o", "film.mp4"),
         "propagate": ("frames.json", "--keys", "frames.json", "-o", "propagated.json"),
+        "score": ("film.mp4", "-o", "film.scores.json"),
     }
     assert steps.keys() == STAGES.keys()
     for name, arguments in steps.items():

@@ -35,6 +35,8 @@ class Decode(Worker[DecodeOptions]):
         skipped = latents.fields["source_frames"] if work.options.new_only else 0
         z = self._denormalise(latents.tensors()["latents"])
         fields = carry(self.model, work, latents, "seed", num_frames=latents.fields["num_frames"] - skipped)
+        if parts := latents.fields.get("part_frames"):  # absent in latents of earlier versions
+            fields["part_frames"] = parts[1:] if skipped else parts
         frames = (to_uint8(frame) for frame in islice(decode_video(self.vae, z), skipped, None))
         write_clip(work, frames, fields)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from stages.families.longlive.options import (
     check_compile,
     check_longest,
     check_window,
+    prompt_starts,
 )
 from stages.families.longlive.progress import Progress
 from stages.families.longlive.sampler import Schedule, denoise, recache, update_cache
@@ -94,7 +96,9 @@ class Generate(Worker[GenerateOptions]):
         encoded, options = work.artifact("encoded"), work.options
         tensors, fields = encoded.tensors(), encoded.fields
         source = tensors.get("image_latents", self._empty_source(fields))
-        carried = carry(self.model, work, encoded, "source_frames", seed=options.seed)
+        places = sorted({0, *prompt_starts(fields), fields["num_frames"]})
+        part_frames = [after - before for before, after in pairwise(places)]
+        carried = carry(self.model, work, encoded, "source_frames", seed=options.seed, part_frames=part_frames)
         progress = Progress(work, carried)
         film = FilmLatents(source, fields["latent_frames"], fields["block"], progress, options.checkpoint_every)
         text = tensors["prompt_embeds"].to(self.device, DTYPES[options.dtype])

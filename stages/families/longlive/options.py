@@ -55,6 +55,11 @@ def pixel_frames(latent: int) -> int:
     return max(0, 4 * latent - 3)
 
 
+def prompt_starts(encoded: Mapping[str, Any]) -> list[int]:
+    """The frames of a film at which its further prompts begin, by the fields of `encoded`: each with a whole block."""
+    return [pixel_frames(-(-switch // encoded["block"]) * encoded["block"]) for switch in encoded["switches"]]
+
+
 def check_lengths(values: Mapping[str, Any]) -> None:
     """Raise UsageError for a length that is not a whole number of blocks."""
     latent, block = values["num_output_frames"], values["num_frame_per_block"]

@@ -1,0 +1,182 @@
+"""What the scores measure of a frame and of the step from a frame to the next; each measure is taken only if it is read."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+
+from stages.media.flow import MIN_SIDE, correspondence, grid, is_consistent
+
+LONGER_SIDE = 256  # pixels of the reduced frames, in which flow and colours are measured
+SAME_MEAN = 0.001  # of the range: the noise that ffmpeg's freezedetect tolerates by default
+SAME_LARGEST = 8  # levels in a reduced frame: a small thing that moves changes more
+CUT = 10.0  # percent: the threshold of ffmpeg's scdet
+CLIPPED_LOW, CLIPPED_HIGH = 2, 253
+NOISE_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
+
+
+def reduced_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) of reduced frames: a longer side of 256 pixels at most, and a shorter one that has a flow."""
+    scale = min(1.0, max(LONGER_SIDE / max(width, height), MIN_SIDE / min(width, height)))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+class Look:
+    """A frame, RGB, uint8 [H, W, 3], shown at `time` seconds, and its measures.
+
+    `small` is the frame at the reduced size, averaged over areas.
+    """
+
+    def __init__(self, index: int, time: float, rgb: np.ndarray, size: tuple[int, int] | None = None):
+        self.index, self.time, self.rgb = index, time, rgb
+        self._size = size or reduced_size(rgb.shape[1], rgb.shape[0])
+
+    @cached_property
+    def gray(self) -> np.ndarray:
+        """The luma (BT.601's weights, full range), uint8 [H, W]."""
+        return cv2.cvtColor(self.rgb, cv2.COLOR_RGB2GRAY)
+
+    @cached_property
+    def small(self) -> np.ndarray:
+        if self.rgb.shape[1::-1] == self._size:
+            return self.rgb
+        return cv2.resize(self.rgb, self._size, interpolation=cv2.INTER_AREA)
+
+    @cached_property
+    def small_gray(self) -> np.ndarray:
+        return cv2.cvtColor(self.small, cv2.COLOR_RGB2GRAY)
+
+    @cached_property
+    def luma(self) -> float:
+        """Mean of the luma, in levels."""
+        return self._moments[0]
+
+    @cached_property
+    def contrast(self) -> float:
+        """Standard deviation of the luma, in levels."""
+        return self._moments[1]
+
+    @cached_property
+    def _moments(self) -> tuple[float, float]:
+        mean, std = cv2.meanStdDev(self.gray)
+        return float(mean[0, 0]), float(std[0, 0])
+
+    @cached_property
+    def saturation(self) -> float:
+        """Mean of max - min over the channels, in levels."""
+        red, green, blue = cv2.split(self.small)
+        high, low = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
+        return float(cv2.mean(cv2.subtract(high, low))[0])
+
+    @cached_property
+    def lab(self) -> np.ndarray:
+        """The mean of the pixels in CIE Lab (D65), float64 [3]: L* from 0 to 100, a*, b*."""
+        pixels: Any = cv2.cvtColor(self.small.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+        return np.array(cv2.mean(pixels)[:3])
+
+    @cached_property
+    def sharpness(self) -> float:
+        """Variance of the Laplacian of the luma, as in the statistics of a clip."""
+        return float(cv2.meanStdDev(cv2.Laplacian(self.gray, cv2.CV_16S))[1][0, 0] ** 2)
+
+    @cached_property
+    def noise(self) -> float:
+        """Standard deviation of the noise of the luma, in levels; 0 for an image below 3x3 pixels.
+
+        J. Immerkaer, "Fast noise variance estimation", Computer Vision and Image Understanding 64 (1996).
+        """
+        height, width = self.gray.shape
+        if min(height, width) < 3:
+            return 0.0
+        filtered = cv2.filter2D(self.gray, cv2.CV_16S, NOISE_KERNEL)[1:-1, 1:-1]
+        return float(np.sqrt(np.pi / 2) * cv2.norm(filtered, cv2.NORM_L1) / (6 * (width - 2) * (height - 2)))
+
+    @cached_property
+    def clipped(self) -> tuple[float, float]:
+        """Shares of the channel values that are at the lower and at the upper end of their range."""
+        counts = self._counts.sum(axis=0) / self._counts.sum()
+        return float(counts[: CLIPPED_LOW + 1].sum()), float(counts[CLIPPED_HIGH:].sum())
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        """Histograms of the channels of the reduced frame, [3, 256]."""
+        return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in cv2.split(self.small)])
+
+    @cached_property
+    def spread(self) -> float:
+        """Levels between the 2nd and the 98th percentile of a channel, of the channel in which they are most."""
+        shares = self._counts.cumsum(axis=1) / self._counts.sum(axis=1, keepdims=True)
+        low, high = (shares < 0.02).sum(axis=1), (shares < 0.98).sum(axis=1)
+        return float((high - low).max())
+
+    def darkness(self, level: int) -> float:
+        """Share of the pixels of the reduced frame whose luma is at most `level`."""
+        return float(np.count_nonzero(self.small_gray <= level) / self.small_gray.size)
+
+    def equals(self, other: Look) -> bool:
+        """Whether two frames show the same but for the noise of a codec.
+
+        The mean difference is what ffmpeg's freezedetect tolerates, and no place of the reduced frame differs much.
+        """
+        mean = cv2.norm(self.gray, other.gray, cv2.NORM_L1) / self.gray.size / 256
+        return bool(mean <= SAME_MEAN and cv2.norm(self.small_gray, other.small_gray, cv2.NORM_INF) <= SAME_LARGEST)
+
+
+class Step:
+    """The step from a frame to the next, and its measures.
+
+    `change_before` is the `change` of the step before; 0 for the first step. `guide` is the step whose flow says what moves
+    where: that of the source in a film which shows its source frame by frame, else the step itself.
+    """
+
+    def __init__(self, before: Look, after: Look, change_before: float = 0.0, guide: Step | None = None):
+        self.before, self.after, self._change_before = before, after, change_before
+        self.guide = guide or self
+        self.diagonal = float(np.hypot(*before.small.shape[:2]))
+
+    @cached_property
+    def difference(self) -> float:
+        """Mean absolute difference of all channel values, in levels."""
+        return float(cv2.norm(self.before.rgb, self.after.rgb, cv2.NORM_L1) / self.before.rgb.size)
+
+    @cached_property
+    def change(self) -> float:
+        """Mean absolute difference of the luma, in percent of its range."""
+        return float(cv2.norm(self.before.gray, self.after.gray, cv2.NORM_L1) / self.before.gray.size / 2.56)
+
+    @cached_property
+    def is_cut(self) -> bool:
+        """Whether the scene changes: the rule of ffmpeg's scdet, with its default threshold."""
+        return min(self.change, abs(self.change - self._change_before)) >= CUT
+
+    @cached_property
+    def is_same(self) -> bool:
+        return self.before.equals(self.after)
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """The map of the reduced frame before into the one after, float32 [h, w, 2]."""
+        return correspondence(self.before.small, self.after.small)
+
+    @cached_property
+    def flow(self) -> np.ndarray:
+        """The flow in pixels of the reduced frames, float32 [h, w, 2]."""
+        return self.places - grid(self.places.shape)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """The lengths of the flow as shares of the diagonal, float32 [h, w]."""
+        return np.linalg.norm(self.flow, axis=-1) / self.diagonal
+
+    @cached_property
+    def magnitude(self) -> float:
+        """Mean length of the flow, as a share of the diagonal."""
+        return float(self.lengths.mean())
+
+    @cached_property
+    def is_visible(self) -> np.ndarray:
+        """Where a pixel before is seen after too, bool [h, w]: forward and backward flow agree."""
+        return is_consistent(self.places, correspondence(self.after.small, self.before.small))

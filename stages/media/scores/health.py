@@ -1,0 +1,142 @@
+"""Is the film whole? Faulty frames, blur and blocks, and brightness, saturation and colour over time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import av
+from av.filter import Graph
+
+from stages.media.filters import buffer_source, link_filters
+from stages.media.scores.film import Figures, Film, Group
+from stages.media.scores.frames import Look, Step
+from stages.media.scores.series import Mean, Walk
+
+FREEZE = 0.5  # seconds that a frame stands still before it counts as frozen
+BLACK_LEVEL, BLACK_SHARE = 10, 0.98  # the share is that of ffmpeg's blackdetect, whose level, 25, is that of a dark night
+FLAT = 5  # levels that a frame of one colour spreads over
+NOISY, LEAST_CONTRAST = 0.35, 8.0  # noise as a share of the contrast; levels
+SATURATED, BOTH_ENDS = 0.3, 0.05  # shares of values that are newly clipped: in all, and at the end with fewer of them
+EVERY = 4  # frames of which one is filtered by ffmpeg, which costs as much as all other measures together
+LEAST_SIDE = 32  # pixels that its filters need
+FILTERS = {"blurdetect": "lavfi.blur", "blockdetect": "lavfi.block"}  # and the metadata that they write
+FAULTS = ("frozen", "black", "flat", "exploding")
+
+
+class Fault:
+    """The frames with a fault."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: float | None = None
+
+    def add(self, count: int, time: float) -> None:
+        self.count, self.first = self.count + count, time if self.first is None else self.first
+
+
+class Freeze:
+    """Finds frames that show the same as an earlier one for a while, as ffmpeg's freezedetect does."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._still: Look | None = None
+        self._waiting = 0
+
+    def add(self, look: Look) -> int:
+        """Add the next frame. Returns the number of frames that are known now to be frozen: this one and waiting ones."""
+        if self._still is None or not self._still.equals(look):
+            self._still, self._waiting = look, 0
+            return 0
+        self._waiting += 1
+        if look.time - self._still.time < self._seconds - 1e-6:
+            return 0
+        frozen, self._waiting = self._waiting, 0
+        return frozen
+
+    def reset(self) -> None:
+        self._still, self._waiting = None, 0
+
+    @property
+    def since(self) -> float:
+        return self._still.time if self._still else 0.0
+
+
+class Health(Group):
+    def __init__(self, film: Film):
+        super().__init__(film)
+        self._faults = {name: Fault() for name in FAULTS}
+        self._freeze = Freeze(min(FREEZE, max(float(film.times[-1]), 1e-3)))
+        self._usual = mean_clipped(film.source)
+        self._filtered = {name: Mean() for name in FILTERS}
+        self._graph: Graph | None = None
+        self._frames = 0
+        self._sharpness, self._noise, self._clipped = Mean(), Mean(), Mean()
+        self._luma, self._saturation, self._colour = Walk(), Walk(), Walk()
+
+    def add(self, look: Look, step: Step | None) -> None:
+        self._frames += 1
+        self._usual = self._usual or look.clipped
+        if fault := self._fault(look):
+            self._faults[fault].add(1, look.time)
+            self._freeze.reset()
+        elif frozen := self._freeze.add(look):
+            self._faults["frozen"].add(frozen, self._freeze.since)
+        self._sharpness.add(look.sharpness)
+        self._noise.add(look.noise)
+        self._clipped.add(sum(look.clipped))
+        self._luma.add(look.time, look.luma)
+        self._saturation.add(look.time, look.saturation)
+        self._colour.add(look.time, look.lab[1:])
+        if (look.index % EVERY == 0 or look.index == len(self.film.times) - 1) and min(look.gray.shape) >= LEAST_SIDE:
+            self._filter(look)
+
+    def _fault(self, look: Look) -> str:
+        """The fault that a frame has by itself, or "". A frame has one fault: a black one is not flat too."""
+        if look.spread <= FLAT:
+            return "black" if look.darkness(BLACK_LEVEL) >= BLACK_SHARE else "flat"
+        if look.noise >= NOISY * look.contrast and look.contrast >= LEAST_CONTRAST:
+            return "exploding"
+        assert self._usual is not None
+        grown = [max(0.0, now - usual) for now, usual in zip(look.clipped, self._usual)]
+        return "exploding" if sum(grown) >= SATURATED and min(grown) >= BOTH_ENDS else ""
+
+    def _filter(self, look: Look) -> None:
+        frame = av.VideoFrame.from_ndarray(look.gray, format="gray")
+        if self._graph is None:
+            self._graph = Graph()
+            self._graph.threads = 1
+            link_filters(self._graph, buffer_source(self._graph, frame), *map(self._graph.add, FILTERS))
+        frame.pts = look.index
+        self._graph.push(frame)
+        found: Any = self._graph.pull()
+        for name, key in FILTERS.items():
+            value = float(found.metadata.get(key, "nan"))
+            if math.isfinite(value):  # a frame without edges has no blur
+                self._filtered[name].add(value)
+
+    def figures(self) -> Figures:
+        faulty = sum(fault.count for fault in self._faults.values())
+        found: Figures = {"faulty_share": faulty / self._frames}
+        for name, fault in self._faults.items():
+            found |= {f"{name}_frames": fault.count, f"{name}_share": fault.count / self._frames, f"{name}_at": fault.first}
+        slope = self._colour.slope
+        return found | {
+            "blur": self._filtered["blurdetect"].value,
+            "blockiness": self._filtered["blockdetect"].value,
+            "sharpness": self._sharpness.value,
+            "noise": self._noise.value,
+            "clipped_share": self._clipped.value,
+            **self._luma.figures("luma"),
+            **self._saturation.figures("saturation"),
+            "colour_slope": None if slope is None else math.hypot(*slope),
+            "colour_range": self._colour.farthest,
+        }
+
+
+def mean_clipped(looks: list[Look] | Any) -> tuple[float, float] | None:
+    """The mean shares of clipped values; None without frames."""
+    if not looks:
+        return None
+    low, high = zip(*(look.clipped for look in looks))
+    return sum(low) / len(low), sum(high) / len(high)

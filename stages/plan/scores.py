@@ -1,0 +1,83 @@
+"""The items that score the films of a run, and the tables of what they found."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from stages.media.options import SCORES
+from stages.plan.recipes import RECIPES
+from stages.plan.resolve import Clip
+from stages.runtime.artifacts import Failure, read_description
+from stages.runtime.errors import ItemError
+from stages.runtime.files import write_if_changed
+from stages.runtime.items import Item
+
+SHAPES = "shapes"  # of clips of shapes world: `score RUN` measures it, because it reads captions and clips too
+NAMES = (*SCORES, SHAPES)
+DEFAULT = SCORES  # what a run measures unless it says otherwise; a film without parts or reference lacks some of it
+ENDING = ".scores.json"
+CSV, JSON = "scores.csv", "scores.json"  # in the folder of the run
+
+
+def items_of(clip: Clip) -> dict[str, list[Item]]:
+    """The items of a clip, by step: those of its recipe, and one that scores each film by all groups in one pass."""
+    steps = RECIPES[clip.run.recipe].items(clip)
+    if groups := [name for name in clip.run.scores if name in SCORES]:
+        # only a new look of the source, which is propagated between keyframes, shows the source frame by frame
+        aligned = any(step.startswith("propagate") for step in steps)
+        steps = {**steps, "score": [score_item(clip, film, groups, aligned) for film in steps["concat"]]}
+    return steps
+
+
+def score_item(clip: Clip, film: Item, groups: Sequence[str], aligned: bool) -> Item:
+    """The item that scores a film. It has the id of the film's."""
+    source = {"source": clip.video} if clip.video else {}
+    output = film.output.removesuffix(".mp4") + ENDING
+    return replace(clip.item("score", output, film=film.output, scores=groups, aligned=aligned, **source), id=film.id)
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of a film: its figures by name, or the reason why there are none."""
+
+    clip: str
+    figures: Mapping[str, float | None] = field(default_factory=dict)
+    failed: str = ""
+
+
+def read_row(item: Item) -> Row:
+    """The row of an item that scores a film, as it is on the disk."""
+    try:
+        found = read_description(Path(item.output))
+    except ItemError as error:
+        return Row(item.id, failed=error.reason)
+    if isinstance(failure := found.failure, Failure):
+        return Row(item.id, failed=str(failure))
+    return Row(item.id, found.fields.get("figures", {}))
+
+
+def names_of(rows: Iterable[Row]) -> list[str]:
+    """The names of all figures of the rows, in order."""
+    return list(dict.fromkeys(name for row in rows for name in row.figures))
+
+
+def write_tables(folder: str, rows: Sequence[Row]) -> None:
+    """Write the rows of a run as scores.csv and scores.json into its folder. A figure that a film lacks is an empty cell."""
+    names, text = names_of(rows), io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["clip", *names, "failed"])
+    for row in rows:
+        cells = ("" if row.figures.get(name) is None else row.figures[name] for name in names)
+        writer.writerow([row.clip, *cells, row.failed])
+    write_if_changed(f"{folder}/{CSV}", text.getvalue())
+    listed: list[dict[str, Any]] = [{"clip": row.clip, "failed": row.failed, **row.figures} for row in rows]
+    write_if_changed(f"{folder}/{JSON}", json.dumps({"clips": listed}, indent=1, ensure_ascii=False) + "\n")
