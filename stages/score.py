@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import chdir
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +16,7 @@ import click
 from stages.media.options import FAMILY
 from stages.runtime.cli import PathType, clean_errors, refuse_beside_manifest, stage_command
 from stages.runtime.errors import JobError, UsageError
-from stages.runtime.items import Item, item_of_row, refuse_double_outputs
+from stages.runtime.items import Item, item_of_row
 from stages.runtime.stages import STAGES
 from stages.runtime.table import table
 
@@ -30,7 +33,7 @@ FAULTS = ("frozen", "black", "flat", "exploding")
 
 
 def score_films(films: Sequence[str], values: Mapping[str, Any]) -> None:
-    """Score films into NAME.scores.json beside each, and print their figures. Raises JobError if one cannot be scored."""
+    """Score films and print their figures; nothing is written beside them. Raises JobError if one cannot be scored."""
     from stages.plan.scores import ENDING, read_row
     from stages.runtime.loop import Settings
     from stages.runtime.shard import attempt_items, raise_failures
@@ -41,15 +44,12 @@ def score_films(films: Sequence[str], values: Mapping[str, Any]) -> None:
         for name, value in values.items()
         if name not in ("store", "mark_failed", "debug") and value not in (None, ())
     }
-    items = [
-        item_of_row({**given, "id": film, "film": film, "output": os.path.splitext(film)[0] + ENDING}, STAGE, film)
-        for film in films
-    ]
-    refuse_double_outputs(items, "the command line")
-    failures, unmade = attempt_items(STAGE, FAMILIES, items, None, settings)
-    rows = [read_row(item) for item in items if item.output not in unmade]
-    if rows:
-        click.echo(figures_table(rows), nl=False)
+    with tempfile.TemporaryDirectory(prefix="kinemake-") as folder:
+        rows = [{**given, "id": film, "film": film, "output": f"{folder}/{idx}{ENDING}"} for idx, film in enumerate(films)]
+        items = [item_of_row(row, STAGE, "the command line") for row in rows]
+        failures, unmade = attempt_items(STAGE, FAMILIES, items, None, settings)
+        if found := [read_row(item) for item in items if item.output not in unmade]:
+            click.echo(figures_table(found), nl=False)
     raise_failures(failures, len(items))
 
 
@@ -84,7 +84,7 @@ def score_run(folder: Path, names: Sequence[str], scenes: Path | None, debug: bo
     shapes, text = Run(planned, root, scenes), ""
     items = [item for part in planned.parts if part.stage is STAGE for item in part.items]
     made = [item for item in items if os.path.isfile(item.inputs["film"])]
-    make(made, planned.run.store, root, debug)
+    make(made, planned.run.store, root.resolve(), debug)
     rows = {item.id: read_row(item) for item in made}
     rows |= {item.id: Row(item.id, failed="it has no film") for item in items if item.id not in rows}
     if SHAPES in planned.run.scores or (not names and shapes.is_of_shapes):
@@ -107,27 +107,24 @@ def score_run(folder: Path, names: Sequence[str], scenes: Path | None, debug: bo
 
 
 def make(items: Sequence[Item], store: str, root: Path, debug: bool) -> None:
-    """Score films through the store of their run. A film whose source is gone keeps the scores that it has.
+    """Score films through the store of their run, from the folder in which Snakemake ran. `root` is that folder.
 
-    A film that cannot be scored gets the reason in the place of its scores.
+    A film whose source is gone keeps the scores that it has. A film that cannot be scored gets the reason in their place.
     """
-    from dataclasses import replace
-
     from stages.plan.scores import read_row
     from stages.runtime.loop import Settings
     from stages.runtime.shard import attempt_items
 
-    there = []
-    for item in items:
-        inputs = {name: str(root / path) for name, path in item.inputs.items()}
-        options = dict(item.options)
-        if options.get("reference"):
-            options["reference"] = str(root / options["reference"])
-        placed = replace(item, inputs=inputs, options=options)
-        if all(map(os.path.isfile, placed.files)) or read_row(item).failed:
-            there.append(placed)
-    if there:
-        attempt_items(STAGE, FAMILIES, there, None, Settings(store=root / store, mark_failed=True, debug=debug))
+    def placed(item: Item) -> Item:
+        """The item with the paths that Snakemake's items have, so that a plan finds the same in the records."""
+        film, output = (os.path.relpath(path, root) for path in (item.inputs["film"], item.output))
+        return replace(item, inputs={**item.inputs, "film": film}, output=output)
+
+    with chdir(root):
+        possible = [item for item in items if all(map(os.path.isfile, item.files)) or read_row(item).failed]
+        if possible:
+            settings = Settings(store=Path(store), mark_failed=True, debug=debug)
+            attempt_items(STAGE, FAMILIES, list(map(placed, possible)), None, settings)
 
 
 def run_table(rows: Sequence[Row]) -> str:
@@ -158,13 +155,22 @@ def with_runs(command: click.Command) -> click.Command:
 
     @wraps(by_hand)
     @clean_errors
-    def main(film: tuple[str, ...], scenes: Path | None, output: str | None, manifest: Path | None, **values: Any) -> None:
-        folders = [Path(path) for path in film if os.path.isdir(path)]
-        if folders:
+    def main(
+        film: tuple[str, ...],
+        compare: bool,
+        scenes: Path | None,
+        output: tuple[str, ...],
+        manifest: Path | None,
+        **values: Any,
+    ) -> None:
+        folders = [Path(path).expanduser() for path in film if os.path.isdir(os.path.expanduser(path))]
+        if compare or folders:
             own = {name: value for name, value in values.items() if name not in ("scores", "debug", "mark_failed")}
-            refuse_beside_runs({**own, "output": output, "manifest": manifest})
-            if len(folders) < len(film):
-                raise UsageError("runs and films are given together", "score them one after the other")
+            refuse_beside_runs({**own, "manifest": manifest, **({} if compare else {"output": output})})
+            if others := [path for path in film if not os.path.isdir(os.path.expanduser(path))]:
+                raise UsageError(f"{others[0]} is not the folder of a run", "score films without runs and without --compare")
+            if compare:
+                return compare_runs(folders, values["scores"], scenes, output, values["debug"])
             return score_runs(folders, values["scores"], scenes, values["debug"])
         if scenes:
             raise UsageError(f"--scenes is {scenes} and no run is given", "give RESULTS/RUN, or leave it out")
@@ -172,13 +178,15 @@ def with_runs(command: click.Command) -> click.Command:
             refuse_beside_manifest({"film": film})
         if film and not output and not manifest:
             return score_films([os.path.expanduser(path) for path in film], values)
-        by_hand(film=film, output=output, manifest=manifest, **values)
+        if len(output) > 1:
+            raise UsageError(f"{len(output)} outputs are given", "give one for all films, with {stem} in its name")
+        by_hand(film=film, output=output[0] if output else None, manifest=manifest, **values)
 
     command.callback = main
     command.help = (
         "Measure films: faulty frames, motion, flicker, seams, drift, and likeness to a reference.\n\n"
-        "FILM: a film, the index of a clip, or any video; may be repeated. Without --output the figures are printed, and "
-        "written to NAME.scores.json beside each film. Or the folder RESULTS/RUN of a run: its films are scored, as far as "
+        "FILM: a film, the index of a clip, or any video; may be repeated. Without --output the figures are printed. Or "
+        "the folder RESULTS/RUN of a run: its films are scored, as far as "
         "that is still to be done, and the figures are in RUN/scores.csv and RUN/scores.json. For clips of shapes world, "
         "captions and content are scored too, into RUN/score.json; the expected content comes from the scenes.jsonl of "
         "their data set (see python -m stages.media.shapes), or from the prompts, and missing clips count as wrong."
@@ -186,7 +194,16 @@ def with_runs(command: click.Command) -> click.Command:
     for param in command.params:
         if param.name == "scores":
             param.type = click.STRING  # of a run it may be shapes too
+        if param.name == "output" and isinstance(param, click.Option):
+            param.multiple = True
+            param.help = "The file to make; with --compare a .csv, .json or .md, and may be repeated."
     command.params[1:1] = [
+        click.Option(
+            ["--compare"],
+            is_flag=True,
+            help="Compare runs with the first one, clip by clip: means, differences with bootstrap intervals, wins. What is "
+            "not scored yet is scored first.",
+        ),
         click.Option(
             ["--scenes"],
             type=PathType(),
@@ -202,12 +219,41 @@ def refuse_beside_runs(values: Mapping[str, Any]) -> None:
         raise UsageError(f"{given[0]} is given beside a run", "leave it out: the run says how its films are scored")
 
 
-def score_runs(folders: Sequence[Path], names: Sequence[str], scenes: Path | None, debug: bool) -> None:
-    """Score runs and print their tables. Raises JobError if a film cannot be scored."""
+def compare_runs(
+    folders: Sequence[Path], names: Sequence[str], scenes: Path | None, outputs: Sequence[str], debug: bool
+) -> None:
+    """Compare runs with the first of them, print the comparison, and write it. Raises UsageError."""
+    from stages.runtime.files import write_if_changed
+    from stages.score_compare import FORMATS, Scored, as_text, names_of, report
+
+    if len(folders) < 2:
+        raise UsageError(
+            f"--compare is given with {len(folders)} runs", "give two or more: score --compare results/A results/B"
+        )
+    if unknown := [path for path in outputs if Path(path).suffix not in FORMATS]:
+        raise UsageError(f"output {unknown[0]} is of an unknown format", f"let it end with {', '.join(FORMATS)}")
+    check_names(names)
+    runs = []
+    for name, folder in zip(names_of(folders), folders):
+        rows, _ = score_run(folder, names, scenes, debug)
+        runs.append(Scored.of(name, folder, rows))
+    found = report(runs)
+    click.echo(as_text(found), nl=False)
+    for path in outputs:
+        write_if_changed(os.path.expanduser(path), FORMATS[Path(path).suffix](found))
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise UsageError for a name of scores that is unknown."""
     from stages.plan.scores import NAMES
 
     if unknown := [name for name in names if name not in NAMES]:
         raise UsageError(f"scores names {unknown[0]}", f"it must be one of {', '.join(NAMES)}")
+
+
+def score_runs(folders: Sequence[Path], names: Sequence[str], scenes: Path | None, debug: bool) -> None:
+    """Score runs and print their tables. Raises JobError if a film cannot be scored."""
+    check_names(names)
     failed = 0
     for folder in folders:
         rows, text = score_run(folder, names, scenes, debug)

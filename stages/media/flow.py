@@ -64,8 +64,14 @@ def is_consistent(there: np.ndarray, back: np.ndarray) -> np.ndarray:
     returned = sample(back, there)
     height, width = there.shape[:2]
     inside = (there >= 0).all(axis=-1) & (there[..., 0] <= width - 1) & (there[..., 1] <= height - 1)
-    length = np.linalg.norm(there - here, axis=-1) + np.linalg.norm(returned - there, axis=-1)
-    return inside & (np.linalg.norm(returned - here, axis=-1) <= 0.01 * length + 0.5)
+    length = lengths(there - here) + lengths(returned - there)
+    return inside & (lengths(returned - here) <= 0.01 * length + 0.5)
+
+
+def lengths(vectors: np.ndarray) -> np.ndarray:
+    """The lengths of vectors [..., 2]: numpy.linalg.norm, several times as fast."""
+    x, y = vectors[..., 0], vectors[..., 1]
+    return np.sqrt(x * x + y * y)
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -143,7 +143,7 @@ class ConcatOptions(FitOption, AllowTruncatedOption, CrfOption):
     )
 
 
-class ScoreOptions(Options):
+class ScoreOptions(AllowTruncatedOption):
     scores: list[str] = option(
         [*SCORES],
         "Groups of figures to measure; seams and drift need parts, reference needs a reference",

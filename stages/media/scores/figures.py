@@ -44,7 +44,7 @@ FIGURES: dict[str, Figure] = {
     "health.blur": Figure("pixels", LOWER, "width of the edges, by ffmpeg's blurdetect"),
     "health.blockiness": Figure("ratio", LOWER, "strength of a block grid, by ffmpeg's blockdetect"),
     "health.sharpness": Figure("levels squared", "", "variance of the Laplacian of the luma"),
-    "health.noise": Figure(LEVELS, LOWER, "standard deviation of the noise, estimated by Immerkaer's method"),
+    "health.noise": Figure(LEVELS, LOWER, "standard deviation of the noise, by Immerkaer's estimate"),
     "health.clipped_share": Figure(SHARE, LOWER, "share of channel values at the ends of their range"),
     **_walk("luma", LEVELS, "brightness"),
     **_walk("saturation", LEVELS, "saturation"),
@@ -55,7 +55,7 @@ FIGURES: dict[str, Figure] = {
     "motion.smoothness": Figure(SHARE, HIGHER, "1 for uniform motion, 0 for motion that reverses or stops at every frame"),
     "motion.still_share": Figure(SHARE, "", "share of steps without motion"),
     "motion.repeated_frames": Figure("frames", LOWER, "frames equal to the one before, within motion"),
-    "motion.dropped_frames": Figure("frames", LOWER, "steps of one and a half or more times the motion before and after"),
+    "motion.dropped_frames": Figure("frames", LOWER, "steps of 1.6 times the motion before and after, or more"),
     "motion.cuts": Figure("cuts", "", "changes of the scene, by the rule of ffmpeg's scdet"),
     "flicker.temporal": Figure(SHARE, HIGHER, "VBench's temporal flickering: 1 minus the mean difference of frames"),
     "flicker.warping_error": Figure(

@@ -24,7 +24,7 @@ class Flicker(Group):
             self._last.append(look.luma)
             return
         self._difference.add(step.difference)
-        if step.is_cut:
+        if step.is_cut or step.is_plain:
             self._last.clear()
         elif (error := warping_error(step)) is not None:
             self._warping.add(error)
@@ -51,5 +51,5 @@ def warping_error(step: Step) -> float | None:
     if not visible.any():
         return None
     moved = sample(step.after.small.astype(np.float32), guide.places)
-    apart = cv2.absdiff(moved, step.before.small.astype(np.float32)) / 255
-    return float((apart[visible] ** 2).sum() / visible.sum())
+    apart = cv2.norm(moved, step.before.small.astype(np.float32), cv2.NORM_L2SQR, visible.astype(np.uint8))
+    return apart / 255**2 / int(visible.sum())

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
 
-from stages.media.flow import MIN_SIDE, correspondence, grid, is_consistent
+from stages.media.flow import MIN_SIDE, correspondence, grid, is_consistent, lengths
 
-LONGER_SIDE = 256  # pixels of the reduced frames, in which flow and colours are measured
+LONGER_SIDE = 224  # pixels of the reduced frames, in which flow and colours are measured
 SAME_MEAN = 0.001  # of the range: the noise that ffmpeg's freezedetect tolerates by default
 SAME_LARGEST = 8  # levels in a reduced frame: a small thing that moves changes more
-CUT = 10.0  # percent: the threshold of ffmpeg's scdet
+PLAIN, PLAIN_LARGEST = 5, 16  # levels that most of a frame of one colour spreads over, and all of it
+CUT = 0.1  # of the range: the threshold of ffmpeg's scdet
 CLIPPED_LOW, CLIPPED_HIGH = 2, 253
 NOISE_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
 
 
 def reduced_size(width: int, height: int) -> tuple[int, int]:
-    """(width, height) of reduced frames: a longer side of 256 pixels at most, and a shorter one that has a flow."""
+    """(width, height) of reduced frames: a longer side of 224 pixels at most, and a shorter one that has a flow."""
     scale = min(1.0, max(LONGER_SIDE / max(width, height), MIN_SIDE / min(width, height)))
     return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+@lru_cache(maxsize=1)
+def still(shape: tuple[int, ...]) -> np.ndarray:
+    """The map of a frame into an equal one."""
+    return grid(shape)
 
 
 class Look:
@@ -106,36 +113,48 @@ class Look:
         return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in cv2.split(self.small)])
 
     @cached_property
-    def spread(self) -> float:
-        """Levels between the 2nd and the 98th percentile of a channel, of the channel in which they are most."""
+    def is_plain(self) -> bool:
+        """Whether the frame is of one colour, black among them: nothing in it can move or be sharp."""
+        return self._spread(0.02) <= PLAIN and self._spread(0) <= PLAIN_LARGEST
+
+    def _spread(self, share: float) -> int:
+        """Levels of a channel, of the one with most, without this share of the lowest and of the highest values."""
         shares = self._counts.cumsum(axis=1) / self._counts.sum(axis=1, keepdims=True)
-        low, high = (shares < 0.02).sum(axis=1), (shares < 0.98).sum(axis=1)
-        return float((high - low).max())
+        low, high = (shares <= share).sum(axis=1), (shares < 1 - share).sum(axis=1)
+        return int((high - low).max())
 
     def darkness(self, level: int) -> float:
         """Share of the pixels of the reduced frame whose luma is at most `level`."""
         return float(np.count_nonzero(self.small_gray <= level) / self.small_gray.size)
 
-    def equals(self, other: Look) -> bool:
-        """Whether two frames show the same but for the noise of a codec.
+    def change(self, other: Look) -> float:
+        """Mean absolute difference of the luma of two frames, as a share of its 256 levels."""
+        return cv2.norm(self.gray, other.gray, cv2.NORM_L1) / self.gray.size / 256
+
+    def equals(self, other: Look, change: float | None = None) -> bool:
+        """Whether two frames show the same but for the noise of a codec. `change` is that of the two, if it is known.
 
         The mean difference is what ffmpeg's freezedetect tolerates, and no place of the reduced frame differs much.
         """
-        mean = cv2.norm(self.gray, other.gray, cv2.NORM_L1) / self.gray.size / 256
-        return bool(mean <= SAME_MEAN and cv2.norm(self.small_gray, other.small_gray, cv2.NORM_INF) <= SAME_LARGEST)
+        small = (self.change(other) if change is None else change) <= SAME_MEAN
+        return bool(small and cv2.norm(self.small_gray, other.small_gray, cv2.NORM_INF) <= SAME_LARGEST)
 
 
 class Step:
     """The step from a frame to the next, and its measures.
 
-    `change_before` is the `change` of the step before; 0 for the first step. `guide` is the step whose flow says what moves
-    where: that of the source in a film which shows its source frame by frame, else the step itself.
+    `change_before` is the `change` of the step before; None for the first step, which is no cut then. `guide` is the step
+    whose flow says what moves where: that of the source in a film that shows its source frame by frame, else this one.
     """
 
-    def __init__(self, before: Look, after: Look, change_before: float = 0.0, guide: Step | None = None):
+    def __init__(self, before: Look, after: Look, change_before: float | None = None, guide: Step | None = None):
         self.before, self.after, self._change_before = before, after, change_before
-        self.guide = guide or self
+        self._guide = guide
         self.diagonal = float(np.hypot(*before.small.shape[:2]))
+
+    @property
+    def guide(self) -> Step:
+        return self._guide or self
 
     @cached_property
     def difference(self) -> float:
@@ -144,17 +163,23 @@ class Step:
 
     @cached_property
     def change(self) -> float:
-        """Mean absolute difference of the luma, in percent of its range."""
-        return float(cv2.norm(self.before.gray, self.after.gray, cv2.NORM_L1) / self.before.gray.size / 2.56)
+        """Mean absolute difference of the luma, as a share of its 256 levels."""
+        return self.before.change(self.after)
 
     @cached_property
     def is_cut(self) -> bool:
         """Whether the scene changes: the rule of ffmpeg's scdet, with its default threshold."""
-        return min(self.change, abs(self.change - self._change_before)) >= CUT
+        grown = 0.0 if self._change_before is None else abs(self.change - self._change_before)
+        return min(self.change, grown) >= CUT
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether one of the frames is of one colour, so that nothing can be said of motion."""
+        return self.before.is_plain or self.after.is_plain
 
     @cached_property
     def is_same(self) -> bool:
-        return self.before.equals(self.after)
+        return self.before.equals(self.after, self.change)
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -164,12 +189,12 @@ class Step:
     @cached_property
     def flow(self) -> np.ndarray:
         """The flow in pixels of the reduced frames, float32 [h, w, 2]."""
-        return self.places - grid(self.places.shape)
+        return self.places - still(self.places.shape)
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """The lengths of the flow as shares of the diagonal, float32 [h, w]."""
-        return np.linalg.norm(self.flow, axis=-1) / self.diagonal
+        return lengths(self.flow) / self.diagonal
 
     @cached_property
     def magnitude(self) -> float:

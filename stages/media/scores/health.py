@@ -15,10 +15,10 @@ from stages.media.scores.series import Mean, Walk
 
 FREEZE = 0.5  # seconds that a frame stands still before it counts as frozen
 BLACK_LEVEL, BLACK_SHARE = 10, 0.98  # the share is that of ffmpeg's blackdetect, whose level, 25, is that of a dark night
-FLAT = 5  # levels that a frame of one colour spreads over
 NOISY, LEAST_CONTRAST = 0.35, 8.0  # noise as a share of the contrast; levels
 SATURATED, BOTH_ENDS = 0.3, 0.05  # shares of values that are newly clipped: in all, and at the end with fewer of them
 EVERY = 4  # frames of which one is filtered by ffmpeg, which costs as much as all other measures together
+LAPLACIAN = 20.0  # variance of the Laplacian of noise of variance 1: the squares of its weights together
 LEAST_SIDE = 32  # pixels that its filters need
 FILTERS = {"blurdetect": "lavfi.blur", "blockdetect": "lavfi.block"}  # and the metadata that they write
 FAULTS = ("frozen", "black", "flat", "exploding")
@@ -82,20 +82,24 @@ class Health(Group):
             self._freeze.reset()
         elif frozen := self._freeze.add(look):
             self._faults["frozen"].add(frozen, self._freeze.since)
+        if not fault:  # a faulty frame is counted, and tells nothing of the others
+            self._luma.add(look.time, look.luma)
+            self._saturation.add(look.time, look.saturation)
+            self._colour.add(look.time, look.lab[1:])
+        if look.is_plain:
+            return
         self._sharpness.add(look.sharpness)
-        self._noise.add(look.noise)
         self._clipped.add(sum(look.clipped))
-        self._luma.add(look.time, look.luma)
-        self._saturation.add(look.time, look.saturation)
-        self._colour.add(look.time, look.lab[1:])
-        if (look.index % EVERY == 0 or look.index == len(self.film.times) - 1) and min(look.gray.shape) >= LEAST_SIDE:
-            self._filter(look)
+        if look.index % EVERY == 0 or look.index == len(self.film.times) - 1:
+            self._noise.add(look.noise)
+            if min(look.gray.shape) >= LEAST_SIDE:
+                self._filter(look)
 
     def _fault(self, look: Look) -> str:
         """The fault that a frame has by itself, or "". A frame has one fault: a black one is not flat too."""
-        if look.spread <= FLAT:
+        if look.is_plain:
             return "black" if look.darkness(BLACK_LEVEL) >= BLACK_SHARE else "flat"
-        if look.noise >= NOISY * look.contrast and look.contrast >= LEAST_CONTRAST:
+        if look.contrast >= LEAST_CONTRAST and is_noise(look):
             return "exploding"
         assert self._usual is not None
         grown = [max(0.0, now - usual) for now, usual in zip(look.clipped, self._usual)]
@@ -132,6 +136,12 @@ class Health(Group):
             "colour_slope": None if slope is None else math.hypot(*slope),
             "colour_range": self._colour.farthest,
         }
+
+
+def is_noise(look: Look) -> bool:
+    """Whether the noise makes up much of the contrast. It is estimated only where the Laplacian leaves that open."""
+    least = NOISY * look.contrast
+    return look.sharpness >= LAPLACIAN * least**2 / 4 and look.noise >= least
 
 
 def mean_clipped(looks: list[Look] | Any) -> tuple[float, float] | None:

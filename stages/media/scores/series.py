@@ -25,6 +25,7 @@ class Walk:
 
     def __init__(self) -> None:
         self._count = 0
+        self.farthest: float | None = None  # largest distance of a value from the first
 
     def add(self, at: float, value: float | np.ndarray) -> None:
         value = np.atleast_1d(np.asarray(value, np.float64))
@@ -40,22 +41,18 @@ class Walk:
         self._spread += apart * (at - self._at)
         self._together = self._together + apart * (value - self.mean)
         self._low, self._high = np.minimum(self._low, value), np.maximum(self._high, value)
-        self.farthest = max(self.farthest, float(np.linalg.norm(value - self.first)))
+        self.farthest = max(self.farthest or 0.0, float(np.linalg.norm(value - self.first)))
 
     @property
     def slope(self) -> np.ndarray | None:
         """Change of the value per unit of `at`, by least squares; None with fewer than two places."""
         return self._together / self._spread if self._count > 1 and self._spread > 0 else None
 
-    @property
-    def range(self) -> np.ndarray:
-        return self._high - self._low
-
     def figures(self, name: str) -> dict[str, float | None]:
-        """Mean, slope and range of a number."""
+        """Mean, slope and range of a number; None without values."""
         slope = self.slope
         return {
-            f"{name}_mean": float(self.mean[0]),
+            f"{name}_mean": float(self.mean[0]) if self._count else None,
             f"{name}_slope": None if slope is None else float(slope[0]),
-            f"{name}_range": float(self.range[0]),
+            f"{name}_range": float(self._high[0] - self._low[0]) if self._count else None,
         }

@@ -41,7 +41,7 @@ class Score(Worker[ScoreOptions]):
         groups = {name: GROUPS[name](film) for name in GROUPS if name in options.scores}
         guide = source if source and self._is_guide(work, source, len(times)) else None
         count = 0
-        for look, step in steps(video, guide) if groups else ():
+        for look, step in steps(video, guide, options.allow_truncated) if groups else ():
             count = look.index + 1
             for group in groups.values():
                 group.add(look, step)
@@ -100,13 +100,14 @@ def looks_of(source: Path) -> list[Look]:
     return [Look(frame.index, frame.time, frame.rgb) for frame in midpoints(source, SOURCE_FRAMES, allow_truncated=True)]
 
 
-def steps(video: Source, guide: Path | None) -> Iterator[tuple[Look, Step | None]]:
+def steps(video: Source, guide: Path | None = None, allow_truncated: bool = False) -> Iterator[tuple[Look, Step | None]]:
     """Each frame of a video with the step that leads to it; at most two frames are held."""
     size = reduced_size(*video.size)
     guiding = (frame.rgb for frame in frames(guide, allow_damage=True)) if guide else ()
     before: Look | None = None
-    change, guide_before = 0.0, None
-    for frame, other in zip(frames(video), chain(guiding, repeat(None))):
+    change: float | None = None
+    guide_before: Look | None = None
+    for frame, other in zip(frames(video, allow_damage=allow_truncated), chain(guiding, repeat(None))):
         look = Look(frame.index, frame.time, frame.rgb, size)
         shown = None if other is None else Look(frame.index, frame.time, other, size)
         if before is None:
