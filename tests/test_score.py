@@ -206,3 +206,69 @@ def test_score_refuses_a_clip_of_another_aspect_than_its_source(sources):
     run.write_clip("0000", np.zeros((FRAMES, 64, 96, 3), np.uint8))
     run.write_caption("0000", sources[0].caption)
     assert "is 96x64, its source is a square" in run_score(run.folder, fails=2).stderr
+
+
+def write_film(folder: Path, name: str, speed: int) -> None:
+    """A film of a square that moves."""
+    with VideoWriter(folder / f"{name}.mp4", 64, 64, 8) as video:
+        for number in range(8):
+            frame = np.full((64, 64, 3), 90, np.uint8)
+            frame[20:40, 4 + speed * number : 24 + speed * number] = (200, 60, 60)
+            video.write(frame)
+    size = {"width": 64, "height": 64, "num_frames": 8, "fps": "8/1"}
+    write_index(folder / f"{name}.json", "film", {**size, "parts": [{"name": name, "frames": 8}]}, [".mp4"])
+
+
+def test_score_of_films_of_shapes_world_has_both_kinds_of_figures(sources):
+    run = PlannedRun("v2v", {"recipe": "v2v", "captioner": "eye", "clips": videos(2)})
+    run.write_clip("0000", world.render(sources[0].scene, FRAMES, start=START))
+    run.write_caption("0000", sources[0].caption)
+    write_film(run.folder, "0000", speed=2)
+    for number in range(2):
+        with VideoWriter(f"data/videos/{number:04d}.mp4", 64, 64, 8) as video:
+            video.write(np.zeros((64, 64, 3), np.uint8))
+    printed, _ = run.score()
+    assert "results/v2v: 1 of 2 films" in printed and "not scored: 0001: it has no film" in printed
+    first, second = json.loads((run.folder / "scores.json").read_text())["clips"]
+    assert first["shapes.color"] == 1 and first["motion.magnitude"] > 0 and first["failed"] == ""
+    assert second["shapes.color"] == 0 and second["failed"] == "it has no film"
+
+
+def test_compare_names_what_differs_and_the_clips_of_one_run_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = {}
+    for name, steps, clips in (("a", 10, "xy"), ("b", 20, "xyz")):
+        rows = [{"id": clip, "prompt": "a kite", "num_inference_steps": steps} for clip in clips]
+        runs[name] = {"recipe": "text2video", "model": "wan", "options": OPTIONS, "clips": rows, "scores": ["motion"]}
+    plan.load({"models": MODELS, "runs": runs}, 1).write()
+    for name, speed, clips in (("a", 1, "xy"), ("b", 3, "xyz")):
+        for clip in clips:
+            write_film(Path("results", name), clip, speed)
+    printed = run_score("--compare", "results/a", "results/b", "-o", "found.json").stdout
+    assert printed.splitlines()[:2] == ["option               a   b", "num_inference_steps  10  20"]
+    assert "only in b: z" in printed
+    found = json.loads(Path("found.json").read_text())
+    (magnitude,) = [one for one in found["comparisons"]["b"] if one["figure"] == "motion.magnitude"]
+    assert magnitude["films"] == magnitude["wins"] == 2 and magnitude["second"] == pytest.approx(
+        3 * magnitude["first"], rel=0.3
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--compare", "results/a"), "--compare is given with 1 runs"),
+        (("--compare", "results/a", "a.mp4"), "a.mp4 is not the folder of a run"),
+        (("--compare", "results/a", "results/a", "-o", "a.txt"), "output a.txt is of an unknown format"),
+        (("results/a", "--scores", "beauty"), "scores names beauty: it must be one of health"),
+        (("results/a", "--reference", "a.mp4"), "reference is given beside a run"),
+        (("results/a",), "results/a is not the folder of a run"),
+        (("a.mp4", "--scenes", "a"), "--scenes is a and no run is given"),
+    ],
+)
+def test_wrong_usage_of_score_is_one_sentence(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("results/a").mkdir(parents=True)
+    Path("a.mp4").touch()
+    stderr = run_score(*arguments, fails=2).stderr
+    assert message in stderr and stderr.count("\n") == 1

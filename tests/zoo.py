@@ -24,6 +24,12 @@ def ffmpeg(*arguments, **options) -> bytes:
     return subprocess.run(program, check=True, stdout=subprocess.PIPE, **options).stdout
 
 
+def ffmpeg_log(*arguments) -> str:
+    """Run the program ffmpeg and return what it says."""
+    program = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", *map(str, arguments)]
+    return subprocess.run(program, check=True, stderr=subprocess.PIPE, text=True).stderr
+
+
 def real_clip(name: str) -> Path:
     """A real clip by file name. Skips the test if the folder of real media is absent."""
     path = MEDIA / "videos" / name

@@ -12,7 +12,7 @@ from stages.media.flow import MIN_SIDE, correspondence, grid, is_consistent, len
 
 LONGER_SIDE = 224  # pixels of the reduced frames, in which flow and colours are measured
 SAME_MEAN = 0.001  # of the range: the noise that ffmpeg's freezedetect tolerates by default
-SAME_LARGEST = 8  # levels in a reduced frame: a small thing that moves changes more
+SAME_LARGEST = 10  # levels in a reduced frame: a small thing that moves changes more
 PLAIN, PLAIN_LARGEST = 5, 16  # levels that most of a frame of one colour spreads over, and all of it
 CUT = 0.1  # of the range: the threshold of ffmpeg's scdet
 CLIPPED_LOW, CLIPPED_HIGH = 2, 253
@@ -137,7 +137,7 @@ class Look:
         The mean difference is what ffmpeg's freezedetect tolerates, and no place of the reduced frame differs much.
         """
         small = (self.change(other) if change is None else change) <= SAME_MEAN
-        return bool(small and cv2.norm(self.small_gray, other.small_gray, cv2.NORM_INF) <= SAME_LARGEST)
+        return bool(small and cv2.norm(self.small, other.small, cv2.NORM_INF) <= SAME_LARGEST)
 
 
 class Step:

@@ -19,7 +19,7 @@ NOISY, LEAST_CONTRAST = 0.35, 8.0  # noise as a share of the contrast; levels
 SATURATED, BOTH_ENDS = 0.3, 0.05  # shares of values that are newly clipped: in all, and at the end with fewer of them
 EVERY = 4  # frames of which one is filtered by ffmpeg, which costs as much as all other measures together
 LAPLACIAN = 20.0  # variance of the Laplacian of noise of variance 1: the squares of its weights together
-LEAST_SIDE = 32  # pixels that its filters need
+LEAST_SIDE = 32  # pixels that its filters and the estimate of noise need
 FILTERS = {"blurdetect": "lavfi.blur", "blockdetect": "lavfi.block"}  # and the metadata that they write
 FAULTS = ("frozen", "black", "flat", "exploding")
 
@@ -69,7 +69,6 @@ class Health(Group):
         self._freeze = Freeze(min(FREEZE, max(float(film.times[-1]), 1e-3)))
         self._usual = mean_clipped(film.source)
         self._filtered = {name: Mean() for name in FILTERS}
-        self._graph: Graph | None = None
         self._frames = 0
         self._sharpness, self._noise, self._clipped = Mean(), Mean(), Mean()
         self._luma, self._saturation, self._colour = Walk(), Walk(), Walk()
@@ -107,13 +106,10 @@ class Health(Group):
 
     def _filter(self, look: Look) -> None:
         frame = av.VideoFrame.from_ndarray(look.gray, format="gray")
-        if self._graph is None:
-            self._graph = Graph()
-            self._graph.threads = 1
-            link_filters(self._graph, buffer_source(self._graph, frame), *map(self._graph.add, FILTERS))
-        frame.pts = look.index
-        self._graph.push(frame)
-        found: Any = self._graph.pull()
+        graph = Graph()  # one for each frame: blockdetect mixes a frame with those before it
+        graph.threads = 1
+        link_filters(graph, buffer_source(graph, frame), *map(graph.add, FILTERS)).push(frame)
+        found: Any = graph.pull()
         for name, key in FILTERS.items():
             value = float(found.metadata.get(key, "nan"))
             if math.isfinite(value):  # a frame without edges has no blur
@@ -141,6 +137,8 @@ class Health(Group):
 def is_noise(look: Look) -> bool:
     """Whether the noise makes up much of the contrast. It is estimated only where the Laplacian leaves that open."""
     least = NOISY * look.contrast
+    if min(look.gray.shape) < LEAST_SIDE:  # there, detail is as fine as noise
+        return False
     return look.sharpness >= LAPLACIAN * least**2 / 4 and look.noise >= least
 
 

@@ -69,7 +69,7 @@ class Motion(Group):
         return {
             "magnitude": self._magnitude.value,
             "dynamic": self._dynamic.value,
-            "smoothness": 1 - self._changes / self._lengths if moves else None,
+            "smoothness": max(0.0, 1 - self._changes / self._lengths) if moves else None,
             "still_share": self._still / self._steps if self._steps else None,
             "repeated_frames": self._repeated,
             "dropped_frames": self._dropped,
