@@ -35,7 +35,7 @@ def run_once(folder: Path, clips: int, seconds: float) -> dict:
     ]  # otherwise the store would reuse one result
     config = {
         "models": {"grey": {"family": "toy", "path": str(toy_family.weights(folder / "grey"))}},
-        "runs": {"many": {"recipe": "toy", "clips": rows, "model": "grey", "options": {"seconds": seconds}}},
+        "runs": {"many": {"recipe": "toy", "clips": rows, "model": "grey", "scores": [], "options": {"seconds": seconds}}},
     }
     (folder / "config.yaml").write_text(json.dumps(config))
     environment = {"KINEMAKE_GPUS": str(GPUS), "KINEMAKE_GPU_LOCKS": str(folder / "locks"), "PYTHONPATH": str(checkout)}

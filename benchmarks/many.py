@@ -48,7 +48,7 @@ def write_project(folder: Path, clips: int) -> None:
         {"id": f"clip{n:05d}", "video": video, "num_frames": 3 + n % 7, "brighter": n // 7} for n, video in enumerate(videos)
     ]
     (folder / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = {"recipe": "toy", "clips": "clips.jsonl", "model": "grey"}
+    run = {"recipe": "toy", "clips": "clips.jsonl", "model": "grey", "scores": []}
     config = {"models": {"grey": {"family": "toy", "path": "grey"}}, "runs": {"many": run}}
     (folder / "config.yaml").write_text(json.dumps(config))
 

@@ -13,7 +13,9 @@ import yaml
 from click.testing import CliRunner
 
 from docs import generate
+from stages.media.options import SCORES
 from stages.media.read import frames
+from stages.media.scores.figures import FIGURES
 from stages.plan import schema
 from stages.plan.clips import read_clips
 from stages.plan.families import ALL_FAMILIES
@@ -64,6 +66,11 @@ def test_old_option_names_in_the_changelog_are_aliases():
         for alias in option.aliases
     }
     assert listed == declared
+
+
+def test_every_figure_is_defined_in_docs_scores():
+    named = re.findall(rf"`((?:{'|'.join(SCORES)})\.\w+)`", (ROOT / "docs" / "scores.md").read_text())
+    assert {*named} == {*FIGURES}
 
 
 @pytest.mark.parametrize("name", ["README.zh.md"])

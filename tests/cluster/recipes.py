@@ -7,7 +7,10 @@ TURN = {"video": CLIP, "prompt2": "an orange ring moving left quickly on a gray 
 SHORT = {"frame_num": 9, "steps": 3, "seed": 1}
 CAPTIONER = {"captioner": "shapes-internvl"}
 RUNS = {
-    "v2v": {"recipe": "v2v", "clips": [{"video": CLIP}], "model": "shapes-wan-5b", **CAPTIONER, "options": SHORT},
+    "v2v": {
+        **{"recipe": "v2v", "clips": [{"video": CLIP}], "model": "shapes-wan-5b", **CAPTIONER, "options": SHORT},
+        "scores": ["health", "motion"],
+    },
     "chain": {
         **{"recipe": "chain", "clips": [{"video": CLIP}], "model": "shapes-wan-14b", **CAPTIONER},
         "options": {**SHORT, "links": 2},

@@ -157,7 +157,9 @@ def test_films_made_by_slurm_and_in_images_are_identical(place, reference, make_
         assert project.path(f"results/{film}.mp4").read_bytes() == reference.path(f"results/{film}.mp4").read_bytes(), film
     if "images" in place:
         steps = json.dumps([project.read("v2v/0000.json"), project.read("look/0000.json")])
-        assert [stage for stage in STAGES if f'"image": "{stage}.sif"' not in steps] == []
+        assert [stage for stage in STAGES if f'"image": "{stage}.sif"' not in steps] == ["score"]
+        scored = project.read("v2v/0000.scores.json")  # by the job that makes the film
+        assert scored["fields"]["figures"]["health.faulty_share"] == 0 and '"image": "concat.sif"' in json.dumps(scored)
 
 
 @pytest.mark.parametrize("place", ["slurm and images"], indirect=True)
