@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stages.families import FAMILIES as MODEL_FAMILIES
 from stages.media.options import FAMILY
 from stages.runtime.cli import PathType, clean_errors, refuse_beside_manifest, stage_command
 from stages.runtime.errors import JobError, UsageError
@@ -23,7 +24,8 @@ from stages.runtime.table import table
 if TYPE_CHECKING:
     from stages.plan.scores import Row
 
-STAGE, FAMILIES = STAGES["score"], {FAMILY.name: FAMILY}
+STAGE = STAGES["score"]
+FAMILIES = {FAMILY.name: FAMILY} | {name: one for name, one in MODEL_FAMILIES.items() if STAGE.name in one.stages}
 MOST_ROWS = 20
 SHOWN = (  # figures in the table of a run
     *("health.faulty_share", "motion.magnitude", "motion.smoothness", "motion.dropped_frames"),

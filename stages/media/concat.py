@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,9 +84,18 @@ class Concat(Worker[ConcatOptions]):
             "height": clips[0].fields["height"],
             "num_frames": sum(parts),
             "fps": f"{fps.numerator}/{fps.denominator}",
-            "parts": [{"name": name, "frames": count} for name, count in zip(names[-len(parts) :], parts)],
+            "parts": describe_parts(clips, names[-len(parts) :], parts),
         }
         write_index(index_path(work.output), "film", fields, members)
+
+
+def describe_parts(clips: Sequence[Artifact], names: Sequence[str], counts: Sequence[int]) -> list[dict[str, Any]]:
+    """The parts of a film, with the prompt of each clip that is one part. A source that comes first has no clip."""
+    parts: list[dict[str, Any]] = [{"name": name, "frames": count} for name, count in zip(names, counts)]
+    if len(parts) - len(clips) in (0, 1):
+        for part, clip in zip(parts[-len(clips) :], clips):
+            part |= {"prompt": clip.fields["prompt"]} if "prompt" in clip.fields else {}
+    return parts
 
 
 def copy_extras(clip: Artifact, output: Path) -> list[str]:

@@ -82,6 +82,7 @@ FRAMES = array(
 SOURCE = record({"fps": RATE}, closed=False)
 
 FIGURES = {"type": "object", "additionalProperties": {"type": ["number", "null"]}}
+FEATURES = array({"type": "number"})
 FIGURE_ROW = {"type": "object", "additionalProperties": {"type": ["number", "string", "null"]}}
 
 MODEL_FIELDS = {
@@ -262,8 +263,8 @@ KINDS = {
                 **SIZE_FIELDS,
                 **RATE_FIELDS,
                 "parts": Field(
-                    "per part, a clip or of longlive the frames of a prompt: file name and number of frames in the film",
-                    array(record({"name": TEXT, "frames": COUNT})),
+                    "per part, a clip or of longlive the frames of a prompt: file name, number of frames, prompt",
+                    array(record({"name": TEXT, "frames": COUNT}, {"prompt": TEXT})),
                 ),
             },
             members={
@@ -288,7 +289,8 @@ KINDS = {
                     "by group, a row per place that its figures summarise: a seam, a part of the film",
                     {"type": "object", "additionalProperties": array(FIGURE_ROW)},
                 ),
-                "flow": Field("whose flow told flicker from motion: source or film", TEXT),
+                "flow": Field("whose flow told flicker from motion: source or film", TEXT, False),
+                "features": Field("of a network: the mean of the features of the frames", FEATURES, False),
             },
         ),
     )

@@ -139,6 +139,8 @@ def complete(
             raise UsageError(
                 f"model {model.name} is of family {model.family}", f"{stage.name} knows {', '.join(families) or 'none'}"
             )
+    elif len(without := [one for one in families.values() if not one.stages[stage.name].weights]) == 1:
+        (family,) = without
     elif len(families) == 1:
         (family,) = families.values()
     else:

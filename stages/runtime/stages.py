@@ -137,7 +137,6 @@ STAGES = {
             "scores",
             "Measure a film: faulty frames, motion, flicker, seams, drift, and likeness to a reference.",
             "frames",
-            model=False,
             minutes=5,
             repeatable="film",
         ),

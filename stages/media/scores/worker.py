@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain, pairwise, repeat
 from pathlib import Path
+from typing import Any
 
 from stages.media.options import ScoreOptions
 from stages.media.probe import Source, frame_times, probe
@@ -72,7 +73,7 @@ class Score(Worker[ScoreOptions]):
         return same_length and work.options.aligned is not False
 
 
-def video_of(work: Work[ScoreOptions]) -> Path:
+def video_of(work: Work[Any]) -> Path:
     """The video of a film, of a clip (the lossless one, if there is one), or the user's own file."""
     film = work.input("film")
     if isinstance(film, Path):
@@ -80,7 +81,7 @@ def video_of(work: Work[ScoreOptions]) -> Path:
     return film.path if film.kind == "film" else film.member(".mkv" if ".mkv" in film.members else ".mp4")
 
 
-def source_of(work: Work[ScoreOptions]) -> Path | None:
+def source_of(work: Work[Any]) -> Path | None:
     source = work.optional("source")
     assert not isinstance(source, Artifact)
     return source
