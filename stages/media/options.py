@@ -190,6 +190,7 @@ FAMILY = Family(
         "score": Implementation(
             worker="stages.media.scores.worker:Score",
             options=ScoreOptions,
+            needs_model=lambda values: False,
         ),
     },
 )

@@ -129,7 +129,7 @@ def stale_items(
     requested, outdated = set(), set(anew)  # outputs to make again by request, and all that depend on those
     for step, item in order:
         stage = step.partition(".")[0]
-        known[item.output] = lineages.of(item, stage, clip.values.for_stage(stage)[0], known)
+        known[item.output] = lineages.of(item, stage, family_of(clip, item, stage), known)
         if again.requests(item.output, "all", clip.run.name, job_name(clip.run, step, fused, clip.rank)):
             requested.add(item.output)
         if item.output in requested or not outdated.isdisjoint(item.files):
@@ -155,6 +155,14 @@ def stale_items(
     for step, item in reversed(stale):
         found.setdefault(step, []).append(item)
     return found, remarks
+
+
+def family_of(clip: Clip, item: Item, stage: str) -> Family:
+    """The family that does an item of a clip. A model that scores films has no other part in the run."""
+    scorers = {model.name: model for model in clip.run.scorers}
+    if item.model in scorers:
+        return ALL_FAMILIES[scorers[item.model].family]
+    return clip.values.for_stage(stage)[0]
 
 
 def is_current(record: ResultRecord | None, lineage: Lineage, lineages: Lineages) -> bool:

@@ -23,7 +23,7 @@ def describe(planned: RunPlan, models: Mapping[str, Any]) -> dict[str, str]:
     run = planned.run
     fixed = {"version": PLAN_VERSION, "seed": run.seed, "shards": planned.shards}
     rows = [resolved_row(clip) for clip in planned.clips]
-    names = {model.name for model in run.models.values() if model}
+    names = {model.name for model in run.all_models}
     options = all_options_of(run)
     given = {**rename_aliases(options, run.options), **rename_aliases(options, run.overriding)}
     entry = {**planned.entry, "clips": f"{run.folder}/clips.jsonl", "options": {"seed": run.seed, **given}}

@@ -16,7 +16,7 @@ from stages.runtime.errors import JobError
 from stages.runtime.items import Item
 from stages.runtime.model import Model
 from stages.runtime.options import GPUS, Implementation
-from stages.runtime.stages import NESTED_EXTRAS, Stage, stage_of
+from stages.runtime.stages import NESTED_EXTRAS, STAGES, Stage, stage_of
 from stages.runtime.weights import bytes_in_memory
 
 PROCESS_MB = 2500  # a stage without torch, and the Snakemake process that starts it on a node
@@ -97,8 +97,18 @@ class Part:
             return UNKNOWN_MB
 
     @property
+    def extra(self) -> str:
+        """The optional dependencies that the part needs."""
+        return self.implementation.extra or self.stage.extra
+
+    @property
     def family(self) -> str:
-        return self.model.family if self.model else next(n for n, f in ALL_FAMILIES.items() if self.stage.name in f.stages)
+        if self.model:
+            return self.model.family
+        able = {
+            name: family.stages[self.stage.name] for name, family in ALL_FAMILIES.items() if self.stage.name in family.stages
+        }
+        return next((name for name, one in able.items() if not one.weights), next(iter(able)))
 
     @property
     def implementation(self) -> Implementation:
@@ -195,14 +205,14 @@ class Job:
 
     @property
     def image(self) -> str:
-        """Name of the container image in which all stages of the job run."""
-        return self._largest.name
+        """Name of the container image in which all stages of the job run: the image of a stage that needs as much."""
+        stage, extra = self._largest.stage, self.extra
+        return stage.name if stage.extra == extra else next(one.name for one in STAGES.values() if one.extra == extra)
 
     @property
-    def _largest(self) -> Stage:
-        """The stage whose dependencies include those of all others."""
-        stages = [part.stage for part in self.parts]
-        return max(stages, key=lambda stage: NESTED_EXTRAS.index(stage.extra)) if self.is_fused else stages[0]
+    def _largest(self) -> Part:
+        """The part whose dependencies include those of all others."""
+        return max(self.parts, key=lambda part: NESTED_EXTRAS.index(part.extra)) if self.is_fused else self.parts[0]
 
     def command(self, threads: int) -> str:
         """The shell command. Text from users is in the manifest, not here."""

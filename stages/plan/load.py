@@ -108,8 +108,8 @@ def _folder(path: str) -> str:
 
 
 def models_of(run: Mapping[str, Any]) -> list[Any]:
-    """The names of the models of a run in the config."""
-    return [run[key] for key in ROLES if key in run]
+    """The names of the models of a run in the config, with names of scores that need none."""
+    return [*(run[key] for key in ROLES if key in run), *run.get("scores", ())]
 
 
 def read_models(

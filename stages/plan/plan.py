@@ -212,9 +212,7 @@ class Plan:
         """The environment variables of jobs in containers, which bind everything that they read and write."""
         files = {path for job in self.jobs for path in job.given}
         files |= {path for job in self.trainings for path in job.files}
-        models = {
-            model.path for run in self.runs for model in run.run.models.values() if model and os.path.isdir(model.path)
-        }
+        models = {model.path for run in self.runs for model in run.run.all_models if os.path.isdir(model.path)}
         written = {*self.folders, *(run.run.store for run in self.runs)}
         with writing(self.results):
             return environment(files, models, written, os.environ)

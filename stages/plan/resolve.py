@@ -42,12 +42,18 @@ class Run:
     seed: int
     resources: Mapping[str, Any]  # `resources` of the config
     fuse: bool  # whether one job does several steps of a shard
-    scores: tuple[str, ...] = ()  # what is measured of its films
+    scores: tuple[str, ...] = ()  # what is measured of its films without a model
+    scorers: tuple[Model, ...] = ()  # models that score its films
 
     @property
     def generator(self) -> Model:
         """The model that generates."""
         return next(m for family, m in self.models.items() if m and ROLES["model"].stage in ALL_FAMILIES[family].stages)
+
+    @property
+    def all_models(self) -> list[Model]:
+        """All models that the run uses."""
+        return [*filter(None, self.models.values()), *self.scorers]
 
 
 class ResolvedOptions(dict[str, dict[str, Any]]):

@@ -16,15 +16,15 @@ from typing import Any
 from stages.plan import schema
 from stages.plan.clips import read_clips
 from stages.plan.current import Again, Lineages, stale_items
-from stages.plan.families import ROLES
+from stages.plan.families import ALL_FAMILIES, ROLES
 from stages.plan.jobs import FILM_STEPS, Job, Part, fused_steps, job_name
 from stages.plan.names import is_id, template_fault, template_fields
 from stages.plan.recipes import RECIPES
 from stages.plan.resolve import Clip, ResolvedOptions, Run, options_of, preset_advice, prompts_of, resolve_clip
-from stages.plan.scores import DEFAULT, items_of
+from stages.plan.scores import DEFAULT, NAMES, items_of
 from stages.plan.shards import ShardSize, assign, reassign
 from stages.plan.trainings import TrainingJob, pending_training
-from stages.runtime.errors import UsageError, shown
+from stages.runtime.errors import UsageError, did_you_mean, shown
 from stages.runtime.files import file_fault
 from stages.runtime.items import Item
 from stages.runtime.model import Model
@@ -98,7 +98,8 @@ def plan_run(
         seed=fixed["seed"] if fixed else secrets.randbelow(2**31),
         resources=config.get("resources", {}),
         fuse=entry.get("fuse", recipe.FUSE) in (True, "true"),
-        scores=tuple(dict.fromkeys(entry.get("scores", DEFAULT))),
+        scores=tuple(dict.fromkeys(one for one in entry.get("scores", DEFAULT) if one in NAMES)),
+        scorers=pick_scorers(name, entry, models),
     )
     found, warnings = read_clips(entry["clips"], f"run {name}")
     rows = [{key: value for key, value in row.items() if not schema.is_left_out(key, value)} for row in found]
@@ -183,6 +184,17 @@ def pick_models(name: str, entry: Mapping[str, Any], models: Mapping[str, Model]
     return picked
 
 
+def pick_scorers(name: str, entry: Mapping[str, Any], models: Mapping[str, Model]) -> tuple[Model, ...]:
+    """The models among the scores of a run. Raises UsageError."""
+    picked = [one for one in dict.fromkeys(entry.get("scores", ())) if one not in NAMES]
+    able = [one.name for one in models.values() if "score" in ALL_FAMILIES[one.family].stages]
+    if wrong := [one for one in picked if one not in able]:
+        hint = did_you_mean(wrong[0], [*NAMES, *able])
+        known = f"known are {', '.join(NAMES)} and declared models of a family that scores: {', '.join(able) or 'none'}"
+        raise UsageError(f"scores of run {name} has {shown(wrong[0])}", f"{hint} {known}".strip())
+    return tuple(models[one] for one in picked)
+
+
 def add_jobs(
     planned: RunPlan,
     again: Again,
@@ -199,7 +211,7 @@ def add_jobs(
     """
     run = planned.run
     outputs: dict[str, str] = {}
-    models = {model.name: model for model in run.models.values() if model}
+    models = {model.name: model for model in run.all_models}
     pending = {name: training for name, model in models.items() if (training := pending_training(model, trainings))}
     lineages = Lineages(models, {name for name, training in pending.items() if os.path.exists(training.output)})
     stale_by_clip: dict[str, dict[str, list[Item]]] = {}

@@ -245,8 +245,9 @@ def config_schema() -> dict[str, Any]:
             },
             "scores": {
                 "type": "array",
-                "items": {"enum": [*NAMES]},
-                "description": "What is measured of each film: names of docs/scores.md; an empty list measures nothing. "
+                "items": {"type": "string"},
+                "description": f"What is measured of each film: {', '.join(NAMES)}, or names of declared models that score, "
+                "see docs/scores.md; an empty list measures nothing. "
                 f"Default: {', '.join(DEFAULT)}, as far as a film has parts and a reference.",
             },
             "options": {**options, "description": "Options for all clips of the run."},

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from stages.media.options import SCORES
+from stages.plan.families import ALL_FAMILIES
 from stages.plan.recipes import RECIPES
 from stages.plan.resolve import Clip
 from stages.runtime.artifacts import Failure, read_description
 from stages.runtime.errors import ItemError
 from stages.runtime.files import write_if_changed
 from stages.runtime.items import Item
+from stages.runtime.model import Model
+from stages.runtime.options import rename_aliases, resolve
 
 SHAPES = "shapes"  # of clips of shapes world: `score RUN` measures it, because it reads captions and clips too
 NAMES = (*SCORES, SHAPES)
@@ -32,7 +35,18 @@ def items_of(clip: Clip) -> dict[str, list[Item]]:
         # only a new look of the source, which is propagated between keyframes, shows the source frame by frame
         aligned = any(step.startswith("propagate") for step in steps)
         steps = {**steps, "score": [score_item(clip, film, groups, aligned) for film in steps["concat"]]}
+    for model in clip.run.scorers:
+        steps = {**steps, f"score.{model.name}": [model_item(clip, film, model) for film in steps["concat"]]}
     return steps
+
+
+def model_item(clip: Clip, film: Item, model: Model) -> Item:
+    """The item by which a model scores a film, with the options of the model's declaration."""
+    declared = ALL_FAMILIES[model.family].options_of("score")
+    options = resolve(declared, rename_aliases(declared, model.all_options), model.variant)
+    inputs = {"film": film.output, **({"source": clip.video} if clip.video else {})}
+    output = f"{film.output.removesuffix('.mp4')}.{model.name}{ENDING}"
+    return Item(id=film.id, inputs=inputs, output=output, options=options, model=model.name)
 
 
 def score_item(clip: Clip, film: Item, groups: Sequence[str], aligned: bool) -> Item:

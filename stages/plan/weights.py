@@ -57,7 +57,7 @@ def plan_weights(runs: Iterable[Run], trainings: Iterable[TrainingJob]) -> list[
     """One job per model. That of a model which is still to be trained waits for its training."""
     used = {}
     for run in runs:
-        for model in filter(None, run.models.values()):
+        for model in run.all_models:
             training = pending_training(model, trainings)
             used[model.name] = WeightsJob(model, run, (training.output,) if training else ())
     return list(used.values())

@@ -439,6 +439,7 @@ class Implementation:
             each phase, if the worker has as many phases. "." is the model's folder itself.
         on_out_of_memory: options for a second attempt after memory ran out.
         needs_model: function options -> whether an item needs the model.
+        extra: optional dependencies in pyproject.toml, where the family needs more of them than the stage names.
         minutes: function (variant, option values of the family) -> upper estimate of the minutes that an item takes, for a
             scheduler. None: that of the stage.
     """
@@ -449,6 +450,7 @@ class Implementation:
     in_memory: tuple[Together, ...] = ()
     on_out_of_memory: Mapping[str, Any] = field(default_factory=dict)
     needs_model: Callable[[Mapping[str, Any]], bool] = lambda values: True
+    extra: str = ""
     minutes: Callable[[str, Mapping[str, Any]], float] | None = None
 
     def files_in(self, values: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -600,6 +600,16 @@ def test_every_option_changes_the_items_wherever_it_is_set(config, name, place):
         config["models"]["small"] = {"family": "dynamicrafter", "variant": "256", "path": "weights/picture"}
         run |= {"recipe": "dynamicrafter", "clips": [{"image": "a.png", "prompt": "a kite"}]}
 
+    others = (ALL_FAMILIES[family].options for family in ALL_FAMILIES if family != "vision")
+    of_vision = name in {option.name for option in ALL_FAMILIES["vision"].options} - {
+        o.name for options in others for o in options
+    }
+    if of_vision:  # its options are those of the model's declaration alone
+        config["models"]["eyes"] = {"family": "vision", "variant": "clip", "path": "weights/eyes"}
+        run["scores"] = ["eyes"]
+        if place != "model":
+            return
+
     def item_lines():
         config["runs"]["demo"] = run
         return [item.line() for job in plan.load(config, 1).jobs for item in job.items]
@@ -609,7 +619,7 @@ def test_every_option_changes_the_items_wherever_it_is_set(config, name, place):
     if name == "seed":
         run["options"] = {}
     {
-        "model": config["models"]["eye" if vlm else "small"].setdefault("options", {}),
+        "model": config["models"]["eyes" if of_vision else "eye" if vlm else "small"].setdefault("options", {}),
         "run": run["options"],
         "clip": run["clips"][0],
         "command line": config.setdefault("options", {}),

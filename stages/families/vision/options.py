@@ -29,7 +29,7 @@ class VisionOptions(Options):
     prompt: str = option(
         "", "Text that the film is compared with (clip, siglip); without it, the prompts in the index of the film"
     )
-    frames: int = option(
+    sampled_frames: int = option(
         0, "Number of frames that are looked at, spread evenly; 0: all", unit="frames", minimum=0, maximum=10**6
     )
     batch_size: int = option(16, "Frames that the network takes together", minimum=1, maximum=4096, changes_result=False)
@@ -50,6 +50,7 @@ FAMILY = Family(
             options=VisionOptions,
             weights=("*.json", "*.safetensors", "*.txt", "*.model"),
             in_memory=({".": DTYPE},),
+            extra="caption",
             minutes=minutes,
         ),
     },

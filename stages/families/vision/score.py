@@ -54,7 +54,7 @@ class Score(Worker[VisionOptions]):
     def run(self, work: Work[VisionOptions]) -> None:
         video = probe(video_of(work))
         count = len(frame_times(video))
-        wanted = chosen(count, work.options.frames)
+        wanted = chosen(count, work.options.sampled_frames)
         further: dict[str, Any] = {}
         if self.model.variant == "depth":
             found = self._structure(work, video, wanted)

@@ -121,8 +121,8 @@ def test_structure_needs_a_source_of_the_same_length(networks, film, tmp_path):
 
 
 def test_chosen_frames_are_the_midpoints_of_equal_parts(networks, film, tmp_path):
-    fields = score(film, networks["dinov2"], tmp_path / "s.scores.json", "--frames", 2)
+    fields = score(film, networks["dinov2"], tmp_path / "s.scores.json", "--sampled-frames", 2)
     rows = image_features(film, networks["dinov2"])[[1, 5]]
     assert figure(fields, "consistency") == pytest.approx(vbench_consistency(rows), abs=1e-5)
-    one = score(film, networks["dinov2"], tmp_path / "t.scores.json", "--frames", 1)
+    one = score(film, networks["dinov2"], tmp_path / "t.scores.json", "--sampled-frames", 1)
     assert one["figures"] == {}  # one frame has no consistency
