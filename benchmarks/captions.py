@@ -42,7 +42,7 @@ class Captions:
     def __call__(self) -> dict:
         from tests.commands import stage_manifest
 
-        options = {"model": str(self.folder / "model"), "max_new_tokens": TOKENS, "batch_size": self.batch_size}
+        options = {"model": str(self.folder / "model"), "max_new_tokens": TOKENS, "caption_batch_size": self.batch_size}
         rows = [{"video": str(path), "output": f"{path}.json", "dtype": "float32", **options} for path in self.images]
         start = time.process_time()
         stage_manifest("caption_vlm", self.folder, rows)
@@ -61,7 +61,7 @@ def main() -> None:
         for number, path in enumerate(images):
             noise = np.random.default_rng(number).integers(0, 256, (224, 224, 3), dtype=np.uint8)
             Image.fromarray(noise).save(path)
-        runs = {f"batch_size {size}": Captions(folder, images, size) for size in (1, BATCH)}
+        runs = {f"caption_batch_size {size}": Captions(folder, images, size) for size in (1, BATCH)}
         results = alternate(runs, 1 if options.quick else 3)
     seconds = {run: median(found, "seconds") for run, found in results.items()}
     alone, together = seconds.values()

@@ -6,12 +6,13 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import chdir
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 
 from stages.families import FAMILIES as MODEL_FAMILIES
 from stages.media.options import FAMILY
@@ -40,16 +41,17 @@ def score_films(films: Sequence[str], values: Mapping[str, Any]) -> None:
     from stages.runtime.loop import Settings
     from stages.runtime.shard import attempt_items, raise_failures
 
-    settings = Settings(store=values["store"], mark_failed=values["mark_failed"], debug=values["debug"])
+    settings = Settings(**{field.name: values[field.name] for field in fields(Settings) if field.name in values})
+    known = {field.name for field in fields(Settings)} | {"config"}
     given = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in values.items()
-        if name not in ("store", "mark_failed", "debug") and value not in (None, ())
+        if name not in known and value not in (None, ())
     }
     with tempfile.TemporaryDirectory(prefix="kinemake-") as folder:
         rows = [{**given, "id": film, "film": film, "output": f"{folder}/{idx}{ENDING}"} for idx, film in enumerate(films)]
         items = [item_of_row(row, STAGE, "the command line") for row in rows]
-        failures, unmade = attempt_items(STAGE, FAMILIES, items, None, settings)
+        failures, unmade = attempt_items(STAGE, FAMILIES, items, values["config"], settings)
         if found := [read_row(item) for item in items if item.output not in unmade]:
             click.echo(figures_table(found), nl=False)
     raise_failures(failures, len(items))
@@ -77,17 +79,19 @@ def score_run(folder: Path, names: Sequence[str], scenes: Path | None, debug: bo
     Returns a row per film, and what there is to tell. `names` are measured instead of what the run asks for. Raises
     UsageError for a folder that is no run.
     """
-    from stages.plan.scores import DEFAULT, SHAPES, Row, read_row, write_tables
-    from stages.score_shapes import Run, read_plan, score_shapes, summary_table
+    from stages.plan.finished import read_plan
+    from stages.plan.scores import DEFAULT, SHAPES, Row, read_rows, write_tables
+    from stages.score_shapes import Run, score_shapes, summary_table
 
     planned, root = read_plan(folder, names)
-    if not planned.run.scores:
-        planned, root = read_plan(folder, DEFAULT)
+    if not (planned.run.scores or planned.run.scorers):
+        names = DEFAULT
+        planned, root = read_plan(folder, names)
     shapes, text = Run(planned, root, scenes), ""
     items = [item for part in planned.parts if part.stage is STAGE for item in part.items]
     made = [item for item in items if os.path.isfile(item.inputs["film"])]
-    make(made, planned.run.store, root.resolve(), debug)
-    rows = {item.id: read_row(item) for item in made}
+    make(made, folder, names, planned.run.store, root.resolve(), debug)
+    rows = {row.clip: row for row in read_rows(made)}
     rows |= {item.id: Row(item.id, failed="it has no film") for item in items if item.id not in rows}
     if SHAPES in planned.run.scores or (not names and shapes.is_of_shapes):
         found = score_shapes(folder, shapes)
@@ -104,29 +108,42 @@ def score_run(folder: Path, names: Sequence[str], scenes: Path | None, debug: bo
     if made or text:
         write_tables(str(folder), listed)
     if made:
-        text += f"{folder}: {len(made)} of {len(items)} films\n{run_table(listed)}"
+        films = [len({item.id for item in one}) for one in (made, items)]
+        text += f"{folder}: {films[0]} of {films[1]} films\n{run_table(listed)}"
     return listed, text
 
 
-def make(items: Sequence[Item], store: str, root: Path, debug: bool) -> None:
-    """Score films through the store of their run, from the folder in which Snakemake ran. `root` is that folder.
+def make(items: Sequence[Item], folder: Path, names: Sequence[str], store: str, root: Path, debug: bool) -> None:
+    """Score films of the run in `folder` through its store, from the folder in which Snakemake ran: `root`.
 
     A film whose source is gone keeps the scores that it has. A film that cannot be scored gets the reason in their place.
     """
+    from stages.plan.finished import read_config
     from stages.plan.scores import read_row
     from stages.runtime.loop import Settings
+    from stages.runtime.result_record import read_record
     from stages.runtime.shard import attempt_items
 
-    def placed(item: Item) -> Item:
-        """The item with the paths that Snakemake's items have, so that a plan finds the same in the records."""
-        film, output = (os.path.relpath(path, root) for path in (item.inputs["film"], item.output))
-        return replace(item, inputs={**item.inputs, "film": film}, output=output)
+    models = read_config(folder, names)[0]["models"]
 
-    with chdir(root):
+    def placed(item: Item) -> Item:
+        """The item with the paths that Snakemake's items have, so that a plan finds the same in the records.
+
+        A film that is not what the config asks for is scored all the same, and the plan makes its scores again.
+        """
+        film, output = (os.path.relpath(path, root) for path in (item.inputs["film"], item.output))
+        known = read_record(Path(film))
+        is_planned = known and item.lineage and known.fingerprint == item.lineage.origins[0].fingerprint
+        lineage = item.lineage if known and is_planned and not known.changed(Path(film)) else None
+        return replace(item, inputs={**item.inputs, "film": film}, output=output, lineage=lineage)
+
+    with chdir(root), tempfile.NamedTemporaryFile("w", suffix=".yaml") as declared:
+        yaml.safe_dump({"models": models}, declared, allow_unicode=True)
+        declared.flush()
         possible = [item for item in items if all(map(os.path.isfile, item.files)) or read_row(item).failed]
         if possible:
-            settings = Settings(store=Path(store), mark_failed=True, debug=debug)
-            attempt_items(STAGE, FAMILIES, list(map(placed, possible)), None, settings)
+            settings = Settings(store=Path(store), device="auto", mark_failed=True, debug=debug)
+            attempt_items(STAGE, FAMILIES, list(map(placed, possible)), Path(declared.name), settings)
 
 
 def run_table(rows: Sequence[Row]) -> str:
@@ -167,7 +184,7 @@ def with_runs(command: click.Command) -> click.Command:
     ) -> None:
         folders = [Path(path).expanduser() for path in film if os.path.isdir(os.path.expanduser(path))]
         if compare or folders:
-            own = {name: value for name, value in values.items() if name not in ("scores", "debug", "mark_failed")}
+            own = {name: value for name, value in values.items() if name not in ("scores", "debug", "mark_failed", "device")}
             refuse_beside_runs({**own, "manifest": manifest, **({} if compare else {"output": output})})
             if others := [path for path in film if not os.path.isdir(os.path.expanduser(path))]:
                 raise UsageError(f"{others[0]} is not the folder of a run", "score films without runs and without --compare")
@@ -234,7 +251,6 @@ def compare_runs(
         )
     if unknown := [path for path in outputs if Path(path).suffix not in FORMATS]:
         raise UsageError(f"output {unknown[0]} is of an unknown format", f"let it end with {', '.join(FORMATS)}")
-    check_names(names)
     runs = []
     for name, folder in zip(names_of(folders), folders):
         rows, _ = score_run(folder, names, scenes, debug)
@@ -245,17 +261,8 @@ def compare_runs(
         write_if_changed(os.path.expanduser(path), FORMATS[Path(path).suffix](found))
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raise UsageError for a name of scores that is unknown."""
-    from stages.plan.scores import NAMES
-
-    if unknown := [name for name in names if name not in NAMES]:
-        raise UsageError(f"scores names {unknown[0]}", f"it must be one of {', '.join(NAMES)}")
-
-
 def score_runs(folders: Sequence[Path], names: Sequence[str], scenes: Path | None, debug: bool) -> None:
     """Score runs and print their tables. Raises JobError if a film cannot be scored."""
-    check_names(names)
     failed = 0
     for folder in folders:
         rows, text = score_run(folder, names, scenes, debug)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from stages.runtime.errors import ItemError, UsageError
 from stages.runtime.table import table
-from stages.runtime.text import read_yaml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,30 +111,6 @@ class Run:
         if video.stem not in known:
             raise UsageError(f"{path} does not know {video.name}, the source of clip {clip.id}", "give --scenes of its set")
         return known[video.stem]
-
-
-def read_plan(folder: Path, scores: Sequence[str] = ()) -> tuple[RunPlan, Path]:
-    """The plan of the run in `folder`, and the folder that the paths of its source videos and of its store are relative to.
-
-    `scores` are measured instead of those that the run asks for. Raises UsageError if the folder holds no run.
-    """
-    from stages import plan
-
-    folder = folder.resolve()
-    rows = folder / "clips.jsonl"
-    if not rows.is_file() or not (folder / "config.yaml").is_file():
-        raise UsageError(f"{folder} is not the folder of a run", "give RESULTS/RUN: it holds config.yaml and clips.jsonl")
-    config = read_yaml(folder / "config.yaml")
-    try:
-        [entry] = config["runs"].values()
-        written = Path(entry["clips"])  # relative to the folder in which snakemake ran
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error).replace("\n", " ")
-        raise UsageError(f"{folder / 'config.yaml'} is not that of a run ({reason})", "run snakemake again") from None
-    root = Path.cwd() if written.is_absolute() else folder.parents[len(written.parts) - 2]
-    entry = {**entry, "clips": str(rows), **({"scores": list(scores)} if scores else {})}
-    here = {**config, "results": str(folder.parent), "runs": {folder.name: entry}}
-    return plan.load(here, 1, whole=True).runs[0], root
 
 
 def score_v2v(run: Run, clip: Clip) -> Row:
@@ -250,6 +225,8 @@ def check_shape(clip: Clip, pixels: np.ndarray) -> None:
 
 def score_run(folder: Path, scenes: Path | None = None) -> dict[str, Any]:
     """The scores of the run in a folder, as `score_shapes` gives them."""
+    from stages.plan.finished import read_plan
+
     return score_shapes(folder, Run(*read_plan(folder), scenes))
 
 

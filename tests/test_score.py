@@ -260,7 +260,6 @@ def test_compare_names_what_differs_and_the_clips_of_one_run_only(tmp_path, monk
         (("--compare", "results/a"), "--compare is given with 1 runs"),
         (("--compare", "results/a", "a.mp4"), "a.mp4 is not the folder of a run"),
         (("--compare", "results/a", "results/a", "-o", "a.txt"), "output a.txt is of an unknown format"),
-        (("results/a", "--scores", "beauty"), "scores names beauty: it must be one of health"),
         (("results/a", "--reference", "a.mp4"), "reference is given beside a run"),
         (("results/a",), "results/a is not the folder of a run"),
         (("a.mp4", "--scenes", "a"), "--scenes is a and no run is given"),

@@ -19,7 +19,7 @@ from stages.plan.description import describe
 from stages.plan.jobs import DESCRIBE, MARKS, Job, Part, mark, marks_folder
 from stages.plan.places import check_case, check_folders, check_working_folder, check_writable, writing
 from stages.plan.runs import FIXED, Broken, RunPlan
-from stages.plan.scores import items_of, read_row, write_tables
+from stages.plan.scores import read_rows, score_items, write_tables
 from stages.plan.trainings import TrainingJob
 from stages.plan.weights import plan_weights
 from stages.runtime.errors import UsageError, shown
@@ -247,9 +247,9 @@ class Plan:
     def write_scores(self) -> None:
         """Write the tables of scores of the runs that had work, of all films that are scored by now."""
         for planned in self.active if self._started else ():
-            items = [item for clip in planned.clips for item in items_of(clip).get("score", ())]
+            items = [item for clip in planned.clips for item in score_items(clip)]
             try:
-                if rows := [read_row(item) for item in items if os.path.isfile(item.output)]:
+                if rows := read_rows(item for item in items if os.path.isfile(item.output)):
                     write_tables(planned.run.folder, rows)
             except OSError as error:  # the films are there, whatever becomes of the tables
                 print(f"warning: the scores in {planned.run.folder} are not written: {error}", file=sys.stderr)

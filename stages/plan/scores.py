@@ -20,6 +20,7 @@ from stages.runtime.files import write_if_changed
 from stages.runtime.items import Item
 from stages.runtime.model import Model
 from stages.runtime.options import rename_aliases, resolve
+from stages.runtime.stages import stage_of
 
 SHAPES = "shapes"  # of clips of shapes world: `score RUN` measures it, because it reads captions and clips too
 NAMES = (*SCORES, SHAPES)
@@ -47,6 +48,11 @@ def model_item(clip: Clip, film: Item, model: Model) -> Item:
     inputs = {"film": film.output, **({"source": clip.video} if clip.video else {})}
     output = f"{film.output.removesuffix('.mp4')}.{model.name}{ENDING}"
     return Item(id=film.id, inputs=inputs, output=output, options=options, model=model.name)
+
+
+def score_items(clip: Clip) -> list[Item]:
+    """All items that score the films of a clip."""
+    return [item for step, items in items_of(clip).items() if stage_of(step).name == "score" for item in items]
 
 
 def score_item(clip: Clip, film: Item, groups: Sequence[str], aligned: bool) -> Item:
@@ -77,6 +83,15 @@ def read_row(item: Item) -> Row:
     if isinstance(failure := found.failure, Failure):
         return Row(item.id, failed=str(failure))
     return Row(item.id, found.fields.get("figures", {}))
+
+
+def read_rows(items: Iterable[Item]) -> list[Row]:
+    """A row per film, with the figures of all items that score it."""
+    rows: dict[str, Row] = {}
+    for item in items:
+        known, found = rows.get(item.id, Row(item.id)), read_row(item)
+        rows[item.id] = Row(item.id, {**known.figures, **found.figures}, known.failed or found.failed)
+    return list(rows.values())
 
 
 def names_of(rows: Iterable[Row]) -> list[str]:

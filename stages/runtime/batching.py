@@ -8,15 +8,15 @@ from typing import Generic, TypeVar
 
 from stages.runtime.errors import ItemError
 from stages.runtime.model import Model
-from stages.runtime.options import BatchOption
+from stages.runtime.options import Options
 from stages.runtime.worker import Work, Worker
 
-AnyOptions = TypeVar("AnyOptions", bound=BatchOption)
+AnyOptions = TypeVar("AnyOptions", bound=Options)
 Result = TypeVar("Result")
 
 
 class BatchWorker(Worker[AnyOptions], Generic[AnyOptions, Result]):
-    """A worker that computes up to `options.batch_size` items at once.
+    """A worker that computes several items at once.
 
     A batch is computed when the first of its items is due. The results of the others wait for their turn in the item loop.
     If a batch fails, its items are computed one by one.
@@ -35,6 +35,10 @@ class BatchWorker(Worker[AnyOptions], Generic[AnyOptions, Result]):
         if work.item.output not in self._results:
             self._compute(self._batch(work))
         self.write(work, self._results.pop(work.item.output))
+
+    @abstractmethod
+    def batch_size(self, work: Work[AnyOptions]) -> int:
+        """The most items that are computed together, by an option of an item, see `BatchOption`."""
 
     @abstractmethod
     def batch_key(self, work: Work[AnyOptions]) -> Hashable:
@@ -56,7 +60,7 @@ class BatchWorker(Worker[AnyOptions], Generic[AnyOptions, Result]):
         later = self._works[outputs.index(work.item.output) + 1 :]
         due = (other for other in later if other.item.output not in self._alone | self._results.keys())
         key = self.batch_key(work)
-        return [work, *(other for other in due if self.batch_key(other) == key)][: work.options.batch_size]
+        return [work, *(other for other in due if self.batch_key(other) == key)][: self.batch_size(work)]
 
     def _compute(self, works: Sequence[Work[AnyOptions]]) -> None:
         try:

@@ -23,6 +23,9 @@ class Generate(BatchWorker[GenerateOptions, Denoised]):
         """Load the U-Net. Raises JobError."""
         self.denoiser = Denoiser(self.model, options.dtype, self.device)
 
+    def batch_size(self, work: Work[GenerateOptions]) -> int:
+        return work.options.batch_size
+
     def batch_key(self, work: Work[GenerateOptions]) -> Hashable:
         """The size and the options, seeds aside."""
         fields = work.artifact("encoded").fields

@@ -76,6 +76,9 @@ class Caption(BatchWorker[CaptionOptions, Description]):
         else:
             super().run(work)
 
+    def batch_size(self, work: Work[CaptionOptions]) -> int:
+        return work.options.caption_batch_size
+
     def batch_key(self, work: Work[CaptionOptions]) -> Hashable:
         return repr(work.options)
 

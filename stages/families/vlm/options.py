@@ -96,14 +96,12 @@ TRAINING = Training(
 )
 
 
-class CaptionOptions(FramesOptions, BatchOption):
+class CaptionOptions(FramesOptions):
     prompt: str = option("", "Prompt that replaces the description; no model is loaded then", set_by_recipe=True)
     prefix: str = option("", "Text put before the description", aliases=("custom_prompt",))
     max_new_tokens: int = option(256, "Maximum length of the description", unit="tokens", minimum=1, maximum=16384)
-    batch_size: int = BatchOption.redeclared(
-        "batch_size",
-        help="Clips of a job that are described together, which takes less time for each and more memory",
-        maximum=256,  # as of fresco's option of this name, which one run may set for both
+    caption_batch_size: int = BatchOption.redeclared(  # a run with a captioner may have another batch_size
+        "batch_size", help="Clips of a job that are described together, which takes less time for each and more memory"
     )
     dtype: str = option("bfloat16", "Precision of the model", choices=DTYPES, reloads=True)
 
@@ -117,7 +115,7 @@ FAMILY = Family(
             options=CaptionOptions,
             weights=("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"),
             in_memory=({".": DTYPE},),
-            on_out_of_memory={"batch_size": 1},
+            on_out_of_memory={"caption_batch_size": 1},
             needs_model=needs_model,
         ),
     },

@@ -34,7 +34,7 @@ CAPTION_OPTIONS = [
     one
     for family in CAPTIONING.values()
     for one in family.options_of("caption_vlm")
-    if one.name not in ("prompt", "dtype", "batch_size")
+    if one.name not in ("prompt", "dtype", "caption_batch_size")
 ]
 FIT = "area"  # as in recipe v2v: the whole first frame is in the clip
 

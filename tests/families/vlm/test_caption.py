@@ -153,7 +153,7 @@ def captions(videos, folder, model, batch_size):
     """The captions of videos, None for a failed one."""
     folder.mkdir()
     rows = [{"video": str(video), "output": str(folder / f"{number}.json")} for number, video in enumerate(videos)]
-    options = {"model": str(model), "dtype": "float32", "max_new_tokens": 24, "batch_size": batch_size}
+    options = {"model": str(model), "dtype": "float32", "max_new_tokens": 24, "caption_batch_size": batch_size}
     stage_manifest("caption_vlm", folder, [{**row, **options} for row in rows], "--mark-failed")
     made = [artifacts.read(folder / f"{number}.json", ("caption",)) for number in range(len(videos))]
     return [None if one.failure else one.fields for one in made]
