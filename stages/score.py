@@ -23,6 +23,8 @@ from stages.runtime.stages import STAGES
 from stages.runtime.table import table
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from stages.plan.scores import Row
 
 STAGE = STAGES["score"]
@@ -177,17 +179,20 @@ def with_runs(command: click.Command) -> click.Command:
     def main(
         film: tuple[str, ...],
         compare: bool,
+        distance: bool,
         scenes: Path | None,
         output: tuple[str, ...],
         manifest: Path | None,
         **values: Any,
     ) -> None:
         folders = [Path(path).expanduser() for path in film if os.path.isdir(os.path.expanduser(path))]
-        if compare or folders:
+        if compare or distance or folders:
             own = {name: value for name, value in values.items() if name not in ("scores", "debug", "mark_failed", "device")}
             refuse_beside_runs({**own, "manifest": manifest, **({} if compare else {"output": output})})
             if others := [path for path in film if not os.path.isdir(os.path.expanduser(path))]:
                 raise UsageError(f"{others[0]} is not the folder of a run", "score films without runs and without --compare")
+            if distance:
+                return compare_sets(folders, values["scores"], values["debug"])
             if compare:
                 return compare_runs(folders, values["scores"], scenes, output, values["debug"])
             return score_runs(folders, values["scores"], scenes, values["debug"])
@@ -222,6 +227,11 @@ def with_runs(command: click.Command) -> click.Command:
             is_flag=True,
             help="Compare runs with the first one, clip by clip: means, differences with bootstrap intervals, wins. What is "
             "not scored yet is scored first.",
+        ),
+        click.Option(
+            ["--distance"],
+            is_flag=True,
+            help="Frechet and kernel distance between the films of two runs, in the features of the models in --scores.",
         ),
         click.Option(
             ["--scenes"],
@@ -259,6 +269,45 @@ def compare_runs(
     click.echo(as_text(found), nl=False)
     for path in outputs:
         write_if_changed(os.path.expanduser(path), FORMATS[Path(path).suffix](found))
+
+
+def compare_sets(folders: Sequence[Path], names: Sequence[str], debug: bool) -> None:
+    """Print the distances of the films of two runs, in the features of each of the models `names`. Raises UsageError."""
+    from stages.media.scores.sets import distance, frechet, kernel, too_few
+
+    if len(folders) != 2 or not names:
+        given = f"--distance is given with {len(folders)} runs and {len(names)} scores"
+        raise UsageError(given, "give two runs and a model: score --distance results/A results/B --scores dinov2-base")
+    lines = [["", "model", "distance", "from", "to", "films"]]
+    for name in names:
+        for folder in folders:
+            score_run(folder, [name], None, debug)
+        one, two = (features_of(folder, name) for folder in folders)
+        if warning := too_few(one, two):
+            click.echo(f"warning: {name}: {warning}", err=True)
+        for called, measure in (("frechet", frechet), ("kernel", kernel)):
+            found = distance(measure, one, two)
+            figures = (cell(figure) for figure in (found.value, found.low, found.high))
+            lines.append([called, name, *figures, f"{len(one)} and {len(two)}"])
+    click.echo(table(lines, figures=True), nl=False)
+
+
+def features_of(folder: Path, name: str) -> np.ndarray:
+    """The features that a model has found in the films of a run, float64 [N, D]. Raises UsageError for less than two."""
+    import numpy as np
+
+    from stages.plan.finished import read_plan
+    from stages.runtime.artifacts import read_description
+
+    planned, _ = read_plan(folder, [name])
+    outputs = [Path(item.output) for part in planned.parts if part.stage is STAGE for item in part.items]
+    found = [read_description(path).fields.get("features") for path in outputs if path.is_file()]
+    rows = [features for features in found if features]
+    if len(rows) < 2:
+        raise UsageError(
+            f"{name} has features of {len(rows)} films of {folder}", "name a model of variant clip, siglip or dinov2"
+        )
+    return np.array(rows, dtype=np.float64)
 
 
 def score_runs(folders: Sequence[Path], names: Sequence[str], scenes: Path | None, debug: bool) -> None:

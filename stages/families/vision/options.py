@@ -1,4 +1,4 @@
-"""Networks that look at the frames of a film: CLIP, SigLIP and SigLIP 2, DINOv2, and Depth Anything. They score films."""
+"""Networks that look at the frames of a film: CLIP, SigLIP (2), DINOv2, and Depth Anything. They score films."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,6 @@ from stages.runtime.options import DTYPE, DTYPES, Family, Implementation, Option
 VARIANTS = {  # by the model type in config.json
     "clip": "clip",
     "siglip": "siglip",
-    "siglip2": "siglip",
     "dinov2": "dinov2",
     "depth_anything": "depth",
 }

@@ -1,13 +1,20 @@
 """Scores by networks equal plain computations with transformers on the same frames."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+import yaml
+from click.testing import CliRunner
 from transformers import AutoImageProcessor, AutoModel, AutoModelForDepthEstimation, AutoTokenizer
 
+from stages import plan
 from stages.media.read import frames
+from stages.media.scores.sets import frechet, kernel
 from stages.media.write import VideoWriter
 from stages.runtime import artifacts
+from stages.score import main
 from tests.commands import stage
 from tests.tiny.vision import POSITIONS, make
 
@@ -126,3 +133,42 @@ def test_chosen_frames_are_the_midpoints_of_equal_parts(networks, film, tmp_path
     assert figure(fields, "consistency") == pytest.approx(vbench_consistency(rows), abs=1e-5)
     one = score(film, networks["dinov2"], tmp_path / "t.scores.json", "--sampled-frames", 1)
     assert one["figures"] == {}  # one frame has no consistency
+
+
+@pytest.fixture
+def runs(networks, tmp_path, monkeypatch):
+    """Two finished runs of three films each, which no network has looked at; ./config.yaml declares two."""
+    monkeypatch.chdir(tmp_path)
+    vision = {name: {"family": "vision", "path": str(networks[name])} for name in ("clip", "dinov2")}
+    maker = {"family": "wan", "variant": "5b", "path": "weights/wan", "sizes": ["64*64"]}
+    run = {"recipe": "text2video", "model": "maker", "scores": [], "options": {"size": "64*64", "seed": 1}}
+    run["clips"] = [{"id": f"clip{n}", "prompt": PROMPT} for n in range(3)]
+    planned = plan.load({"models": {"maker": maker}, "runs": {"a": run, "b": run}}, 1)
+    planned.write()
+    for number, film in enumerate(planned.films):
+        write(tmp_path / film, 5, seed=number)
+        size = {"width": 96, "height": 64, "num_frames": 5, "fps": "8/1"}
+        parts = [{"name": "clip.mp4", "frames": 5, "prompt": PROMPT}]
+        artifacts.write_index((tmp_path / film).with_suffix(".json"), "film", {**size, "parts": parts}, [".mp4"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"models": vision}))
+    return [tmp_path / "results" / name for name in "ab"]
+
+
+def test_networks_score_the_films_of_finished_runs_and_compare_them_as_sets(runs, networks):
+    message = stage("score", runs[0], "--scores", "clip", "--scores", "dinov2", "--scores", "health")
+    assert "Traceback" not in message
+    listed = json.loads((runs[0] / "scores.json").read_text())["clips"]
+    assert [row["clip"] for row in listed] == ["clip0", "clip1", "clip2"]
+    for row in listed:
+        rows = image_features(runs[0] / f"{row['clip']}.mp4", networks["dinov2"])
+        assert row["dinov2.consistency"] == pytest.approx(vbench_consistency(rows), abs=1e-5)
+        assert {"clip.alignment", "clip.consistency", "health.faulty_share"} <= row.keys() and not row["failed"]
+    result = CliRunner().invoke(main, ["--distance", *map(str, runs), "--scores", "dinov2"])
+    assert result.exit_code == 0, result.output
+    one, two = (
+        np.array([image_features(run / f"clip{n}.mp4", networks["dinov2"]).mean(0) for n in range(3)]) for run in runs
+    )
+    table = {line.split()[0]: float(line.split()[2]) for line in result.stdout.splitlines()[1:]}
+    assert table["frechet"] == pytest.approx(frechet(one, two), rel=0.01)
+    assert table["kernel"] == pytest.approx(kernel(one, two), rel=0.01, abs=1e-3)
+    assert "3 clips are fewer than the 16 features" in result.stderr
