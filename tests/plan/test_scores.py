@@ -46,7 +46,7 @@ def test_a_run_says_what_is_measured(config, run):
     run["scores"] = ["shapes"]  # which is measured by score RESULTS/RUN
     assert [part.step for part in jobs_of(config)["demo.concat.000"].parts] == ["concat"]
     run["scores"] = ["beauty"]
-    with pytest.raises(UsageError, match="config.runs.demo.scores.0 is 'beauty': it must be one of health, motion"):
+    with pytest.raises(UsageError, match="scores of run demo has 'beauty': known are health, motion"):
         plan.load(config, 1)
 
 
