@@ -61,9 +61,9 @@ A run writes a record beside each result, `.NAME.record`, in JSON:
 | `files` | the result's own files: size, time and SHA-256 of each |
 
 A plan makes a result again if it has no record, if the fingerprint is another one, or if the content of its sources or of
-its own files has changed. It makes nothing else. A stage of a run takes an input only if its record has the fingerprint that the
-plan expects: the `lineage` in the item's line of the manifest. Move or copy results together with their records. A stage by hand writes no
-record.
+its own files has changed. It makes nothing else. A stage of a run takes an input only if its record has the fingerprint that
+the plan expects: the `lineage` in the item's line of the manifest. Move or copy results together with their records. A stage
+by hand writes no record.
 """
 
 
