@@ -30,7 +30,10 @@ CSV, JSON = "scores.csv", "scores.json"  # in the folder of the run
 
 
 def items_of(clip: Clip) -> dict[str, list[Item]]:
-    """The items of a clip, by step: those of its recipe, and one that scores each film by all groups in one pass."""
+    """The items of a clip, by step: those of its recipe, and one that scores each film by all groups in one pass.
+
+    A model that scores belongs in a step of its own, score.NAME, whose job has a GPU.
+    """
     steps = RECIPES[clip.run.recipe].items(clip)
     if groups := [name for name in clip.run.scores if name in SCORES]:
         # only a new look of the source, which is propagated between keyframes, shows the source frame by frame

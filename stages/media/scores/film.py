@@ -19,12 +19,14 @@ Figures = dict[str, float | None]
 class Film:
     """A film: seconds at which each frame is shown, float64 [N], the parts, and the frames that were taken from its source.
 
-    `parts` are (name, number of frames). `source` holds frames of the source for comparisons of looks; empty without one.
+    `parts` are (name, number of frames). `source` holds frames of the source for comparisons of looks; empty without one. A
+    film that `is_aligned` shows its source frame by frame, in a look of its own.
     """
 
     times: np.ndarray
     parts: Sequence[tuple[str, int]]
     source: Sequence[Look] = ()
+    is_aligned: bool = False
 
     @property
     def starts(self) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import av
@@ -67,7 +68,7 @@ class Health(Group):
         super().__init__(film)
         self._faults = {name: Fault() for name in FAULTS}
         self._freeze = Freeze(min(FREEZE, max(float(film.times[-1]), 1e-3)))
-        self._usual = mean_clipped(film.source)
+        self._usual = None if film.is_aligned else mean_clipped(film.source)
         self._filtered = {name: Mean() for name in FILTERS}
         self._frames = 0
         self._sharpness, self._noise, self._clipped = Mean(), Mean(), Mean()
@@ -75,7 +76,6 @@ class Health(Group):
 
     def add(self, look: Look, step: Step | None) -> None:
         self._frames += 1
-        self._usual = self._usual or look.clipped
         if fault := self._fault(look):
             self._faults[fault].add(1, look.time)
             self._freeze.reset()
@@ -100,7 +100,7 @@ class Health(Group):
             return "black" if look.darkness(BLACK_LEVEL) >= BLACK_SHARE else "flat"
         if look.contrast >= LEAST_CONTRAST and is_noise(look):
             return "exploding"
-        assert self._usual is not None
+        self._usual = self._usual or look.clipped
         grown = [max(0.0, now - usual) for now, usual in zip(look.clipped, self._usual)]
         return "exploding" if sum(grown) >= SATURATED and min(grown) >= BOTH_ENDS else ""
 
@@ -142,7 +142,7 @@ def is_noise(look: Look) -> bool:
     return look.sharpness >= LAPLACIAN * least**2 / 4 and look.noise >= least
 
 
-def mean_clipped(looks: list[Look] | Any) -> tuple[float, float] | None:
+def mean_clipped(looks: Sequence[Look]) -> tuple[float, float] | None:
     """The mean shares of clipped values; None without frames."""
     if not looks:
         return None

@@ -38,9 +38,10 @@ class Score(Worker[ScoreOptions]):
     def run(self, work: Work[ScoreOptions]) -> None:
         options, video, source = work.options, probe(video_of(work)), source_of(work)
         times = frame_times(video)
-        film = Film(times, parts_of(work, len(times)), looks_of(source) if source else ())
+        aligned = source is not None and self._is_aligned(work, source, len(times))
+        film = Film(times, parts_of(work, len(times)), looks_of(source) if source else (), aligned)
         groups = {name: GROUPS[name](film) for name in GROUPS if name in options.scores}
-        guide = source if source and self._is_guide(work, source, len(times)) else None
+        guide = source if aligned and "flicker" in groups else None
         count = 0
         for look, step in steps(video, guide, options.allow_truncated) if groups else ():
             count = look.index + 1
@@ -67,10 +68,9 @@ class Score(Worker[ScoreOptions]):
         write_index(work.output, "scores", fields)
 
     @staticmethod
-    def _is_guide(work: Work[ScoreOptions], source: Path, count: int) -> bool:
+    def _is_aligned(work: Work[ScoreOptions], source: Path, count: int) -> bool:
         """Whether the film shows its source frame by frame, so that the source's flow is that of the film."""
-        same_length = "flicker" in work.options.scores and len(frame_times(probe(source))) == count
-        return same_length and work.options.aligned is not False
+        return work.options.aligned is not False and len(frame_times(probe(source))) == count
 
 
 def video_of(work: Work[Any]) -> Path:
