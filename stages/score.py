@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 STAGE = STAGES["score"]
 FAMILIES = {FAMILY.name: FAMILY} | {name: one for name, one in MODEL_FAMILIES.items() if STAGE.name in one.stages}
 MOST_ROWS = 20
+NO_FILM = "it has no film"
 SHOWN = (  # figures in the table of a run
     *("health.faulty_share", "motion.magnitude", "motion.smoothness", "motion.dropped_frames"),
     *("flicker.temporal", "flicker.warping_error", "seams.motion_ratio", "drift.colour", "reference.vmaf"),
@@ -78,24 +79,26 @@ def cell(value: float | None) -> str:
 def score_run(folder: Path, names: Sequence[str], scenes: Path | None, debug: bool = False) -> tuple[list[Row], str]:
     """Score the films of a run, as far as that is still to be done, and write the tables of the run.
 
-    Returns a row per film, and what there is to tell. `names` are measured instead of what the run asks for. Raises
-    UsageError for a folder that is no run.
+    Returns a row per film, and what there is to tell. `names` are measured besides what the run asks for. Raises UsageError
+    for a folder that is no run.
     """
     from stages.plan.finished import read_plan
     from stages.plan.scores import DEFAULT, SHAPES, Row, read_rows, write_tables
     from stages.score_shapes import Run, score_shapes, summary_table
 
-    planned, root = read_plan(folder, names)
-    if not (planned.run.scores or planned.run.scorers):
-        names = DEFAULT
-        planned, root = read_plan(folder, names)
+    planned, root = read_plan(folder)
+    own = (*planned.run.scores, *(model.name for model in planned.run.scorers))
+    wanted = tuple(dict.fromkeys((*own, *names))) or DEFAULT
+    others = wanted if wanted != own else ()
+    if others:
+        planned, root = read_plan(folder, others)
     shapes, text = Run(planned, root, scenes), ""
     items = [item for part in planned.parts if part.stage is STAGE for item in part.items]
     made = [item for item in items if os.path.isfile(item.inputs["film"])]
-    make(made, folder, names, planned.run.store, root.resolve(), debug)
+    make(made, folder, others, planned.run.store, root.resolve(), debug)
     rows = {row.clip: row for row in read_rows(made)}
-    rows |= {item.id: Row(item.id, failed="it has no film") for item in items if item.id not in rows}
-    if SHAPES in planned.run.scores or (not names and shapes.is_of_shapes):
+    rows |= {item.id: Row(item.id, failed=NO_FILM) for item in items if item.id not in rows}
+    if SHAPES in wanted or (not names and shapes.is_of_shapes):
         found = score_shapes(folder, shapes)
         text += f"{folder} ({found['recipe']})\n{summary_table(found['summary'])}"
         text += "".join(f"failed: {row['clip']}: {row['failed']}\n" for row in found["clips"] if row["failed"])
@@ -209,11 +212,11 @@ def with_runs(command: click.Command) -> click.Command:
     command.callback = main
     command.help = (
         "Measure films: faulty frames, motion, flicker, seams, drift, and likeness to a reference.\n\n"
-        "FILM: a film, the index of a clip, or any video; may be repeated. Without --output the figures are printed. Or "
-        "the folder RESULTS/RUN of a run: its films are scored, as far as "
-        "that is still to be done, and the figures are in RUN/scores.csv and RUN/scores.json. For clips of shapes world, "
-        "captions and content are scored too, into RUN/score.json; the expected content comes from the scenes.jsonl of "
-        "their data set (see python -m stages.media.shapes), or from the prompts, and missing clips count as wrong."
+        "FILM: a film, the index of a clip, or any video; may be repeated. Without --output the figures are printed. Or the "
+        "folder RESULTS/RUN of a run: its films are scored, as far as that is still to be done, and the figures are in "
+        "RUN/scores.csv and RUN/scores.json; --scores adds to what the run measures. For clips of shapes world, captions "
+        "and content are scored too, into RUN/score.json; the expected content comes from the scenes.jsonl of their data "
+        "set (see python -m stages.media.shapes), or from the prompts, and missing clips count as wrong."
     )
     for param in command.params:
         if param.name == "scores":
@@ -316,7 +319,7 @@ def score_runs(folders: Sequence[Path], names: Sequence[str], scenes: Path | Non
     for folder in folders:
         rows, text = score_run(folder, names, scenes, debug)
         click.echo(text, nl=False)
-        failed += sum(bool(row.failed) and row.failed != "it has no film" for row in rows)
+        failed += sum(bool(row.failed) and row.failed != NO_FILM for row in rows)
     if failed:
         raise JobError(f"{failed} films could not be scored", "see the reasons above")
 
