@@ -264,7 +264,7 @@ def real_frames(count, name="car-turn.mp4") -> list[np.ndarray]:
 @pytest.mark.parametrize("clip", [lambda: moving(10), lambda: real_frames(10)], ids=["drawn", "real"])
 def test_blur_and_blocks_are_those_of_ffmpeg(tmp_path, clip):
     frames = clip()
-    found = [metadata([frames[place]], "blurdetect,blockdetect")[0] for place in (0, 4, 8, 9)]
+    found = [metadata([frames[place]], "blurdetect,blockdetect")[0] for place in (0, 8, 9)]
     figures = score(write(tmp_path / "a.mkv", frames), "--scores", "health")
     assert figures["health.blur"] == pytest.approx(np.mean([one["blur"] for one in found]), rel=1e-4)
     assert figures["health.blockiness"] == pytest.approx(np.mean([one["block"] for one in found]), rel=1e-4)

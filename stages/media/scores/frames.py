@@ -110,7 +110,7 @@ class Look:
     @cached_property
     def _counts(self) -> np.ndarray:
         """Histograms of the channels of the reduced frame, [3, 256]."""
-        return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in cv2.split(self.small)])
+        return np.stack([cv2.calcHist([self.small], [channel], None, [256], [0, 256]).ravel() for channel in range(3)])
 
     @cached_property
     def is_plain(self) -> bool:
