@@ -31,7 +31,9 @@ class VisionOptions(Options):
     sampled_frames: int = option(
         0, "Number of frames that are looked at, spread evenly; 0: all", unit="frames", minimum=0, maximum=10**6
     )
-    batch_size: int = option(16, "Frames that the network takes together", minimum=1, maximum=4096, changes_result=False)
+    frame_batch_size: int = option(
+        16, "Frames that the network takes together", minimum=1, maximum=4096, changes_result=False
+    )
     dtype: str = option("float32", "Precision of the network", choices=DTYPES, reloads=True)
 
 

@@ -124,7 +124,7 @@ class Score(Worker[VisionOptions]):
 
     def _batches(self, work: Work[VisionOptions], video: Source, wanted: Sequence[int]) -> Iterator[list[np.ndarray]]:
         images = (frame.rgb for frame in frames(video, only=frozenset(wanted)))
-        while batch := list(islice(images, work.options.batch_size)):
+        while batch := list(islice(images, work.options.frame_batch_size)):
             yield batch
 
 

@@ -80,7 +80,7 @@ def vbench_consistency(rows):
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_consistency_is_vbenchs_formula_on_the_librarys_features(kind, batch, networks, film, tmp_path):
-    fields = score(film, networks[kind], tmp_path / "s.scores.json", "--batch-size", batch)
+    fields = score(film, networks[kind], tmp_path / "s.scores.json", "--frame-batch-size", batch)
     rows = image_features(film, networks[kind])
     assert figure(fields, "consistency") == pytest.approx(vbench_consistency(rows), abs=1e-5)
     assert fields["features"] == pytest.approx(rows.mean(0), abs=1e-5)
