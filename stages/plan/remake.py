@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import subprocess
-import sys
 from contextlib import chdir
 from pathlib import Path
 
 from stages.plan.finished import CLIPS, read_config
 from stages.plan.load import load
+from stages.plan.workflow import own_stages
 from stages.runtime.errors import JobError, UsageError
 from stages.runtime.model import CHECKOUT
 from stages.runtime.text import read_text
@@ -35,11 +33,11 @@ def remake(folder: Path, result: Path, scratch: Path) -> Path:
         config["runs"][run]["clips"] = str(scratch / CLIPS)
         planned = load(config, 1, whole=True)
         planned.write()
-        path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
+        own = own_stages(CHECKOUT, deployed=False, is_main_process=False)
         for job in planned.jobs:
-            stage, *arguments = shlex.split(job.command(1))
-            command = [sys.executable, "-P", "-m", f"stages.{stage}", *arguments]
-            done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
+            done = subprocess.run(
+                own + job.command(1), shell=True, stderr=subprocess.PIPE, text=True
+            )  # as the Snakefile does
             if done.returncode:
                 raise JobError(f"{result} cannot be made again", done.stderr.splitlines()[-1].removeprefix("error: "))
     return scratch / "results" / result.resolve().relative_to(folder.resolve().parent)

@@ -14,7 +14,7 @@ from stages.media.options import SCORES
 from stages.plan.families import ALL_FAMILIES
 from stages.plan.recipes import RECIPES
 from stages.plan.resolve import Clip
-from stages.runtime.artifacts import Failure, read_description
+from stages.runtime.artifacts import read_description
 from stages.runtime.errors import ItemError
 from stages.runtime.files import write_if_changed
 from stages.runtime.items import Item
@@ -83,8 +83,8 @@ def read_row(item: Item) -> Row:
         found = read_description(Path(item.output))
     except ItemError as error:
         return Row(item.id, failed=error.reason)
-    if isinstance(failure := found.failure, Failure):
-        return Row(item.id, failed=str(failure))
+    if found.failure:
+        return Row(item.id, failed=str(found.failure))
     return Row(item.id, found.fields.get("figures", {}))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stages.runtime import artifacts
 from stages.runtime.errors import ItemError, JobError
-from stages.runtime.files import read_plain, remove, write_if_changed
+from stages.runtime.files import file_fault, read_plain, remove, replacing
 from stages.runtime.locks import LOCK, holder, is_locked, open_lock, try_lock
 from stages.runtime.store import Store
 
@@ -66,8 +66,15 @@ class Usage:
 
 def note_results(store: Path, results: Path) -> None:
     """Note in a store that a results folder uses it. Raises OSError."""
-    path = os.path.abspath(results)
-    write_if_changed(f"{store}/{NOTES}/{hashlib.sha256(path.encode()).hexdigest()[:16]}", path)
+    note, path = note_path(store, results), os.fsencode(os.path.abspath(results))
+    if file_fault(note) or note.read_bytes() != path:
+        with replacing(note) as temporary:
+            temporary.write_bytes(path)
+
+
+def note_path(store: Path, results: Path) -> Path:
+    """The place of the note of a results folder in a store."""
+    return store / NOTES / hashlib.sha256(os.fsencode(os.path.abspath(results))).hexdigest()[:16]
 
 
 def noted_results(store: Store) -> list[Path]:
@@ -147,14 +154,10 @@ def clean(store: Store, limit: int, forget_missing: bool = False, dry_run: bool 
             return before, removed
         discarded = [store.discard(entry.folder) for entry in removed]
         for results in before.missing:
-            forget_results(store, results)
+            note_path(store.root, results).unlink(missing_ok=True)
     for folder in discarded:  # which takes long for many bytes
         remove(folder)
     return before, removed
-
-
-def forget_results(store: Store, results: Path) -> None:
-    (store.root / NOTES / hashlib.sha256(os.fsencode(results)).hexdigest()[:16]).unlink(missing_ok=True)
 
 
 @contextmanager

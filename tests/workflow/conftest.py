@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from examples import toy_family
 from tests import preloaded, zoo
 from tests.commands import events
 
@@ -108,6 +109,22 @@ def installed_programs(preloaded_projects):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Project, "programs", INSTALLED)
         yield
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of this checkout that also has the toy family."""
+    return toy_family.checkout(tmp_path_factory.mktemp("toy") / "checkout")
+
+
+@pytest.fixture
+def toy_project(tmp_path, checkout):
+    """A project with a model of the toy family and the equal videos a and b."""
+    project = Project(tmp_path, {"grey": {"family": "toy", "path": "grey"}}, root=checkout)
+    toy_family.weights(project.path("grey"))
+    for name in "ab":
+        zoo.plain(project.folder, f"{name}.mp4", frames=4, size=(32, 32))
+    return project
 
 
 @pytest.fixture(scope="session")

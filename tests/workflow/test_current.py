@@ -19,20 +19,11 @@ from tests.workflow.conftest import Project, finish, frame_count, item_counts
 FAR_FUTURE = 4_000_000_000  # seconds since 1970: the year 2096
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    return toy_family.checkout(tmp_path_factory.mktemp("toy") / "checkout")
-
-
 @pytest.fixture
-def project(tmp_path, checkout):
+def project(toy_project):
     """A project with two clips of the toy family."""
-    project = Project(tmp_path, {"grey": {"family": "toy", "path": "grey"}}, root=checkout)
-    toy_family.weights(project.path("grey"))
-    for name in "ab":
-        zoo.plain(project.folder, f"{name}.mp4", frames=4, size=(32, 32))
-    configure(project)
-    return project
+    configure(toy_project)
+    return toy_project
 
 
 def configure(project, names="ab", results="results", fuse=True, **options):

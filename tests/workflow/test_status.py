@@ -5,27 +5,16 @@ import time
 
 import pytest
 
-from examples import toy_family
-from tests import zoo
-from tests.workflow.conftest import Project, finish
+from tests.workflow.conftest import finish
 
 STAGES = ("extract_frames", "encode", "generate", "decode", "concat")
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    return toy_family.checkout(tmp_path_factory.mktemp("toy") / "checkout")
-
-
 @pytest.fixture
-def project(tmp_path, checkout):
+def project(toy_project):
     """A project with three clips, of which the video of the last is no video."""
-    project = Project(tmp_path, {"grey": {"family": "toy", "path": "grey"}}, root=checkout)
-    toy_family.weights(project.path("grey"))
-    for name in "ab":
-        zoo.plain(project.folder, f"{name}.mp4", frames=4, size=(32, 32))
-    project.path("c.mp4").write_bytes(b"no video")
-    return project
+    toy_project.path("c.mp4").write_bytes(b"no video")
+    return toy_project
 
 
 def configure(project, names, **options):

@@ -8,28 +8,19 @@ import time
 
 import pytest
 
-from examples import toy_family
 from stages.runtime.store import Store
 from stages.runtime.store_cleaning import entries, keys_in
 from tests import zoo
-from tests.workflow.conftest import Project, finish
+from tests.workflow.conftest import finish
 
 ROUNDS = int(os.environ.get("KINEMAKE_CLEANINGS", "3"))  # with random kills
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    return toy_family.checkout(tmp_path_factory.mktemp("toy") / "checkout")
-
-
 @pytest.fixture
-def project(tmp_path, checkout):
-    """A project with two sources, whose store lies beside its results."""
-    project = Project(tmp_path, {"grey": {"family": "toy", "path": "grey"}}, root=checkout)
-    toy_family.weights(project.path("grey"))
-    for side, name in ((32, "a"), (48, "b")):
-        zoo.plain(project.folder, f"{name}.mp4", frames=4, size=(side, side))
-    return project
+def project(toy_project):
+    """A project with two sources that differ, whose store lies beside its results."""
+    zoo.plain(toy_project.folder, "b.mp4", frames=4, size=(48, 48))
+    return toy_project
 
 
 def configure(project, *runs, **options):

@@ -1,10 +1,9 @@
 """Networks that look at the frames of a film: CLIP, SigLIP (2), DINOv2, and Depth Anything. They score films."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from stages.runtime.components import Component, Size, read_object
+from stages.families.shared.model_index import read_config
+from stages.runtime.components import Component, Size
 from stages.runtime.options import DTYPE, DTYPES, Family, Implementation, Options, option
 
 VARIANTS = {  # by the model type in config.json
@@ -18,10 +17,7 @@ WITH_TEXT = ("clip", "siglip")
 
 def detect(folder: Path) -> str | None:
     """The variant of a repository in transformers' layout, else None."""
-    try:
-        return VARIANTS.get(read_object(folder / "config.json").get("model_type", ""))
-    except FileNotFoundError:
-        return None
+    return VARIANTS.get(read_config(folder).get("model_type", ""))
 
 
 class VisionOptions(Options):
@@ -37,11 +33,6 @@ class VisionOptions(Options):
     dtype: str = option("float32", "Precision of the network", choices=DTYPES, reloads=True)
 
 
-def minutes(variant: str, values: Mapping[str, Any]) -> float:
-    """Upper estimate: a film of some hundred frames on a GPU."""
-    return 2.0
-
-
 FAMILY = Family(
     name="vision",
     version=1,
@@ -52,7 +43,7 @@ FAMILY = Family(
             weights=("*.json", "*.safetensors", "*.txt", "*.model"),
             in_memory=({".": DTYPE},),
             extra="caption",
-            minutes=minutes,
+            minutes=lambda variant, values: 2.0,  # some hundred frames on a GPU
         ),
     },
     variants=tuple(dict.fromkeys(VARIANTS.values())),

@@ -98,7 +98,7 @@ def default_shift(variant: str, values: Mapping[str, Any]) -> float:
 
 
 def default_low_guidance(variant: str, values: Mapping[str, Any]) -> float | None:
-    """The published scale of the low-noise expert beside that of the high-noise expert; None: the same scale for both."""
+    """The published scale of the low-noise expert if the high-noise expert has its own; else None, the same for both."""
     return T2V_GUIDANCE[1] if variant == T2V and values["guidance_scale"] == T2V_GUIDANCE[0] else None
 
 

@@ -99,7 +99,7 @@ def interval(differences: np.ndarray) -> tuple[float, float]:
 
 
 def student(share: float, freedom: int) -> float:
-    """Quantile of Student's t distribution, from that of the normal one (Abramowitz and Stegun, 26.7.5).
+    """Quantile of Student's t distribution, computed from the normal quantile (Abramowitz and Stegun, 26.7.5).
 
     For few degrees of freedom, where the series fails, it is an upper bound of what a bootstrap can show: the whole range.
     """

@@ -47,7 +47,7 @@ class Group(ABC):
 
     @abstractmethod
     def figures(self) -> Figures:
-        """The figures, by name without that of the group; None for a figure that the film does not have."""
+        """The figures by their names, without the name of the group. A figure that the film lacks is None."""
 
     def details(self) -> list[dict[str, Any]]:
         """A row per place that the figures summarise."""
