@@ -1,4 +1,4 @@
-# make demo: films on this machine, from nothing.   make demo-all: by every shipped model.   make test: the tests.
+# make demo: films on this machine, from nothing, and the page that shows them.   make demo-all: by every shipped model.   make test: the tests.
 # make containers: an image for every stage.
 # All of them install into .venv first.
 PYTHON ?= python3
@@ -18,18 +18,18 @@ unexport PYTHONDONTWRITEBYTECODE
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml envs/constraints.txt
+.venv/installed: pyproject.toml commands/pyproject.toml envs/constraints.txt
 	$(PYTHON) -m venv .venv
 	$(RUNS) pip install --disable-pip-version-check --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		--constraint envs/constraints.txt --editable '.[dev]'
+		--constraint envs/constraints.txt --editable '.[dev]' ./commands
 	touch $@
 
 demo: install
 	$(BIN)/snakemake $(DEMO) --cores $(CORES)
 	$(BIN)/score $(DEMO:%=results/%)
-	@find results -maxdepth 2 -name '*.mp4' | sort
+	$(BIN)/page $(DEMO:%=results/%)
 
-demo-all: DEMO += unet look picture
+demo-all: DEMO += helios unet look picture
 demo-all: demo
 
 test: install
@@ -41,7 +41,7 @@ test-cluster: .venv/slurm
 	$(RUNS) pytest --quiet --numprocesses $(CORES) --dist loadfile tests/cluster
 
 .venv/slurm: .venv/installed
-	$(RUNS) pip install --disable-pip-version-check --quiet --constraint envs/constraints.txt --editable '.[dev,slurm]'
+	$(RUNS) pip install --disable-pip-version-check --quiet --constraint envs/constraints.txt --editable '.[dev,slurm]' ./commands
 	touch $@
 
 # containers/STAGE.sif, for snakemake --sdm apptainer. What is built already stays.

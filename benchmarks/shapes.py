@@ -33,6 +33,7 @@ OPTIONS = {"lossless": True, "seed": 42}  # other options as the models are decl
 LINKS = 4
 FEW_STEPS = "shapes-wan-5b-4step"
 GROUND = re.compile("gray|white")
+WORDLESS = "continue video"  # a prompt that says nothing of a clip: only its source does
 
 # targets of the models on combinations that they know: minima, for distances maxima. None: the figure is only shown
 CONTINUATION = {
@@ -45,6 +46,9 @@ CONTINUATION = {
     "median_end_point_px": 1.5,
     "end_point_px": None,
     "seam_px": None,
+}
+WORDLESS_FIGURES = dict.fromkeys(CONTINUATION) | {
+    **{"color": 0.98, "shape": 0.90, "direction": 0.98, "speed": 0.95, "psnr_db": 28.0}
 }
 WITH_CAPTIONER = {"caption_exact": 0.95, "color": 0.95, "shape": None, "direction": 0.95, "psnr_db": None}
 TURNING = {  # a source that moves in one direction, and a prompt with another direction
@@ -61,6 +65,9 @@ TARGETS = {
     "prompted-5b-4step": {**CONTINUATION, "psnr_db": 27.0},
     "prompted-5b-4step-without-lora": dict.fromkeys(CONTINUATION),
     "prompted-14b": CONTINUATION,
+    "prompted-helios": dict.fromkeys(CONTINUATION),
+    "wordless-helios": WORDLESS_FIGURES,
+    "wordless-5b": dict.fromkeys(CONTINUATION),  # which sees one frame
     "v2v-5b": WITH_CAPTIONER,
     "v2v-14b": WITH_CAPTIONER,
     "chain-5b": {"color_in_every_link": 0.95, "shape_in_every_link": None, "direction_in_every_link": None, "seam_px": None},
@@ -99,6 +106,7 @@ def config(clips: int, sources: dict[str, Source]) -> dict:
     videos = [{"id": name, "video": path} for name, path in path_of.items()]
     prompts = [{"id": name, "prompt": sources[path].caption} for name, path in path_of.items()]
     captioned = [{**video, **prompt} for video, prompt in zip(videos, prompts, strict=True)]
+    wordless = [{**video, "prompt": WORDLESS} for video in videos]
     chained = [video for video in videos if video["id"].startswith("seen")][: round(clips * CHAINED)]
     on_black = [{**row, "prompt": GROUND.sub("black", row["prompt"])} for row in prompts]  # all that the U-Net knows
     as_links = {**OPTIONS, "links": LINKS}
@@ -117,6 +125,9 @@ def config(clips: int, sources: dict[str, Source]) -> dict:
             "options": {**OPTIONS, "lora": []},
         },
         "prompted-14b": {"recipe": "v2v", "model": "shapes-wan-14b", "clips": captioned, "options": OPTIONS},
+        "prompted-helios": {"recipe": "v2v", "model": "shapes-helios", "clips": captioned, "options": OPTIONS},
+        "wordless-helios": {"recipe": "v2v", "model": "shapes-helios", "clips": wordless, "options": OPTIONS},
+        "wordless-5b": {"recipe": "v2v", "model": "shapes-wan-5b", "clips": wordless, "options": OPTIONS},
         "v2v-5b": {"recipe": "v2v", "model": "shapes-wan-5b", "clips": videos, **captioner},
         "v2v-14b": {"recipe": "v2v", "model": "shapes-wan-14b", "clips": videos, **captioner},
         "chain-5b": {"recipe": "chain", "model": "shapes-wan-5b", "clips": chained, **captioner, "options": as_links},

@@ -25,7 +25,7 @@ from stages.runtime.stages import STAGES
 
 HERE = Path(__file__).parent
 ROOT, WORK = HERE.parent, HERE / "build"
-SOURCES = (HERE / "stage.def", ROOT / "pyproject.toml", ROOT / "envs/constraints.txt", ROOT / "stages")
+SOURCES = (HERE / "stage.def", ROOT / "pyproject.toml", ROOT / "setup.py", ROOT / "envs/constraints.txt", ROOT / "stages")
 EXTRAS = {name: stage.extra for name, stage in STAGES.items()} | {"train": "train"}
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # the wheels are those of the Python that fetches them
 COMPRESSION = "-comp gzip -Xcompression-level 1"  # a third of the time, slightly larger, and readable by every kernel
@@ -99,6 +99,8 @@ def wheels(extra: str, torch_index: str) -> Path:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--find-links", str(folder), *index, *constraints]
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "envs/constraints.txt", folder)
+    os.environ["KINEMAKE_CODE_ONLY"] = "1"  # models and other files are those of the checkout that the plan is in
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # of an earlier wheel
     run([*command, "--wheel-dir", str(folder), f"{ROOT}[{extra}]"], WORK / f"{extra}.log")
     return folder
 

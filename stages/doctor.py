@@ -86,7 +86,7 @@ def disk_of_runs(config: Mapping[str, Any]) -> tuple[dict[str, float], dict[str,
     from stages import plan
     from stages.plan.families import ALL_FAMILIES
 
-    planned = plan.load(config, 1)
+    planned = plan.load(plan.with_own_models(config), 1)
     needed = {
         run.run.name: COPIES
         * sum(

@@ -18,10 +18,11 @@ from stages.plan.families import ROLES
 from stages.plan.older import BASE_CONFIG, OLD_NAMES, translate, with_old_config
 from stages.plan.recipes import RECIPES, options_of_recipe
 from stages.runtime.ask import ask_model_and_prompts
+from stages.runtime.checkout import CHECKOUT
 from stages.runtime.cli import DEBUG, PathType, StageCommand, clean_errors, merged_parameters
 from stages.runtime.errors import UsageError
 from stages.runtime.lease import visible_devices
-from stages.runtime.model import CHECKOUT, declared_entries, find_model
+from stages.runtime.model import declared_entries, find_model
 from stages.runtime.options import Family
 
 LISTS = (".jsonl", ".csv", ".txt")
@@ -31,6 +32,7 @@ INPUT_HELP = {  # by what a recipe's clips need
     "video": "INPUT: a video, a folder of videos, or a list of clips (.jsonl, .csv).",
 }
 PROMPT_HELP = "Prompt of all clips that have none of their own."
+SHEET_HELP = "Caption sheet with edited prompts, which take the place of captions."
 PROMPTS_HELP = "Folder of prompts, NAME.txt for each file NAME of the folder INPUT."
 
 
@@ -43,6 +45,8 @@ def command(recipe: str) -> click.Command:
         *(click.Option([f"--{role}", *(["-m"] if role == "model" else [])], help=ROLES[role].help) for role in roles),
         click.Option(["--prompt"], multiple=of_prompts, help="A prompt; may be repeated." if of_prompts else PROMPT_HELP),
         click.Option(["--prompts"], multiple=of_prompts, hidden=of_prompts, help=PROMPTS_HELP),
+        *([click.Option(["--captions"], type=PathType(exists=True), help=SHEET_HELP)] if "captioner" in roles else []),
+        click.Option(["--private"], is_flag=True, default=None, help="Leave the prompts out of the metadata of the films."),
         click.Option(["--results"], help="Folder of the results. Default: results."),
         click.Option(["--run"], default=f"film-{recipe}", show_default=True, help="The films are in RESULTS/RUN."),
         click.Option(["--config"], type=PathType(exists=True), help="Declares models. Default: ./config.yaml."),
@@ -97,7 +101,8 @@ def config_of(
     run, results, remarks = translate(recipe, {key: values.pop(key) for key in old_names if key in values})
     results, declaring = values.pop("results", results), values.pop("config", None)
     prompt, prompts = values.pop("prompt", None), values.pop("prompts", None)
-    run |= {role: values.pop(role) for role in ROLES if role in values}
+    run |= {key: values.pop(key) for key in (*ROLES, "private") if key in values}
+    run |= {"captions": str(values.pop("captions"))} if "captions" in values else {}
     run["options"] |= values
     if input_kind(recipe) == "prompt":
         texts = [*(prompt or ()), *(prompts or ()), *(text for text in inputs if not is_list(text))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ class Run:
         def is_known(clip: Clip) -> bool:
             if clip.video:
                 return bool(self.scenes) or (self.root / clip.video).parent.parent.joinpath(SCENES).is_file()
+            if clip.run.recipe in OF_SOURCE:
+                return False
             return bool(clip.prompts) and {"color", "shape"} <= slots(clip.prompts[0]).keys()
 
         return self.planned.run.recipe in MEASURES and all(map(is_known, self.planned.clips))
@@ -70,15 +73,27 @@ class Run:
             raise ItemError(str(artifact.failure))
         return artifact
 
+    def clip(self, identity: str) -> Artifact:
+        """A generated clip; of several takes, the picked one. Raises ItemError."""
+        return self.artifact(identity, "pick" if (identity, "pick") in self.outputs else "decode", "clip")
+
     def pixels(self, identity: str) -> np.ndarray:
         """The frames of a generated clip, uint8 [T, H, W, 3], from the lossless file if there is one. Raises ItemError."""
         import numpy as np
 
         from stages.media.read import frames
 
-        artifact = self.artifact(identity, "decode", "clip")
+        artifact = self.clip(identity)
         video = artifact.member(".mkv" if ".mkv" in artifact.members else ".mp4")
         return np.stack([frame.rgb for frame in frames(video)])
+
+    def new_pixels(self, identity: str) -> tuple[np.ndarray, int]:
+        """The frames of a generated clip, without those that repeat its source, but for the last of these, if there are any.
+
+        Also whether that one is there: 1, or 0. Raises ItemError.
+        """
+        repeated = self.clip(identity).fields.get("repeated_frames", 1)
+        return self.pixels(identity)[max(0, repeated - 1) :], min(1, repeated)
 
     def propagated(self, identities: Iterable[str]) -> np.ndarray:
         """The frames of a film's propagated parts, uint8 [T, H, W, 3]. Raises ItemError."""
@@ -90,7 +105,10 @@ class Run:
         return np.stack([read_member(part, frame["suffix"]) for part in parts for frame in part.fields["frames"]])
 
     def captions(self, true: Mapping[str, str]) -> dict[str, float]:
-        """Shares of correct captions, by measure, among the captioned items. `true` maps an item to its correct caption."""
+        """Shares of correct captions, by measure, among the captioned items; empty if none is captioned.
+
+        `true` maps an item to its correct caption. A take after the first has the caption of the first.
+        """
         from stages.media.shapes import score
 
         scores = []
@@ -101,7 +119,7 @@ class Run:
                 scores.append(score.caption(self.artifact(identity, "caption_vlm", "caption").fields["raw"], text))
             except ItemError:
                 scores.append(score.NO_CAPTION)
-        return {name: fmean(measures[name] for measures in scores) for name in score.NO_CAPTION}
+        return {name: fmean(measures[name] for measures in scores) for name in score.NO_CAPTION} if scores else {}
 
     def source(self, clip: Clip) -> Source:
         """The scene of a clip's source video. Raises UsageError if no file describes it."""
@@ -120,9 +138,9 @@ def score_v2v(run: Run, clip: Clip) -> Row:
     source = run.source(clip)
     figures, failed = run.captions({clip.id: source.caption}) if not clip.prompts else {}, ""
     try:
-        pixels = run.pixels(clip.id)
+        pixels, repeated = run.new_pixels(clip.id)
         check_shape(clip, pixels)
-        figures |= score.continuation(pixels, source.scene, source.frames - 1)
+        figures |= score.continuation(pixels, source.scene, source.frames - repeated)
     except ItemError as error:
         figures |= score.WRONG
         failed = str(error)
@@ -133,15 +151,16 @@ def score_chain(run: Run, clip: Clip) -> Row:
     """Score each link against the true continuation of the source, and the caption that precedes it."""
     from stages.media.shapes import score
 
-    source, links, failed = run.source(clip), [], ""
+    source, links, failed, repeated = run.source(clip), [], "", 1
     planned = [f"{clip.id}/link{number + 1:02d}" for number in range(clip.values["recipe"]["links"])]
     try:
         for identity in planned:
-            links.append(run.pixels(identity))
-            check_shape(clip, links[-1])
+            pixels, repeated = run.new_pixels(identity)
+            links.append(pixels)
+            check_shape(clip, pixels)
     except ItemError as error:
         failed = str(error)  # the later links start from this one
-    figures = score.chain(links, source.scene, source.frames - 1, len(planned))
+    figures = score.chain(links, source.scene, source.frames - repeated, len(planned), repeated)
     if not clip.prompts:
         figures |= run.captions(dict.fromkeys(planned, source.caption))
     return score.Row(clip.id, score.is_held_out(vars(source.scene)), failed, figures)
@@ -167,17 +186,16 @@ def score_text(run: Run, clip: Clip) -> Row:
 def score_longlive(run: Run, clip: Clip) -> Row:
     """Score each part of a film against its prompt; of several samples, the first.
 
-    After a source, the film is also scored against the true continuation, with the motion of the last prompt.
+    A film that begins with its source is also scored against the true continuation, with the motion of the last prompt.
     """
-    from stages.families.longlive.options import prompt_starts
     from stages.media.shapes import score, world
 
     source = run.source(clip) if clip.video else None
     try:
         encoded = run.artifact(clip.id, "encode", "encoded").fields
-        prompts = encoded["prompts"]
-        starts = prompt_starts(encoded)
-        film = run.pixels(next(i for i in (clip.id, f"{clip.id}/sample0") if (i, "decode") in run.outputs))
+        identity = next(i for i in (clip.id, f"{clip.id}/sample0") if (i, "decode") in run.outputs)
+        film, fields = run.pixels(identity), run.clip(identity).fields
+        prompts, starts = fields["part_prompts"], [*accumulate(fields["part_frames"])][:-1]
         if len(film) != encoded["num_frames"]:
             raise UsageError(f"the film of {clip.id} lacks its source", "run without new_only to score it")
         check_shape(clip, film)
@@ -185,7 +203,8 @@ def score_longlive(run: Run, clip: Clip) -> Row:
         named = score.slots(clip.prompts[0] if clip.prompts else clip.values["recipe"]["prompt2"])
         return score.Row(clip.id, score.is_held_out(named), str(error), score.parts([], 2))
     figures = score.parts([(film[max(0, a - 1) : b], text) for a, b, text in zip([0, *starts], [*starts, None], prompts)])
-    if source and len(prompts) == 2:
+    begins_with_source = "repeated_frames" not in fields
+    if source and begins_with_source and len(prompts) == 2:
         seam = starts[0] - 1  # the source's last frame
         continuation = world.turn(source.scene, score.slots(prompts[1]).get("direction", source.scene.direction), seam)
         figures |= {name: value for name, value in score.continuation(film[seam:], continuation, 0).items() if "_" in name}
@@ -214,6 +233,7 @@ MEASURES = {
     "dynamicrafter": score_text,
     "fresco": score_fresco,
 }
+OF_SOURCE = ("v2v", "chain", "fresco")  # recipes whose films are compared with the scene of their source
 
 
 def check_shape(clip: Clip, pixels: np.ndarray) -> None:

@@ -56,8 +56,8 @@ def lines(run: Path, found: Status) -> list[str]:
 def main(runs: tuple[Path, ...], watch: bool, every: float, debug: bool) -> None:
     """Show how far each RUN, the folder RESULTS/NAME of a run, is.
 
-    Per stage: the items that are done, running, failed and waiting. It reads the files of the run alone, so it works on
-    another machine too, and after the run has ended.
+    Per stage: the items that are done, running, failed and waiting. It reads files alone, those of the run and of its
+    models, so it works on another machine that sees them, and after the run has ended.
     """
     from stages.plan.status import status
 

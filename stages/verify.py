@@ -73,6 +73,37 @@ def check_again(film: Path) -> tuple[str, bool]:
     return f"{found}; from another machine or other versions {least:g} dB are enough", psnr >= least
 
 
+def has_provenance(film: Path) -> bool:
+    from stages.runtime.artifacts import index_path
+
+    return index_path(film).is_file()
+
+
+def read_statements(film: Path) -> tuple[str, bool]:
+    """What a video says of itself in its metadata and in its C2PA manifest, and whether the signature fits."""
+    from stages.media.marks import read_marks
+    from stages.media.signature import read_signature
+
+    if film.suffix != ".mp4" or not film.is_file():
+        return "", True
+    lines, is_right = [], True
+    if marks := read_marks(film):
+        seeds = ", ".join(map(str, marks.seed))
+        lines.append(f"its metadata: {marks.sentence[:-1]}, seed {seeds}, {Path(marks.source).name}")
+    try:
+        signature = read_signature(film)
+    except UsageError:
+        signature = None  # without the library
+    except ItemError as error:  # of a video that is cut off too
+        return "; ".join([*lines, error.reason]), False
+    if signature:
+        is_right = signature.is_valid
+        trust = "" if signature.is_trusted else ", for whom no authority known here vouches"
+        state = "valid" if is_right else f"NOT valid ({', '.join(signature.faults)})"
+        lines.append(f"its C2PA manifest: {state}, signed by {signature.signer}{trust}")
+    return "; ".join(lines), is_right
+
+
 def programs(film: Artifact) -> set[tuple[str, str]]:
     """The devices and the programs that made a film and everything before it, see docs/artifacts.md."""
     return {(record.get("device", "CPU"), str(record["program"])) for record in film.provenance}
@@ -107,23 +138,29 @@ def main(films: tuple[Path, ...], remake: bool, debug: bool) -> None:
     """Check that each FILM of a run, or another result, is what its provenance says.
 
     The digests of its files, of all files that it was made of, of the weights, and of the entries in the store are compared
-    with those in its JSON. What is not there any more, such as deleted steps, is only counted. The exit code is 1 if
+    with those in its JSON. What the video says of itself in its metadata is shown, and a C2PA manifest is checked, also
+    where no JSON is beside it. What is not there any more, such as deleted steps, is only counted. The exit code is 1 if
     something is not as the provenance says. With --remake, equal bytes are expected from the same machine and versions, else
     a PSNR of 40 dB on a CPU and of 30 dB on a GPU.
     """
     failed = False
     for film in films:
         try:
+            marks, is_signed_well = read_statements(film)
+            if marks and not has_provenance(film):  # such as a signed copy, which went out into the world
+                click.echo(f"{film}: {'right' if is_signed_well else 'WRONG'} (there is no JSON beside it; {marks})")
+                failed = failed or not is_signed_well
+                continue
             found = check(film)
             again, is_right = check_again(film) if remake else ("", True)
         except KinemakeError as error:
             click.echo(f"WRONG: {error}")
             failed = True
             continue
-        is_right = is_right and not found.faults
+        is_right = is_right and is_signed_well and not found.faults
         absent = f", {len(found.absent)} not there to compare" if found.absent else ""
         summary = f"{found.checked} files, models and entries compared{absent}"
-        click.echo(f"{film}: {'right' if is_right else 'WRONG'} ({'; '.join(filter(None, (summary, again)))})")
+        click.echo(f"{film}: {'right' if is_right else 'WRONG'} ({'; '.join(filter(None, (summary, again, marks)))})")
         for fault in found.faults:
             click.echo(f"  {fault}")
         failed = failed or not is_right

@@ -9,7 +9,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
-DECLARATIONS = ("stages.families", "stages.families.shared.common_options", "stages.media.options", "stages.media.folders")
+DECLARATIONS = (
+    "stages.families",
+    "stages.families.shared.common_options",
+    "stages.media.options",
+    "stages.media.folders",
+    "stages.media.scores.figures",
+)
 
 
 def own_imports():
@@ -56,6 +62,12 @@ def test_no_family_imports_another_family():
     for module, name in own_imports():
         if layer(module) == layer(name) == "families" and name != "stages.families":
             assert name.split(".")[2] in ("shared", module.split(".")[2]), f"{module} imports {name}"
+
+
+def test_a_fused_job_needs_no_package_of_the_workflow():
+    """The images of the stages have none of them."""
+    absent = "import sys; sys.modules.update(dict.fromkeys(('psutil', 'snakemake', 'PIL'))); import stages.fused"
+    assert subprocess.run([sys.executable, "-c", absent]).returncode == 0
 
 
 def test_the_image_of_a_chain_is_its_rulegraph(tmp_path):

@@ -20,6 +20,7 @@ from stages.plan import schema
 from stages.plan.clips import read_clips
 from stages.plan.families import ALL_FAMILIES
 from stages.plan.older import OLD_NAMES
+from stages.plan.shots import read_shots
 from tests.commands import stage
 
 ROOT = Path(__file__).parents[1]
@@ -102,8 +103,11 @@ def test_commands_in_docs_usage_work(tmp_path, own_cache, preloaded_programs):
     (tmp_path / "my/videos").mkdir(parents=True)
     (tmp_path / "my/videos/0000.mp4").symlink_to(ROOT / "examples/shapes/videos/0000.mp4")
     page = (ROOT / "docs" / "usage.md").read_text()
-    (run,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    run, shots, takes = re.findall(r"```yaml\n(.*?)```", page, re.S)
     (tmp_path / "my.yaml").write_text(run)
+    (tmp_path / "film.yaml").write_text(shots)
+    assert [clip["links"] for _, clip in read_shots(str(tmp_path / "film.yaml"))] == [4]
+    check_takes(yaml.safe_load(takes))
     commands = [line for line in indented_lines(page) if not line.endswith("⁺")]
     assert [command.split()[0] for command in commands] == ["doctor", "snakemake", "snakemake", "snakemake"]
     outputs = []
@@ -144,7 +148,8 @@ def test_the_python_examples_run(script, tmp_path, own_cache, preloaded_programs
 def test_commands_in_the_docs_exist(page):
     """Targets of make, Python modules, and installed programs with their options."""
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
-    programs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    projects = (tomllib.loads((ROOT / name).read_text()) for name in ("pyproject.toml", "commands/pyproject.toml"))
+    programs = {name: place for project in projects for name, place in project["project"]["scripts"].items()}
     for line in indented_lines(page.read_text()):
         first, *rest = re.split(r"\s{2,}|⁺", line)[0].split()
         if first == "make":
@@ -163,12 +168,28 @@ def test_commands_in_the_docs_exist(page):
 
 def subcommand(program: str, words: list[str]) -> list[str]:
     """The name of a training, a conversion, a recipe or a command of `store`, which has its own options."""
-    return words[:1] if program in ("train", "convert", "film", "store") and words[:1] and words[0][0] != "-" else []
+    return (
+        words[:1]
+        if program in ("train", "convert", "film", "store", "kinemake") and words[:1] and words[0][0] != "-"
+        else []
+    )
 
 
 def indented_lines(page: str) -> list[str]:
     """The code lines of a page outside fenced blocks."""
     return [line.strip() for line in re.findall(r"^    .*", re.sub(r"```.*?```", "", page, flags=re.S), re.M)]
+
+
+def check_takes(config: dict) -> None:
+    """Each link of the example has three takes, whose smoothness of motion is measured and picks one."""
+    from stages import plan
+
+    models = yaml.safe_load((ROOT / "config.yaml").read_text())["models"]
+    models = {name: {**model, "path": str(ROOT / model["path"])} for name, model in models.items() if "path" in model}
+    jobs = plan.load({**config, "models": models, "results": "never"}, 1).jobs
+    parts = {part.step: part.items for job in jobs for part in job.parts}
+    assert len(parts["generate.link04"]) == len(parts["score.link04"]) == 3
+    assert parts["pick.link04"][0].options["by"] == "motion.smoothness"
 
 
 def check_csv(folder: Path, page: str) -> None:

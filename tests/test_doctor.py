@@ -79,6 +79,14 @@ def test_doctor_reports_too_little_disk_space_for_a_run(doctor, plannable, monke
     assert doctor(fails=1).splitlines()[-1] == "error: not ready: room on the disk"
 
 
+def test_doctor_knows_the_models_of_kinemake_in_a_config_that_declares_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = {"recipe": "text2video", "model": "shapes-text2video", "clips": [{"prompt": "a red ring"}]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"runs": {"first": run}}))
+    result = CliRunner().invoke(main, [])
+    assert result.exit_code == 0, result.output
+
+
 def test_doctor_reports_each_broken_run(doctor, plannable, tmp_path):
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     config["runs"] |= {name: {**config["runs"]["a"], "clips": f"{name}.csv"} for name in ("b", "c")}
@@ -204,7 +212,7 @@ CAPTIONER = {
     ),
     "no tokens": (
         lambda folder: (folder / "tokenizer_config.json").write_text("{}"),
-        "tokenizer_config.json does not name its start_image_token: use the repository whose name ends in -HF",
+        "tokenizer_config.json does not name its start_image_token: captioners are InternVL (internvl), ",
     ),
     "no processor of pictures": (
         lambda folder: (folder / "preprocessor_config.json").unlink(),

@@ -220,3 +220,12 @@ def test_a_recipe_that_replaces_no_older_program_has_a_command(monkeypatch):
     monkeypatch.delitem(film.OLD_NAMES, "dynamicrafter")
     result = CliRunner().invoke(film.command("dynamicrafter"), ["--help"])
     assert result.exit_code == 0 and "INPUT: an image" in result.output
+
+
+def test_film_takes_a_caption_sheet_back(folder, started_configs):
+    Path("sheet.csv").write_text("clip,prompt\ninput,a red bird lands\n")
+    result = run("v2v", "input.mp4", "--model", "crafter", "--captions", "sheet.csv")
+    assert result.exit_code == 0, result.output
+    (config,) = started_configs
+    (caption,) = [part for part in plan.load(config, 1).parts if part.stage.name == "caption_vlm"]
+    assert caption.items[0].options["prompt"] == "a red bird lands"

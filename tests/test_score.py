@@ -38,8 +38,8 @@ class PlannedRun:
         fields = {**MODEL, "raw": text, "prompt": text or "given", "frames": [], "tokens": {"in": 0, "out": 0}}
         write_index(self._output_path(identity, "caption_vlm"), "caption", fields)
 
-    def write_clip(self, identity: str, frames: np.ndarray) -> None:
-        path = self._output_path(identity, "decode")
+    def write_clip(self, identity: str, frames: np.ndarray, stage: str = "decode") -> None:
+        path = self._output_path(identity, stage)
         count, height, width, _ = frames.shape
         with VideoWriter(member_path(path, ".mkv"), width, height, 8, codec="lossless") as video:
             for frame in frames:
@@ -122,6 +122,34 @@ def test_score_counts_no_given_prompt_as_a_caption(sources):
     run.write_clip("0000", world.render(sources[0].scene, FRAMES, start=START))
     _, result = run.score()
     assert "caption_exact" not in result["summary"]["seen"] and result["summary"]["seen"]["color"] == 1
+
+
+def test_score_of_takes_counts_the_caption_that_they_share_once(sources):
+    run = PlannedRun("v2v", {"recipe": "v2v", "captioner": "eye", "clips": [{**videos(1)[0], "takes": 2}]})
+    run.write_caption("0000", sources[0].caption)
+    run.write_clip("0000", world.render(sources[0].scene, FRAMES, start=START))
+    run.write_clip("0000.take2", world.render(sources[0].scene, FRAMES, start=0))
+    _, result = run.score()
+    first, second = result["clips"]
+    assert (first["caption_exact"], first["psnr_db"]) == (1, 100)
+    assert "caption_exact" not in second and second["psnr_db"] < 100
+
+
+def test_score_of_a_chain_with_takes_is_that_of_the_picked_ones(sources):
+    run = PlannedRun("chain", {"recipe": "chain", "captioner": "eye", "clips": [{**videos(1)[0], "links": 2, "takes": 2}]})
+    for link in (1, 2):
+        frames = world.render(sources[0].scene, FRAMES, start=START + (link - 1) * (FRAMES - 1))
+        run.write_caption(f"0000/link{link:02d}", sources[0].caption)
+        run.write_clip(f"0000/link{link:02d}", frames, "pick")
+        run.write_clip(f"0000/link{link:02d}.take1", 255 - frames)
+    _, result = run.score()
+    assert result["clips"][0]["color_in_every_link"] and result["clips"][0]["seam_px"] < 0.6
+
+
+def test_a_chain_without_a_source_is_not_compared_with_one(sources):
+    Path("shots.jsonl").write_text(json.dumps({"shot": "one", "from": "text", "prompt": sources[0].caption}) + "\n")
+    run = PlannedRun("shots", {"recipe": "chain", "clips": {"shots": "shots.jsonl"}})
+    assert "results/shots has no film: run snakemake first" in run_score(run.folder, fails=2).stderr  # as of any other run
 
 
 def test_score_of_a_chain(sources):

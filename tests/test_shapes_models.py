@@ -116,6 +116,71 @@ def test_shapes_wan_continues_a_first_frame_as_the_caption_says(model, captions,
     assert measures["gain_db"] >= 6 and measures["end_point_px"] <= 2.5 and measures["seam_px"] <= 1.5, measures
 
 
+def test_shapes_wan_goes_on_from_the_last_frames_and_from_its_own_latents(sources, config, tmp_path):
+    """Two links: from nine frames of the source, then from latents of the first. The new frames are those of the scene."""
+    model, known = "shapes-wan-5b-tail", 9
+    rows = [
+        {"video": str(video), "select": "tail", "count": known, "size": "64*64", "output": str(tmp_path / f"{i}.json")}
+        for i, (video, _) in enumerate(sources)
+    ]
+    pasts = run_rows("extract_frames", tmp_path, rows)
+    prompts = [source.caption for _, source in sources]
+    inputs = [{"image": str(past), "prompt": prompt} for past, prompt in zip(pasts, prompts)]
+    first = generate_clips(tmp_path / "first", inputs, model, config)
+    inputs = [
+        {"image": str(tmp_path / f"first/{i}.json"), "past": [str(tmp_path / f"first/{i}.l.safetensors")], "prompt": prompt}
+        for i, prompt in enumerate(prompts)
+    ]
+    second = generate_clips(tmp_path / "second", inputs, model, config)
+    start = FRAMES - 1
+    for clips in (first, second):
+        new = [clip[known - 1 :] for clip in clips]
+        found = [score.continuation(clip, source.scene, start) for clip, (_, source) in zip(new, sources)]
+        for name in ("color", "direction", "speed"):
+            assert fmean(one[name] for one in found) >= 0.9, name
+        assert fmean(one["gain_db"] for one in found) >= 6
+        start += FRAMES - known
+
+
+def test_shapes_helios_continues_the_last_frames_as_the_caption_says(sources, config, tmp_path):
+    rows = [
+        {"video": str(video), "select": "tail", "count": FRAMES, "size": "64*64", "output": str(tmp_path / f"{i}.json")}
+        for i, (video, _) in enumerate(sources)
+    ]
+    pasts = run_rows("extract_frames", tmp_path, rows)
+    inputs = [{"image": str(past), "prompt": source.caption} for past, (_, source) in zip(pasts, sources, strict=True)]
+    clips = generate_clips(tmp_path / "made", inputs, "shapes-helios", config)
+    scored = [score.continuation(clip, source.scene, FRAMES) for clip, (_, source) in zip(clips, sources, strict=True)]
+    means = {name: fmean(float(one[name]) for one in scored) for name in scored[0]}
+    assert means["color"] >= 0.9 and means["shape"] >= 0.75 and means["direction"] >= 0.9 and means["gain_db"] >= 6, means
+
+
+def test_shapes_helios_goes_on_as_its_source_moved_and_one_frame_does_not_say_how(sources, config, tmp_path):
+    """The prompt says nothing of the clip. Of the last frame alone, direction and speed are guesses."""
+    wordless = "continue video"
+    rows = [
+        {
+            "video": str(video),
+            "select": select,
+            "count": FRAMES,
+            "size": "64*64",
+            "output": str(tmp_path / f"{select}{i}.json"),
+        }
+        for select in ("tail", "last")
+        for i, (video, _) in enumerate(sources)
+    ]
+    pasts = run_rows("extract_frames", tmp_path, rows)
+    figures = []
+    for name, some in (("frames", pasts[:COUNT]), ("frame", pasts[COUNT:])):
+        inputs = [{"image": str(past), "prompt": wordless} for past in some]
+        clips = generate_clips(tmp_path / name, inputs, "shapes-helios", config)
+        scored = [score.continuation(clip, source.scene, FRAMES) for clip, (_, source) in zip(clips, sources, strict=True)]
+        figures.append({key: fmean(float(one[key]) for one in scored) for key in scored[0]})
+    seen, guessed = figures
+    assert min(seen["direction"], seen["speed"], seen["color"]) >= 0.9 and seen["shape"] >= 0.7, seen
+    assert guessed["direction"] <= 0.5, guessed
+
+
 def test_shapes_wan_with_an_empty_prompt_follows_no_direction(first_frames, sources, config, tmp_path):
     measures = measure_continuations(tmp_path / "made", first_frames, ["."] * COUNT, sources, config, MODEL)
     assert measures["direction"] <= 0.25 and measures["gain_db"] <= 1, measures

@@ -135,6 +135,19 @@ def test_a_film_that_its_inputs_do_not_make_is_named_when_made_again(folder):
     assert "WRONG" in output
 
 
+def test_a_film_that_is_cut_off_is_named_as_changed(folder):
+    film = folder / FILM
+    film.chmod(0o644)
+    with open(film, "r+b") as file:
+        file.truncate(1000)
+    output = verify(FILM, fails=1)
+    assert "a.mp4: its SHA-256 is " in output and "sign it again" not in output
+
+
+def test_a_video_of_others_is_no_result(folder):
+    assert "a.mp4 has no a.json beside it, which says what it is: give a result of Kinemake" in verify("a.mp4", fails=1)
+
+
 def test_files_that_are_no_result_are_named_one_by_one(folder):
     output = verify("missing.mp4", "config.yaml", FILM, fails=1)
     assert "missing.mp4 does not exist" in output and "config.yaml is not a whole Kinemake file" in output

@@ -10,7 +10,8 @@ def checkout(folder: Path) -> Path:
     """Copy the files that Snakemake needs of this checkout, and add the family and its recipe, one file each."""
     for name in ("stages", "profiles", "envs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "Snakefile", folder)
+    for name in ("Snakefile", "config.yaml"):
+        shutil.copy(ROOT / name, folder)
     (folder / "stages/families/toy").mkdir()
     shutil.copy(Path(__file__).with_name("options.py"), folder / "stages/families/toy")
     shutil.copy(Path(__file__).with_name("recipe.py"), folder / "stages/plan/recipes/toy.py")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from stages.media.join import MAX_FRAME_SECONDS, assemble, check_video, join
+from stages.media.marks import marks_of, read_marks
 from stages.media.members import check_size, read_member
 from stages.media.options import ConcatOptions
 from stages.media.probe import probe
@@ -51,10 +52,11 @@ class Concat(Worker[ConcatOptions]):
             source.name if source else "",
             *(clip.path.name if propagated else clip.path.with_suffix(".mp4").name for clip in clips),
         ]
+        logged, cuts = names, cuts_of(work.options)
         if propagated:
             parts = assemble_parts(work, fps)
         elif not needs_lossless(work):
-            copy_clip(clips[0], fps, work.output)
+            copy_clip(clips[0], fps, work.output, work.options.private)
             parts = clips[0].fields.get("part_frames", [clips[0].fields["num_frames"]])
             names = names[-1:] * len(parts)
         else:
@@ -64,18 +66,22 @@ class Concat(Worker[ConcatOptions]):
                 [clip.member(".mkv") for clip in clips],
                 work.output,
                 fps=fps,
+                repeated=[
+                    0 if number in cuts else clip.fields.get("repeated_frames", 1) for number, clip in enumerate(clips, 1)
+                ],
                 source=source,
                 fit=work.options.fit,
                 crf=work.options.crf,
                 keep_audio=work.options.keep_audio,
                 allow_truncated=work.options.allow_truncated,
+                marks=marks_of(clips, work.options.private, composite=source is not None),
             )
             parts = [joined.source_frames, *joined.part_frames] if source else joined.part_frames
         members = [".mp4"]
         if work.options.prompts_log:
             path = member_path(work.output, "/prompts_log.txt")
             path.parent.mkdir()
-            path.write_text(prompts_log(names, clips), encoding="utf-8")
+            path.write_text(prompts_log(logged, clips, cuts), encoding="utf-8")
             members.append("/prompts_log.txt")
         if work.options.extras:
             members += copy_extras(clips[0], work.output)
@@ -84,18 +90,36 @@ class Concat(Worker[ConcatOptions]):
             "height": clips[0].fields["height"],
             "num_frames": sum(parts),
             "fps": f"{fps.numerator}/{fps.denominator}",
-            "parts": describe_parts(clips, names[-len(parts) :], parts),
+            "parts": describe_parts(clips, names[-len(parts) :], parts, cuts),
         }
         write_index(index_path(work.output), "film", fields, members)
 
 
-def describe_parts(clips: Sequence[Artifact], names: Sequence[str], counts: Sequence[int]) -> list[dict[str, Any]]:
-    """The parts of a film, with the prompt of each clip that is one part. A source that comes first has no clip."""
+def cuts_of(options: ConcatOptions) -> dict[int, str]:
+    """The sources of the clips that do not go on from the one before, by the number of the clip."""
+    return {int(number): source for number, _, source in (text.partition(": ") for text in options.cuts)}
+
+
+def describe_parts(
+    clips: Sequence[Artifact], names: Sequence[str], counts: Sequence[int], cuts: Collection[int] = ()
+) -> list[dict[str, Any]]:
+    """The parts of a film, with the prompt of each: a clip, or of longlive a part of one. A source in front has none.
+
+    Parts that do not go on from the one before are marked as cuts.
+    """
     parts: list[dict[str, Any]] = [{"name": name, "frames": count} for name, count in zip(names, counts)]
-    if len(parts) - len(clips) in (0, 1):
-        for part, clip in zip(parts[-len(clips) :], clips):
-            part |= {"prompt": clip.fields["prompt"]} if "prompt" in clip.fields else {}
+    prompts = [prompt for clip in clips for prompt in prompts_of(clip)]
+    if len(parts) - len(prompts) in (0, 1):
+        for part, prompt in zip(parts[-len(prompts) :], prompts):
+            part["prompt"] = prompt
+    for number in cuts:
+        parts[number - len(clips) - 1]["cut"] = True
     return parts
+
+
+def prompts_of(clip: Artifact) -> list[str]:
+    """The prompts of the parts of a clip, of which all but longlive's have one. Propagated frames have none."""
+    return clip.fields.get("part_prompts") or [clip.fields[name] for name in ("prompt",) if name in clip.fields]
 
 
 def copy_extras(clip: Artifact, output: Path) -> list[str]:
@@ -108,14 +132,17 @@ def copy_extras(clip: Artifact, output: Path) -> list[str]:
     return extras
 
 
-def copy_clip(clip: Artifact, fps: Fraction, output: Path) -> None:
-    """Copy the video of a clip to `output`.
+def copy_clip(clip: Artifact, fps: Fraction, output: Path, private: bool) -> None:
+    """Copy the video of a clip, with its marks, to `output`.
 
-    Raises ItemError if the video does not have the size, the rate and the number of frames in the clip's index.
+    Raises ItemError if the video does not have the size, the rate and the number of frames in the clip's index, and if a
+    `private` film would have a prompt in its marks.
     """
     video, count = clip.member(".mp4"), clip.fields["num_frames"]
     check_size(clip, video, probe(video).size)
     check_video(video, np.arange(count) / float(fps), fps)
+    if private and (marks := read_marks(video)) and marks.prompt:
+        raise ItemError(f"{video} has its prompt in its metadata", "decode it with --private")
     shutil.copyfile(video, output)
 
 
@@ -154,6 +181,7 @@ def assemble_parts(work: Work[ConcatOptions], fps: Fraction) -> list[int]:
         fps=fps,
         crf=work.options.crf,
         sound_of=probe(source) if source and work.options.keep_audio else None,
+        marks=marks_of(parts, work.options.private),
     )
     return counts
 
@@ -170,12 +198,12 @@ def needs_lossless(work: Work[ConcatOptions]) -> bool:
     return len(work.artifacts("clips")) > 1 or "source" in work.inputs
 
 
-def prompts_log(names: Sequence[str], clips: Sequence[Artifact]) -> str:
+def prompts_log(names: Sequence[str], clips: Sequence[Artifact], cuts: Mapping[int, str]) -> str:
     """A record per link, in order: its source, its seed, the caption of the vision-language model and the final prompt."""
     records = []
     for link, (source, name, clip) in enumerate(zip(names, names[1:], clips), 1):
         records.append(
-            f"link {link}: {name}\nseed: {clip.fields['seed']}\nsource: {source}\n"
+            f"link {link}: {name}\nseed: {clip.fields['seed']}\nsource: {cuts.get(link, source)}\n"
             f"caption: {clip.fields['raw'] or '(given)'}\nprompt: {clip.fields['prompt']}\n"
         )
     return "\n".join(records)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import numpy as np
 from stages.media import select
 from stages.media.edges import canny
 from stages.media.fit import FREE, fit_image, target_size
-from stages.media.options import ExtractFramesOptions
+from stages.media.options import IMAGE_ENDINGS, ExtractFramesOptions
 from stages.media.probe import Source, probe
-from stages.media.read import Frame, frames
+from stages.media.read import Frame, frames, read_image
 from stages.media.write import write_member
 from stages.runtime.artifacts import Artifact, write_index
 from stages.runtime.sizes import parse_size
@@ -24,14 +25,16 @@ class ExtractFrames(Worker[ExtractFramesOptions]):
 
     def run(self, work: Work[ExtractFramesOptions]) -> None:
         options, video = work.options, work.input("video")
-        source = probe(video.member(".mp4") if isinstance(video, Artifact) else video)
+        path = video.member(".mp4") if isinstance(video, Artifact) else video
+        source = Still(path) if path.suffix.lower() in IMAGE_ENDINGS else probe(path)
         size = parse_size(options.size) if options.size else source.size
         if options.size:
             multiple = options.multiple if options.fit in FREE else 1
             size = target_size(source.size, size, options.fit, multiple, options.area_rule)
         listed: list[dict[str, Any]] = []
         members: dict[str, None] = {}
-        for frame in select_frames(source, size, options):
+        chosen = source.frames() if isinstance(source, Still) else select_frames(source, size, options)
+        for frame in chosen:
             fitted, name = fit_image(frame.rgb, size, options.fit), f"/{frame.index:06d}"
             entry: dict[str, Any] = {"index": frame.index, "time": round(frame.time, 6), "suffix": f"{name}.png"}
             images = {entry["suffix"]: fitted}
@@ -47,9 +50,26 @@ class ExtractFrames(Worker[ExtractFramesOptions]):
             "height": size[1],
             "select": options.select,
             "frames": listed,
-            "source": source_fields(source),
+            "source": source.fields() if isinstance(source, Still) else source_fields(source),
         }
         write_index(work.output, "frames", fields, members)
+
+
+class Still:
+    """An image as a source: a video of one frame, whatever is selected. Raises ItemError for an unreadable image."""
+
+    def __init__(self, path: Path):
+        self.path, self.rgb = path, read_image(path)
+        height, width, _ = self.rgb.shape
+        self.size = width, height
+
+    def frames(self) -> Iterator[Frame]:
+        yield Frame(0, 0.0, self.rgb)
+
+    def fields(self) -> dict[str, Any]:
+        """The source as the artifact describes it. The rate of an image means nothing."""
+        width, height = self.size
+        return {"path": self.path.name, "width": width, "height": height, "fps": "1"}
 
 
 def select_frames(source: Source, size: tuple[int, int], options: ExtractFramesOptions) -> Iterator[Frame]:

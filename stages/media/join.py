@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from stages.media.fit import fit_image
+from stages.media.marks import Marks
 from stages.media.probe import Source, frame_times, probe
 from stages.media.read import Frame, frames
 from stages.media.sound import Sound, check_sound, find_sound
@@ -40,16 +41,19 @@ def join(
     output: Path,
     *,
     fps: Fraction | float,
+    repeated: Sequence[int] = (),
     source: Path | str | None = None,
     fit: str = "crop",
     crf: int = 17,
     keep_audio: bool = True,
     allow_truncated: bool = False,
+    marks: Marks | None = None,
 ) -> Joined:
     """Write `parts`, videos of one size in order, to the mp4 `output` at exactly `fps`, without repeated frames.
 
-    Frame 0 of a part repeats the last frame before it, and is dropped unless the video begins with it. A part's own rate is
-    ignored: each of its frames becomes one frame of the video.
+    The first frames of a part repeat the last ones before it, and are dropped unless the video begins with them. `repeated`
+    has their number for each part; by default it is 1. A part's own rate is ignored: each of its frames becomes one frame
+    of the video.
 
     `source` is a video that comes first. It is resampled to `fps` by its timestamps and fitted to the size of the parts by
     `fit`. With `keep_audio`, its sound is kept; with `allow_truncated`, a truncated source is accepted.
@@ -75,14 +79,14 @@ def join(
             sound = find_sound(first.path, first.start, _nearest(end * rate) / float(rate))
     source_frames = 0
     part_frames: list[int] = []
-    with VideoWriter(output, *size, rate, crf=crf, sound=sound) as video:
+    with VideoWriter(output, *size, rate, crf=crf, sound=sound, marks=marks) as video:
         if source:
             for rgb in at_constant_rate(frames(first, allow_damage=allow_truncated), rate, end):
                 video.write(fit_image(rgb, size, fit))
             source_frames = video.frames
-        for part in parts:
+        for part, count in zip(parts, repeated or [1] * len(parts), strict=True):
             before = video.frames
-            for frame in islice(frames(part), 1 if before else 0, None):
+            for frame in islice(frames(part), count if before else 0, None):
                 video.write(frame.rgb)
             if video.frames == before:
                 raise ItemError(f"{part} has only the frame that repeats the one before it", "make it longer")
@@ -102,6 +106,7 @@ def assemble(
     fps: Fraction | float,
     crf: int = 17,
     sound_of: Source | None = None,
+    marks: Marks | None = None,
 ) -> None:
     """Write RGB images, uint8 [H, W, 3], of `size` (width, height) to the mp4 `output`, each shown at its time.
 
@@ -114,7 +119,8 @@ def assemble(
     constant = bool(np.abs(shown - even).max(initial=0.0) < EVEN)
     end = len(shown) / float(rate) if constant else float(shown[-1] + np.median(np.diff(shown)))
     sound = find_sound(sound_of.path, sound_of.start + start, end) if sound_of else None
-    with VideoWriter(output, *size, rate, crf=crf, times=None if constant else shown.tolist(), sound=sound) as video:
+    shown_at = None if constant else shown.tolist()
+    with VideoWriter(output, *size, rate, crf=crf, times=shown_at, sound=sound, marks=marks) as video:
         for rgb in images:
             video.write(rgb)
     check_video(output, even if constant else shown, rate if constant else None)

@@ -1,5 +1,8 @@
 """Options of the stages without a model, and of writing videos."""
 
+import re
+
+from stages.media.scores.figures import pick_fault
 from stages.runtime.options import Family, Implementation, Options, option
 from stages.runtime.sizes import size_text
 
@@ -28,7 +31,11 @@ class CrfOption(Options):
     crf: int = option(16, "Quality of the H.264 video (x264's CRF), lower is better", minimum=0, maximum=51)
 
 
-class WriteOptions(CrfOption):
+class PrivateOption(Options):
+    private: bool = option(False, "Leave the prompt out of the metadata of the video", set_by_recipe=True, neutral=False)
+
+
+class WriteOptions(CrfOption, PrivateOption):
     """Options of decode for writing a clip."""
 
     fps: float = option(8.0, "Frame rate of the clip", unit="frames per second", minimum=1, maximum=240)
@@ -124,7 +131,24 @@ class PropagateOptions(Options):
     )
 
 
-class ConcatOptions(FitOption, AllowTruncatedOption, CrfOption):
+class PickOptions(Options):
+    by: str = option(
+        "",
+        "Figure of the scores by which a take is chosen: the take with the better value, or highest FIGURE, lowest FIGURE; "
+        "empty: the first take",
+        set_by_recipe=True,
+        check=pick_fault,
+    )
+    take: int = option(
+        0,
+        "Number of the take to choose, from 1, whatever its scores; 0: by the figure",
+        minimum=0,
+        maximum=100,
+        set_by_recipe=True,
+    )
+
+
+class ConcatOptions(FitOption, AllowTruncatedOption, CrfOption, PrivateOption):
     keep_audio: bool = option(True, "Keep the sound of the source")
     extras: bool = option(
         False,
@@ -134,6 +158,14 @@ class ConcatOptions(FitOption, AllowTruncatedOption, CrfOption):
     )
     prompts_log: bool = option(
         False, "Also write prompts_log.txt, with the prompt and seed of each clip", set_by_recipe=True
+    )
+    cuts: list[str] = option(
+        [],
+        "Clips that do not go on from the one before, each as its number from 1 and its source, such as 3: gull.png; all "
+        "their frames are kept",
+        set_by_recipe=True,
+        neutral=[],
+        check=lambda text: None if re.match(r"[1-9]\d*: ", text) else "write NUMBER: SOURCE, such as 3: gull.png",
     )
     names: list[str] = option(
         [],
@@ -182,6 +214,10 @@ FAMILY = Family(
         "propagate": Implementation(
             worker="stages.media.propagate.worker:Propagate",
             options=PropagateOptions,
+        ),
+        "pick": Implementation(
+            worker="stages.media.pick:Pick",
+            options=PickOptions,
         ),
         "concat": Implementation(
             worker="stages.media.concat:Concat",

@@ -75,6 +75,23 @@ def sample(path: Path | str, n_segments: int, include_last: bool = False) -> lis
         middles = midpoint_indices(times, n_segments, source.constant_rate)
         return [*middles, len(times) - 1] if include_last else middles
 
+    return _sampled(source, indices)
+
+
+def ending(path: Path | str, count: int, seconds: float = 1.0) -> list[Frame]:
+    """`count` frames of the last `seconds`, evenly by index, the last of them the very last frame; read as by `sample`.
+
+    Frames of a short video repeat.
+    """
+
+    def indices(times: np.ndarray) -> list[int]:
+        start = int(np.searchsorted(times, times[-1] - seconds))
+        return np.linspace(len(times) - 1, start, count).round().astype(int)[::-1].tolist()
+
+    return _sampled(probe(path), indices)
+
+
+def _sampled(source: Source, indices: Choice) -> list[Frame]:
     found = _seek_frames(source, indices, accurate=False)
     return found if found is not None else _read_frames(source, indices, True, accurate=False)
 

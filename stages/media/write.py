@@ -17,6 +17,7 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
+from stages.media.marks import Marks
 from stages.media.probe import SAFE_INPUT, local_url
 from stages.media.sound import Sound
 from stages.runtime.artifacts import member_path
@@ -48,6 +49,7 @@ class VideoWriter:
     - `growing`: the mp4 can be read while it is written, except its last frame; it is larger.
     - `times`: seconds at which each frame is shown, ascending, for a variable frame rate.
     - `sound`: is encoded as AAC, from the start of the video.
+    - `marks`: what the mp4 says of itself.
 
         with VideoWriter(path, 1280, 704, 24) as video:
             video.write(rgb)
@@ -69,8 +71,10 @@ class VideoWriter:
         growing: bool = False,
         times: Sequence[float] | None = None,
         sound: Sound | None = None,
+        marks: Marks | None = None,
     ):
         self.path, self.frames, self._shape = Path(path), 0, (height, width, 3)
+        self._marks = marks
         rate = Fraction(fps).limit_denominator(1001)
         if rate <= 0:
             raise UsageError(f"{fps} frames per second cannot be written", "give a rate above 0")
@@ -82,6 +86,9 @@ class VideoWriter:
         if sound:
             streams.append(_audio(sound))
         options = _encoding(codec, crf) | (GROWING if growing else {}) | (VARYING if times else {})
+        if marks:
+            tags = [f"{name}={value}" for name, value in marks.tags().items()]
+            options |= {f"metadata:g:{number}": tag for number, tag in enumerate(tags)}
         output = ffmpeg.output(*streams, local_url(self.path), **options)
         command = output.global_args("-nostdin", "-nostats", "-copyts", "-loglevel", "error", *ANY_DAMAGE).overwrite_output()
         self._stderr = tempfile.TemporaryFile()
@@ -134,6 +141,9 @@ class VideoWriter:
             self._stdin.close()
         if self._process.wait() != 0:
             raise self._failure()
+        if self._marks:
+            with open(self.path, "ab") as file:
+                file.write(self._marks.box())
 
     def _failure(self) -> ItemError | JobError:
         """ffmpeg's error, as an ItemError or, for a fault of the machine, as a JobError."""

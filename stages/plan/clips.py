@@ -10,7 +10,9 @@ from typing import Any
 from stages.media import folders
 from stages.media.options import IMAGE_ENDINGS, VIDEO_ENDINGS
 from stages.plan.names import LONGEST_ID, RESERVED_IDS, distinct_ids, is_id, slug
-from stages.runtime.errors import UsageError, in_quotes, is_scalar, shown
+from stages.plan.picks import as_clips, as_sources, kept, read_picks
+from stages.plan.shots import read_shots
+from stages.runtime.errors import UsageError, shown, text_remedy
 from stages.runtime.text import is_plain, read_csv, read_jsonl, read_lines, read_text
 
 OWN = ("id", "video", "image", "prompt", "prompts")  # keys of a row that are not options
@@ -24,10 +26,14 @@ def read_clips(source: Any, where: str) -> tuple[list[dict[str, Any]], list[str]
     warnings: list[str] = []
     if isinstance(source, list):
         rows = [(f"clip {number} of {where}", dict(row)) for number, row in enumerate(source, 1)]
+    elif isinstance(source, Mapping) and "films" in source:
+        rows = as_sources(kept(read_picks(source["films"])))
+    elif isinstance(source, Mapping) and "shots" in source:
+        rows = read_shots(source["shots"])
     elif isinstance(source, Mapping):
         rows = list(_folder_rows(source, warnings))
     else:
-        rows = list(_file_rows(Path(os.path.expanduser(source))))
+        rows = as_clips(kept(_file_rows(Path(os.path.expanduser(source)))))
     if not rows:
         raise UsageError(
             f"{where} has no clips" if isinstance(source, (list, Mapping)) else f"{source} has no clips", "add some"
@@ -67,8 +73,7 @@ def _identity(row: Mapping[str, Any], place: str) -> str:
     """The id of a row: its own, or derived from the name of its file or from its prompt. Raises UsageError."""
     for key in ("video", "image", "prompt"):
         if key in row and not isinstance(row[key], str):
-            remedy = in_quotes(row[key]) if is_scalar(row[key]) else "it must be text"
-            raise UsageError(f"the {key} of {place} is {shown(row[key])}", remedy)
+            raise UsageError(f"the {key} of {place} is {shown(row[key])}", text_remedy(row[key]))
     named_by = next((row[key] for key in ("id", "video", "image", "prompt") if key in row), None)
     if named_by is None:
         raise UsageError(
@@ -81,8 +86,7 @@ def _identity(row: Mapping[str, Any], place: str) -> str:
         return slug(Path(named_by).stem if "video" in row or "image" in row else named_by[:48])
     identity = row["id"]
     if not isinstance(identity, str):
-        remedy = in_quotes(identity) if is_scalar(identity) else "it must be text"
-        raise UsageError(f"the id of {place} is {shown(identity)}", remedy)
+        raise UsageError(f"the id of {place} is {shown(identity)}", text_remedy(identity))
     if not is_id(identity):
         raise UsageError(
             f"the id of {place} is {shown(identity)}",

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from stages.plan.families import ALL_FAMILIES
-from stages.plan.jobs import fused_steps, job_name
+from stages.plan.jobs import fused_steps, job_name, scores_a_film
 from stages.plan.resolve import Clip
 from stages.runtime.errors import JobError
 from stages.runtime.items import Item
@@ -149,7 +149,7 @@ def stale_items(
         edited = [path for name in changed if os.path.exists(path := output.parent / name)]
         remarks += [f"{path} was changed after it was made, and is made again" for path in edited if path.suffix == ".mp4"]
         stale.append((step, replace(item, lineage=lineage, again=item.output in requested)))
-        if step.partition(".")[0] != "score":  # a film is always checked, and it is scored without the files beside it
+        if not scores_a_film(step, item):  # a film is always checked, and it is scored without the files beside it
             needed.update(item.files)
     found: dict[str, list[Item]] = {}
     for step, item in reversed(stale):

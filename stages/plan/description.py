@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from stages.plan.captions import rows_of
 from stages.plan.resolve import all_options_of
 from stages.plan.runs import FIXED, RunPlan, resolved_row
 from stages.plan.schema import PLAN_VERSION
@@ -22,11 +23,13 @@ def describe(planned: RunPlan, models: Mapping[str, Any]) -> dict[str, str]:
     """
     run = planned.run
     fixed = {"version": PLAN_VERSION, "seed": run.seed, "shards": planned.shards}
-    rows = [resolved_row(clip) for clip in planned.clips]
+    rows = [resolved_row(clip) for clip in planned.clips if clip.first is None]
     names = {model.name for model in run.all_models}
     options = all_options_of(run)
     given = {**rename_aliases(options, run.options), **rename_aliases(options, run.overriding)}
     entry = {**planned.entry, "clips": f"{run.folder}/clips.jsonl", "options": {"seed": run.seed, **given}}
+    entry.pop("captions", None)  # the sheet will be edited further
+    entry |= {"captions": rows_of(run.captions)} if run.captions else {}
     config = {
         "results": str(Path(run.folder).parent),
         "store": run.store,

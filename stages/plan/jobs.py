@@ -180,7 +180,7 @@ class Job:
     @property
     def is_last(self) -> bool:
         """Whether no other job passes on the failures of its items."""
-        return any(part.stage.writes in ("film", "scores") for part in self.parts)
+        return any(part.makes_films or scores_a_film(part.step, item) for part in self.parts for item in part.items[:1])
 
     def only(self, film: str) -> Job:
         """A job for one film of this shard, which it scores too."""
@@ -253,16 +253,20 @@ def job_name(run: Run, step: str, fused: Collection[str], rank: int) -> str:
 
 
 def fused_steps(run: Run, steps: Iterable[str]) -> list[str]:
-    """The steps that one job of a run does: all up to the last one with a model, as far as one container image can.
+    """The steps that one job of a run does: all before the film, as far as one container image can.
 
-    Empty for a run that is not fused. `steps` are all steps of its clips, in order.
+    Empty for a run that is not fused, and without a model. `steps` are all steps of its clips, in order.
     """
     if not run.fuse:
         return []
     before = takewhile(lambda step: step not in FILM_STEPS, steps)
     nested = list(takewhile(lambda step: stage_of(step).extra in NESTED_EXTRAS, before))
-    last = max((number for number, step in enumerate(nested) if stage_of(step).model), default=-1)
-    return nested[: last + 1]
+    return nested if any(stage_of(step).model for step in nested) else []
+
+
+def scores_a_film(step: str, item: Item) -> bool:
+    """Whether an item scores a film, and not a take of a link."""
+    return stage_of(step).name == "score" and item.inputs["film"].endswith(".mp4")
 
 
 def mark(run: Run, job: str) -> str:

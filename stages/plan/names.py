@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 LONGEST_ID, LONGEST_ID_BYTES = 64, 120
-RESERVED_IDS = {"steps", "plan", "config", "score", "scores"}  # names of other files of a run
-NUMBER_FIELDS = ("idx", "link", "seed", "sample", "rank", "resolution")
+RESERVED_IDS = {"steps", "plan", "config", "score", "scores", "page"}  # names of other files of a run
+NUMBER_FIELDS = ("idx", "link", "seed", "sample", "take", "rank", "resolution")
 TEXT_FIELDS = ("clip", "stem", "model", "model_type", "image")
 TEMPLATE_FIELDS = (*TEXT_FIELDS, *NUMBER_FIELDS)
 WIDTH = re.compile(r"\d{0,2}d")  # as in {link:02d}

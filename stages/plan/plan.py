@@ -14,12 +14,14 @@ from typing import Any
 import yaml
 
 from stages.plan import lock
+from stages.plan.captions import STAGE as CAPTION
+from stages.plan.captions import write_sheet
 from stages.plan.containers import environment
 from stages.plan.description import describe
 from stages.plan.jobs import DESCRIBE, MARKS, Job, Part, mark, marks_folder
 from stages.plan.places import check_case, check_folders, check_working_folder, check_writable, writing
 from stages.plan.runs import FIXED, Broken, RunPlan
-from stages.plan.scores import read_rows, score_items, write_tables
+from stages.plan.scores import write_scores
 from stages.plan.trainings import TrainingJob
 from stages.plan.weights import plan_weights
 from stages.runtime.errors import UsageError, shown
@@ -32,6 +34,7 @@ class Plan:
 
     Attributes:
         jobs: the shards of the steps, a job each or fused.
+        caption_jobs: the captions of fused runs, which their jobs make too. They run only if they are requested.
         films: the job of each stale film, by the film's path.
         weights: one job per model, for its files.
         trainings: trainings; they run only if they are requested by name, or by a run whose model one of them makes.
@@ -52,6 +55,7 @@ class Plan:
         self.broken = [*broken_runs, *broken_trainings]
         self.weights = plan_weights((run.run for run in runs), trainings)
         self.jobs = [job for run in runs for job in run.jobs]
+        self.caption_jobs = [job for run in runs for job in run.caption_jobs]
         self.films = {film: job for run in runs for film, job in run.films.items()}
         self.folders = {run.run.folder: run for run in runs}
         self.active, self.active_trainings = runs, trainings
@@ -78,7 +82,13 @@ class Plan:
         """The jobs of the active runs, and of the films that are requested by path."""
         runs = {planned.run.folder for planned in self.active}
         requested = [job for job in self._requested.values() if job.run.folder in runs]
-        return [*(job for planned in self.active for job in planned.jobs), *requested]
+        own = (job for planned in self.active for job in (*planned.jobs, *planned.caption_jobs))
+        return [*own, *requested]
+
+    @property
+    def worked(self) -> list[RunPlan]:
+        """The runs of which this process has run jobs."""
+        return self.active if self._started else []
 
     # --------------------------------------------------------------------------------------------------------- targets
 
@@ -91,7 +101,7 @@ class Plan:
             needed = {name for job in planned.jobs for name in job.needs}
             found[run] = self._marks(planned, (job for job in planned.jobs if job.name not in needed))
             for name, stage in zip(stages, planned.stages):
-                found[name] = self._marks(planned, (job for job in planned.jobs if stage in job.stages))
+                found[name] = self._marks(planned, caption_jobs(planned) if stage == CAPTION else jobs_of(planned, stage))
         return found
 
     def _marks(self, planned: RunPlan, jobs: Iterable[Job]) -> list[str]:
@@ -175,14 +185,22 @@ class Plan:
             self._requested[path] = self.films[path].only(path)
         return self._requested[path]
 
-    def before_film(self, folder: str, name: str) -> list[str]:
+    @property
+    def films_of_runs(self) -> dict[str, list[str]]:
+        """The paths of all films of each run, by its name."""
+        return {planned.run.name: sorted(planned.names) for planned in self.runs}
+
+    def before_film(self, folder: str, name: str, describes: bool = True) -> list[str]:
         """The files that Snakemake waits for before a requested film.
 
-        They start no job if it is current. Raises UsageError.
+        For a current film, that is only the description of its run, if it `describes` the run and the description is not
+        up to date. Raises UsageError.
         """
         path = f"{folder}/{name}"
         self._check_film(path)
-        return [self.film(folder, name).mark] if path in self.films else self._description(self.folders[folder])
+        if path in self.films:
+            return [self.film(folder, name).mark]
+        return self._description(self.folders[folder]) if describes else []
 
     def _check_film(self, path: str) -> None:
         if path not in self.names:
@@ -221,8 +239,10 @@ class Plan:
         """Lock the results folder for this process, and write the manifests and descriptions of the runs that have work.
 
         `rules` are the names of the rules that Snakemake will run, by default all. Raises UsageError if another run is in
-        the folder, or if something cannot be written.
+        the folder, or if something cannot be written. A second call has no effect.
         """
+        if self._started:
+            return
         running, self._started = set(rules or ()), True
         if rules is not None:
             self.active = [planned for planned in self.runs if not running.isdisjoint(work_rules(planned))]
@@ -244,15 +264,14 @@ class Plan:
             for job in self.active_jobs:
                 write_if_changed(job.manifest, job.manifest_text)
 
-    def write_scores(self) -> None:
-        """Write the tables of scores of the runs that had work, of all films that are scored by now."""
-        for planned in self.active if self._started else ():
-            items = [item for clip in planned.clips for item in score_items(clip)]
-            try:
-                if rows := read_rows(item for item in items if os.path.isfile(item.output)):
-                    write_tables(planned.run.folder, rows)
-            except OSError as error:  # the films are there, whatever becomes of the tables
-                print(f"warning: the scores in {planned.run.folder} are not written: {error}", file=sys.stderr)
+    def write_tables(self) -> None:
+        """Write the caption sheets and the tables of scores of the runs that had work, of all that is made by now."""
+        for planned in self.worked:
+            for name, write in (("captions", write_sheet), ("scores", write_scores)):
+                try:
+                    write(planned.run.folder, planned.clips)
+                except (OSError, UsageError) as error:  # the films are there, whatever becomes of the tables
+                    print(f"warning: the {name} in {planned.run.folder} are not written: {error}", file=sys.stderr)
 
     def _logs(self) -> list[str]:
         logs = [weights.log for weights in self.weights] + [broken.log for broken in self.broken]
@@ -261,7 +280,20 @@ class Plan:
 
 def work_rules(planned: RunPlan) -> list[str]:
     """The names of the rules of a run that do work."""
-    return [*(f"{planned.run.name}.{rule}" for rule in (DESCRIBE, "concat.film")), *(job.name for job in planned.jobs)]
+    return [
+        *(f"{planned.run.name}.{rule}" for rule in (DESCRIBE, "concat.film")),
+        *(job.name for job in (*planned.jobs, *planned.caption_jobs)),
+    ]
+
+
+def jobs_of(planned: RunPlan, stage: str) -> list[Job]:
+    """The jobs of a run that do the work of a stage."""
+    return [job for job in planned.jobs if stage in job.stages]
+
+
+def caption_jobs(planned: RunPlan) -> list[Job]:
+    """The jobs that caption without waiting for a clip to be generated: of a chain, those of the first link."""
+    return [*planned.caption_jobs, *(job for job in jobs_of(planned, CAPTION) if not (job.is_fused or job.needs))]
 
 
 def target_names(planned: RunPlan) -> list[str]:

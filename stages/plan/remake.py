@@ -9,9 +9,9 @@ from pathlib import Path
 
 from stages.plan.finished import CLIPS, read_config
 from stages.plan.load import load
+from stages.plan.takes import id_of_clip
 from stages.plan.workflow import own_stages
 from stages.runtime.errors import JobError, UsageError
-from stages.runtime.model import CHECKOUT
 from stages.runtime.text import read_text
 
 
@@ -23,9 +23,9 @@ def remake(folder: Path, result: Path, scratch: Path) -> Path:
     config, root = read_config(folder)
     [run] = config["runs"]
     with chdir(root):
-        wanted, rows = str(result.resolve()), read_text(folder / CLIPS).splitlines()
+        wanted, rows = str(result.resolve()), read_text(folder / CLIPS).strip().split("\n")
         items = [item for part in load(config, 1, whole=True).runs[0].parts for item in part.items]
-        clip = next((item.id.partition("/")[0] for item in items if item.output == wanted), None)
+        clip = next((id_of_clip(item.id.partition("/")[0]) for item in items if item.output == wanted), None)
         if clip is None:
             raise UsageError(f"{result} is not a result of run {run}", "give a film, or a link of a chain")
         (scratch / CLIPS).write_text("".join(f"{row}\n" for row in rows if json.loads(row)["id"] == clip), encoding="utf-8")
@@ -33,7 +33,7 @@ def remake(folder: Path, result: Path, scratch: Path) -> Path:
         config["runs"][run]["clips"] = str(scratch / CLIPS)
         planned = load(config, 1, whole=True)
         planned.write()
-        own = own_stages(CHECKOUT, deployed=False, is_main_process=False)
+        own = own_stages(deployed=False, is_main_process=False)
         for job in planned.jobs:
             done = subprocess.run(
                 own + job.command(1), shell=True, stderr=subprocess.PIPE, text=True

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
 from stages.plan.clips import OWN
 from stages.plan.families import ALL_FAMILIES, ROLES
+from stages.plan.links import source_files
 from stages.plan.names import part_of_name, path_fault
 from stages.plan.recipes import RECIPES
+from stages.plan.takes import Takes
 from stages.runtime.canonical import canonical_json
 from stages.runtime.errors import JobError, UsageError, did_you_mean, shown
 from stages.runtime.items import Item
@@ -44,6 +46,8 @@ class Run:
     fuse: bool  # whether one job does several steps of a shard
     scores: tuple[str, ...] = ()  # what is measured of its films without a model
     scorers: tuple[Model, ...] = ()  # models that score its films
+    private: bool = False  # whether prompts stay out of the metadata of its videos
+    captions: Mapping[tuple[str, int], str] = field(default_factory=dict)  # prompts of its caption sheet, by clip and link
 
     @property
     def generator(self) -> Model:
@@ -63,6 +67,7 @@ class ResolvedOptions(dict[str, dict[str, Any]]):
         super().__init__(values)
         self._of_stage: dict[str, tuple[Family, Mapping[str, Any]]] = {}
         self._changed: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+        self._with_seed: dict[int, ResolvedOptions] = {}
 
     def for_stage(self, stage: str) -> tuple[Family, Mapping[str, Any]]:
         """The family that implements the stage, and the values of the stage's options."""
@@ -83,10 +88,20 @@ class ResolvedOptions(dict[str, dict[str, Any]]):
             self._changed[stage] = own, merged
         return merged
 
+    def with_seed(self, more: int) -> ResolvedOptions:
+        """These values with seeds that are higher by `more`."""
+        if more not in self._with_seed:
+            values = {name: {**own, "seed": own["seed"] + more} if "seed" in own else own for name, own in self.items()}
+            self._with_seed[more] = ResolvedOptions(values)
+        return self._with_seed[more]
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A clip with resolved options; a recipe turns it into items."""
+    """A clip with resolved options; a recipe turns it into items.
+
+    The takes of a clip are clips too: `take` is the number of this one, and `first` is the first take, None in that itself.
+    """
 
     run: Run
     id: str
@@ -96,6 +111,19 @@ class Clip:
     image: str
     prompts: tuple[str, ...]
     values: ResolvedOptions
+    take: int = 1
+    first: Clip | None = None
+
+    @property
+    def has_takes(self) -> bool:
+        """Whether each take is a film. In a chain, takes are of links, and the recipe makes them."""
+        return issubclass(RECIPES[self.run.recipe].OPTIONS, Takes)
+
+    @property
+    def sources(self) -> list[str]:
+        """The user's videos and images that the clip starts from, those of single links too."""
+        of_links = source_files(self.values["recipe"].get("link_sources", ()))
+        return [path for path in (self.video, self.image, *of_links) if path]
 
     @property
     def generator(self) -> Family:
@@ -115,6 +143,19 @@ class Clip:
             )
         return self.prompts[0] if self.prompts else ""
 
+    def prompt_to_caption(self, given: str, link: int = 1) -> str:
+        """The prompt of an item that captions: that of the caption sheet, else the given one; "" for one to be captioned."""
+        return self.run.captions.get((self.row, link), given)
+
+    def has_edited_caption(self, link: int) -> bool:
+        """Whether the caption sheet has a prompt for a link."""
+        return (self.row, link) in self.run.captions
+
+    @property
+    def row(self) -> str:
+        """The id of the clip's row, which its takes share."""
+        return self.first.id if self.first else self.id
+
     def step(self, name: str) -> str:
         """Path of an intermediate artifact of this clip."""
         return f"{self.run.folder}/steps/{self.id}/{name}"
@@ -126,6 +167,7 @@ class Clip:
     def name(self, template: str, **fields: Any) -> str:
         stem = part_of_name(PurePath(self.video or self.image).stem) or self.id
         known = {"clip": self.id, "stem": stem, "idx": self.index, "rank": self.rank, "model": self.run.generator.name}
+        known["take"] = self.take
         known |= fields
         try:
             name = template.format_map(known)
@@ -139,19 +181,33 @@ class Clip:
         return name
 
     def item(self, stage: str, output: str, *, label: str = "", **inputs_and_options: Any) -> Item:
-        """An item of a stage. The keyword arguments are inputs of the stage and options that the recipe sets."""
+        """An item of a stage. The keyword arguments are inputs of the stage, without those that are empty, and options that
+        the recipe sets.
+        """
         family, _ = self.values.for_stage(stage)
         names = [spec.name for spec in STAGES[stage].inputs]
-        inputs = {name: inputs_and_options[name] for name in names if name in inputs_and_options}
+        inputs = {name: inputs_and_options[name] for name in names if inputs_and_options.get(name)}
         own = {name: value for name, value in inputs_and_options.items() if name not in names}
+        if self.run.private and any(option.name == "private" for option in family.options_of(stage)):
+            own["private"] = True
         model = self.run.models.get(family.name)
         return Item(
-            id=f"{self.id}/{label}" if label else self.id,
+            id=self._id(label),
             inputs=inputs,
             output=output,
             options=self.values.changed(stage, own),
             model=model.name if model else "",
         )
+
+    def item_of_scorer(self, model: Model, output: str, *, label: str = "", **inputs: str) -> Item:
+        """The item by which a model scores a film or a clip, with the options of the model's declaration."""
+        declared = ALL_FAMILIES[model.family].options_of("score")
+        options = resolve(declared, rename_aliases(declared, model.all_options), model.variant)
+        given = {name: path for name, path in inputs.items() if path}
+        return Item(self._id(label), given, output, options, model.name)
+
+    def _id(self, label: str) -> str:
+        return f"{self.id}/{label}" if label else self.id
 
     def film_item(self, film: str, pixels: str, **further: Any) -> Item:
         """The item of `concat` that makes a film of one clip. What else decode was asked to write is put beside the film."""
@@ -217,8 +273,11 @@ def check_limits(model: Model | None, family: Family, values: Mapping[str, Any])
         raise UsageError(f"{fault[0]} (model {model.name})", fault[1])
 
 
-def resolve_clip(run: Run, row: Mapping[str, Any], index: int, rank: int, resolved: dict[bytes, ResolvedOptions]) -> Clip:
-    """A row with its options resolved. `resolved` caches the values of equal rows. Raises UsageError, naming the clip."""
+def resolve_clip(run: Run, row: Mapping[str, Any], index: int, resolved: dict[bytes, ResolvedOptions]) -> Clip:
+    """A row with its options resolved, in the first shard. `resolved` caches the values of equal rows.
+
+    Raises UsageError, naming the clip.
+    """
     own = {name: value for name, value in row.items() if name not in OWN}
     prompts = prompts_of(run, row)
     key = canonical_json(own)
@@ -227,7 +286,7 @@ def resolve_clip(run: Run, row: Mapping[str, Any], index: int, rank: int, resolv
             resolved[key] = resolve_options(run, own)
     except UsageError as error:
         raise UsageError(f"clip {row['id']} of run {run.name}: {error.reason}", error.remedy) from None
-    return Clip(run, row["id"], index, rank, row.get("video", ""), row.get("image", ""), prompts, resolved[key])
+    return Clip(run, row["id"], index, 0, row.get("video", ""), row.get("image", ""), prompts, resolved[key])
 
 
 def prompts_of(run: Run, row: Mapping[str, Any]) -> tuple[str, ...]:

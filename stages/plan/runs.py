@@ -6,7 +6,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
@@ -14,15 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from stages.plan import schema
+from stages.plan.captions import STAGE as CAPTION
+from stages.plan.captions import caption_items, read_edits
 from stages.plan.clips import read_clips
 from stages.plan.current import Again, Lineages, stale_items
 from stages.plan.families import ALL_FAMILIES, ROLES
 from stages.plan.jobs import FILM_STEPS, Job, Part, fused_steps, job_name
 from stages.plan.names import is_id, template_fault, template_fields
+from stages.plan.picks import unmatched_picks
 from stages.plan.recipes import RECIPES
-from stages.plan.resolve import Clip, ResolvedOptions, Run, options_of, preset_advice, prompts_of, resolve_clip
+from stages.plan.resolve import Clip, ResolvedOptions, Run, is_given, options_of, preset_advice, prompts_of, resolve_clip
 from stages.plan.scores import DEFAULT, NAMES, items_of
 from stages.plan.shards import ShardSize, assign, reassign
+from stages.plan.shots import check_options
+from stages.plan.takes import id_of_clip, takes_of
 from stages.plan.trainings import TrainingJob, pending_training
 from stages.runtime.errors import UsageError, did_you_mean, shown
 from stages.runtime.files import file_fault
@@ -48,6 +53,7 @@ class RunPlan:
     steps: list[str] = field(default_factory=list)  # in the order of the work
     reads: dict[str, dict[str, str]] = field(default_factory=dict)  # run -> files of it that the clips read -> real paths
     jobs: list[Job] = field(default_factory=list)
+    caption_jobs: list[Job] = field(default_factory=list)  # of a fused run: those who only want its captions start them
     films: dict[str, Job] = field(default_factory=dict)  # the job of each stale one, by its path
 
     @property
@@ -82,6 +88,11 @@ def plan_run(
     """A run with its clips and shards, but without jobs: see `add_jobs`. Raises UsageError."""
     entry = config["runs"][name]
     fixed = read_fixed(Path(folder) / FIXED)
+    found, warnings = read_clips(entry["clips"], f"run {name}")
+    if isinstance(entry["clips"], Mapping) and "shots" in entry["clips"]:
+        check_options({**entry.get("options", {}), **config.get("options", {})}, name)
+    edits, remarks = read_edits(entry.get("captions", ()), name, [row["id"] for row in found])
+    warnings += remarks
     film = entry.get("name", "{clip}.mp4")
     if fault := template_fault(film):
         raise UsageError(f"name of run {name} is {shown(film)}", fault)
@@ -98,24 +109,36 @@ def plan_run(
         seed=fixed["seed"] if fixed else secrets.randbelow(2**31),
         resources=config.get("resources", {}),
         fuse=entry.get("fuse", recipe.FUSE) in (True, "true"),
+        private=entry.get("private") in (True, "true"),
         scores=tuple(dict.fromkeys(one for one in entry.get("scores", DEFAULT) if one in NAMES)),
         scorers=pick_scorers(name, entry, models),
+        captions={} if is_given(config.get("options", {}).get("prompt")) else edits,  # the command line counts first
     )
-    found, warnings = read_clips(entry["clips"], f"run {name}")
     rows = [{key: value for key, value in row.items() if not schema.is_left_out(key, value)} for row in found]
     for row in rows:
         schema.check(row, "clip", f"clip {row['id']} of run {name}")
         if missing := [need for need in recipe.NEEDS if need not in row and not (need == "prompt" and prompts_of(run, row))]:
             raise UsageError(f"clip {row['id']} of run {name} has no {missing[0]}", f"recipe {run.recipe} needs one")
-    ids = [row["id"] for row in rows]
     resolved: dict[bytes, ResolvedOptions] = {}
-    steps = list(items_of(resolve_clip(run, rows[0], 0, 0, resolved))) if rows else []
+    clips = [take for index, row in enumerate(rows) for take in takes_of(resolve_clip(run, row, index, resolved))]
+    steps = list(items_of(clips[0])) if clips else []
     size = ShardSize.of(steps, fused_steps(run, steps))
-    shards = assign(ids, fixed["shards"] if fixed else [], workers, size)
+    shards = assign(distinct_ids_of(clips), fixed["shards"] if fixed else [], workers, size)
     rank = {identity: number for number, shard in enumerate(shards) for identity in shard}
-    clips = [resolve_clip(run, row, index, rank[row["id"]], resolved) for index, row in enumerate(rows)]
+    clips = [replace(clip, rank=rank[clip.id]) for clip in clips]
     warnings += dict.fromkeys(sentence for values in resolved.values() for sentence in preset_advice(run, values))
     return RunPlan(run, entry, clips, shards, size, warnings, steps=steps)
+
+
+def distinct_ids_of(clips: Sequence[Clip]) -> list[str]:
+    """The ids of clips and their takes. Raises UsageError for a clip with the id of another's take."""
+    ids = [clip.id for clip in clips]
+    if twice := [identity for identity, count in Counter(ids).items() if count > 1]:
+        run = clips[0].run.name
+        raise UsageError(
+            f"clip {twice[0]} of run {run} has the id of a take of {id_of_clip(twice[0])}", "give it another id"
+        )
+    return ids
 
 
 def in_order(runs: Mapping[str, RunPlan]) -> list[RunPlan]:
@@ -128,7 +151,7 @@ def in_order(runs: Mapping[str, RunPlan]) -> list[RunPlan]:
         return next((names[above] for above in (folder, *map(str, Path(folder).parents)) if above in names), None)
 
     for name, planned in runs.items():
-        for path in {path for clip in planned.clips for path in (clip.video, clip.image) if path}:
+        for path in {path for clip in planned.clips for path in clip.sources}:
             place = real_place(path, real_folder)
             other = owner(os.path.dirname(place))
             if other not in (None, name):
@@ -217,15 +240,15 @@ def add_jobs(
     stale_by_clip: dict[str, dict[str, list[Item]]] = {}
     orders: set[tuple[str, ...]] = set()
     missing: list[str] = []
+    captioned: set[tuple[str, int]] = set()
     for clip in planned.clips:
         steps = items_of(clip)
         orders.add(tuple(steps))
+        captioned |= {(clip.id, link) for link in caption_items(steps)}
         stale, remarks = stale_items(clip, steps, lineages, again, whole, before)
         planned.warnings += remarks
         if stale:
-            missing += [
-                path for path in (clip.video, clip.image) if path and not os.path.exists(path) and path not in before
-            ]
+            missing += [path for path in clip.sources if not os.path.exists(path) and path not in before][:1]
             stale_by_clip[clip.id] = stale
         for step, items in steps.items():
             check_captioner(run, clip, step, items)
@@ -233,13 +256,18 @@ def add_jobs(
             for item in items:
                 beside = [f"{item.output.removesuffix('.mp4')}.json"] if step == "concat" else []  # a film's description
                 for output in (item.output, *beside):
-                    if output in outputs:
+                    if output in outputs and not (clip.first and outputs[output] == item.id):  # shared by takes
                         raise UsageError(
                             f"{output} of run {run.name} would be made for {outputs[output]} and for {item.id}",
                             "use {clip} in the name templates, and {link} in that of the links",
                         )
                     outputs[output] = item.id
     check_outputs(planned, outputs)
+    planned.warnings += unmatched_picks(run.name, planned.clips)
+    if unused := [f"clip {clip}, link {link}" for clip, link in run.captions if (clip, link) not in captioned]:
+        planned.warnings.append(
+            f"the captions of run {run.name} have prompts where nothing is captioned: {', '.join(unused)}"
+        )
     if missing:
         named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         planned.warnings.append(f"{len(missing)} of {len(planned.clips)} clips of run {run.name} will fail: no file {named}")
@@ -250,17 +278,22 @@ def add_jobs(
     fused = fused_steps(run, planned.steps)
     values = {clip.id: clip.values for clip in planned.clips}
     parts: dict[str, list[Part]] = {}  # by the name of their job
+    captions: dict[str, list[Part]] = {}  # of a fused run, for those who request them alone
     groups = by_shard_and_step(planned, stale_by_clip)
     for (rank, step), items in groups.items():
         part = Part(run, step, items, models.get(items[0].model), values)
         with_films = step in FILM_STEPS and (rank, "concat") in groups  # the job that makes films scores them too
         parts.setdefault(job_name(run, "concat" if with_films else step, fused, rank), []).append(part)
+        first = [item for item in items if outputs.keys().isdisjoint(item.files)] if part.stage.name == CAPTION else []
+        if first and step in fused:
+            captions.setdefault(f"{run.name}.{CAPTION}.{rank:03d}", []).append(replace(part, items=first))
+    planned.caption_jobs = [Job(name, run, steps, is_fused=len(steps) > 1) for name, steps in captions.items()]
     for name, together in parts.items():
         together.sort(key=lambda part: planned.steps.index(part.step))
         planned.jobs.append(Job(name, run, together, is_fused=len(together) > 1 or together[0].step in fused))
     planned.films = {film: job for job in planned.jobs for film in job.films}
     jobs = {output: job for job in planned.jobs for output in job.outputs}
-    for job in planned.jobs:
+    for job in (*planned.jobs, *planned.caption_jobs):
         job.needs.update(jobs[path].name for item in job.items for path in item.files if jobs.get(path, job) is not job)
         job.waits.update((path, before[path]) for item in job.items for path in item.files if path in before)
 
@@ -276,12 +309,19 @@ def merge_orders(orders: Iterable[tuple[str, ...]]) -> list[str]:
 
 
 def by_shard_and_step(planned: RunPlan, stale: Mapping[str, Mapping[str, list[Item]]]) -> dict[tuple[int, str], list[Item]]:
-    """Group the stale items, which are by clip and step."""
+    """Group the stale items, which are by clip and step.
+
+    An item that takes of a clip share is in the first shard that needs it, so that shards wait for earlier ones alone.
+    """
     rank = {identity: number for number, shard in enumerate(planned.shards) for identity in shard}
     groups: dict[tuple[int, str], list[Item]] = {}
-    for clip in planned.clips:
+    grouped: set[str] = set()
+    for clip in sorted(planned.clips, key=lambda clip: rank[clip.id]):
         for step, items in stale.get(clip.id, {}).items():
-            groups.setdefault((rank[clip.id], step), []).extend(items)
+            own = [item for item in items if item.output not in grouped]
+            if own:
+                groups.setdefault((rank[clip.id], step), []).extend(own)
+            grouped.update(item.output for item in own)
     return groups
 
 
@@ -301,7 +341,7 @@ def check_outputs(planned: RunPlan, outputs: Mapping[str, str]) -> None:
     real_folder = cache(os.path.realpath)
     own = real_folder(planned.run.folder)
     for clip in planned.clips:
-        for path in filter(None, (clip.video, clip.image)):
+        for path in clip.sources:
             place = real_place(path, real_folder)
             if place.startswith(f"{own}/") and planned.run.folder + place.removeprefix(own) in outputs:
                 raise UsageError(
@@ -328,7 +368,7 @@ def read_fixed(path: Path) -> dict[str, Any] | None:
         fixed = parse_json(read_text(path), str(path))
         schema.check(fixed, "fixed", str(path))
         clips = Counter(identity for shard in fixed["shards"] for identity in shard)
-        if wrong := [identity for identity in clips if not is_id(identity)]:
+        if wrong := [identity for identity in clips if not is_id(id_of_clip(identity))]:
             raise UsageError(f"{path}.shards has {shown(wrong[0])}, which is not an id")
         if twice := [identity for identity, count in clips.items() if count > 1]:
             raise UsageError(f"{path}.shards has clip {twice[0]} twice")

@@ -195,13 +195,18 @@ def config_schema() -> dict[str, Any]:
     folder = {
         "type": "object",
         "additionalProperties": False,
-        "oneOf": [{"required": ["videos"]}, {"required": ["images"]}],
+        "oneOf": [{"required": ["videos"]}, {"required": ["images"]}, {"required": ["films"]}, {"required": ["shots"]}],
         "properties": {
             "videos": {
                 **TEXT,
                 "description": "Folder of videos: .mp4 .avi .mov .mkv in upper or lower case; hidden files are ignored.",
             },
             "images": {**TEXT, "description": "Folder of images, instead of videos: .png .jpg .jpeg .bmp .tiff .tif."},
+            "shots": {**TEXT, "description": "Shot list (.yaml, .jsonl) for recipe chain: films as lists of shots."},
+            "films": {
+                **TEXT,
+                "description": "File of picks (.jsonl) of another run: its films that were kept are continued.",
+            },
             "prompts": {
                 **TEXT,
                 "description": "Folder of prompts, one .txt of the same stem per file; or a .txt file with one line "
@@ -214,6 +219,16 @@ def config_schema() -> dict[str, Any]:
             },
         },
     }
+    caption = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["clip", "prompt"],
+        "properties": {
+            "clip": {**TEXT, "description": "Id of the clip."},
+            "link": {"type": "integer", "minimum": 1, "description": "Number of the link of a chain. Default: 1."},
+            "prompt": {**TEXT, "description": "The prompt."},
+        },
+    }
     run = {
         "type": "object",
         "additionalProperties": False,
@@ -223,6 +238,11 @@ def config_schema() -> dict[str, Any]:
             "clips": {
                 "anyOf": [{"type": "array", "items": {"type": "object"}, "minItems": 1}, TEXT, folder],
                 "description": "A list of clips, a .jsonl, .csv or .txt file (a prompt per line), or a folder of files.",
+            },
+            "captions": {
+                "anyOf": [TEXT, {"type": "array", "items": caption}],
+                "description": "A caption sheet: captions.csv of the run with edited prompts, or such rows. An edited "
+                "prompt takes the place of the caption; see docs/captions.md.",
             },
             **{key: {**TEXT, "description": role.help} for key, role in ROLES.items()},
             BASE_CONFIG: {
@@ -234,7 +254,7 @@ def config_schema() -> dict[str, Any]:
                 "pattern": r"^[^/].*\.mp4$",
                 "patternErrorMessage": "it must end with .mp4, and stay inside the run's folder",
                 "description": "Template of the film's name. Fields: clip, stem (the source's file name without its "
-                "ending), idx, seed, model, rank; for longlive sample and model_type; for dynamicrafter image and "
+                "ending), idx, seed, take, model, rank; for longlive sample and model_type; for dynamicrafter image and "
                 "resolution. "
                 "Default: {clip}.mp4.",
             },
@@ -242,6 +262,11 @@ def config_schema() -> dict[str, Any]:
                 "enum": [True, False, "true", "false"],  # on Snakemake's command line they are text
                 "description": "One job does all stages of its clips up to decode and keeps their models in memory, instead "
                 "of a job per stage. Default: true for chain, false for the other recipes.",
+            },
+            "private": {
+                "enum": [True, False, "true", "false"],
+                "description": "Leave the prompts out of the metadata of the videos, see docs/output.md; the JSON beside a "
+                "film has them. Default: false.",
             },
             "scores": {
                 "type": "array",
@@ -408,7 +433,7 @@ def _sentence(error: Any, where: str, root: Any) -> tuple[str, str]:
     rules = {
         "enum": lambda: f"it must be one of {', '.join(map(str, rule))}",
         "const": lambda: f"it must be {rule}",
-        "type": lambda: in_quotes(value) if rule == "string" and is_scalar(value) else f"it must be of type {rule}",
+        "type": lambda: _type_remedy(rule, value),
         "minimum": lambda: f"it must be at least {rule}",
         "maximum": lambda: f"it must be at most {rule}",
         "minLength": lambda: "it must not be empty",
@@ -417,6 +442,13 @@ def _sentence(error: Any, where: str, root: Any) -> tuple[str, str]:
         "pattern": lambda: error.schema.get("patternErrorMessage", f"it must match {rule}"),
     }
     return f"{place} is {shown(value)}", rules[error.validator]()
+
+
+def _type_remedy(rule: str, value: Any) -> str:
+    """How a value of the wrong type is written right."""
+    if is_scalar(value) and rule == "string":
+        return in_quotes(value)
+    return f"write it as a list: [{value}]" if isinstance(value, str) and rule == "array" else f"it must be of type {rule}"
 
 
 def _unknown_keys(error: Any, where: str, root: Any) -> str:

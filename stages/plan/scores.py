@@ -5,22 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stages.media.options import SCORES
-from stages.plan.families import ALL_FAMILIES
+from stages.plan.jobs import scores_a_film
 from stages.plan.recipes import RECIPES
 from stages.plan.resolve import Clip
+from stages.plan.takes import share
 from stages.runtime.artifacts import read_description
 from stages.runtime.errors import ItemError
 from stages.runtime.files import write_if_changed
 from stages.runtime.items import Item
 from stages.runtime.model import Model
-from stages.runtime.options import rename_aliases, resolve
-from stages.runtime.stages import stage_of
 
 SHAPES = "shapes"  # of clips of shapes world: `score RUN` measures it, because it reads captions and clips too
 NAMES = (*SCORES, SHAPES)
@@ -34,7 +34,8 @@ def items_of(clip: Clip) -> dict[str, list[Item]]:
 
     A model that scores belongs in a step of its own, score.NAME, whose job has a GPU.
     """
-    steps = RECIPES[clip.run.recipe].items(clip)
+    items = RECIPES[clip.run.recipe].items
+    steps = share(items(clip), items(clip.first)) if clip.first else items(clip)
     if groups := [name for name in clip.run.scores if name in SCORES]:
         # only a new look of the source, which is propagated between keyframes, shows the source frame by frame
         aligned = any(step.startswith("propagate") for step in steps)
@@ -45,24 +46,21 @@ def items_of(clip: Clip) -> dict[str, list[Item]]:
 
 
 def model_item(clip: Clip, film: Item, model: Model) -> Item:
-    """The item by which a model scores a film, with the options of the model's declaration."""
-    declared = ALL_FAMILIES[model.family].options_of("score")
-    options = resolve(declared, rename_aliases(declared, model.all_options), model.variant)
-    inputs = {"film": film.output, **({"source": clip.video} if clip.video else {})}
+    """The item by which a model scores a film. It has the id of the film's."""
     output = f"{film.output.removesuffix('.mp4')}.{model.name}{ENDING}"
-    return Item(id=film.id, inputs=inputs, output=output, options=options, model=model.name)
+    return replace(clip.item_of_scorer(model, output, film=film.output, source=clip.video), id=film.id)
 
 
-def score_items(clip: Clip) -> list[Item]:
-    """All items that score the films of a clip."""
-    return [item for step, items in items_of(clip).items() if stage_of(step).name == "score" for item in items]
+def score_items(steps: Mapping[str, Sequence[Item]]) -> list[Item]:
+    """Of the items of a clip, by step, those that score its films."""
+    return [item for step, items in steps.items() for item in items if scores_a_film(step, item)]
 
 
 def score_item(clip: Clip, film: Item, groups: Sequence[str], aligned: bool) -> Item:
     """The item that scores a film. It has the id of the film's."""
-    source = {"source": clip.video} if clip.video else {}
     output = film.output.removesuffix(".mp4") + ENDING
-    return replace(clip.item("score", output, film=film.output, scores=groups, aligned=aligned, **source), id=film.id)
+    item = clip.item("score", output, film=film.output, source=clip.video, scores=groups, aligned=aligned)
+    return replace(item, id=film.id)
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -100,6 +98,13 @@ def read_rows(items: Iterable[Item]) -> list[Row]:
 def names_of(rows: Iterable[Row]) -> list[str]:
     """The names of all figures of the rows, in order."""
     return list(dict.fromkeys(name for row in rows for name in row.figures))
+
+
+def write_scores(folder: str, clips: Iterable[Clip]) -> None:
+    """Write the tables of a run, of all films that are scored by now. Raises OSError."""
+    items = [item for clip in clips for item in score_items(items_of(clip))]
+    if rows := read_rows(item for item in items if os.path.isfile(item.output)):
+        write_tables(folder, rows)
 
 
 def write_tables(folder: str, rows: Sequence[Row]) -> None:

@@ -6,19 +6,18 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stages.plan.finished import read_config
 from stages.plan.jobs import Job
-from stages.plan.load import load
 from stages.plan.lock import is_held
-from stages.plan.summary import read_log
+from stages.plan.state import read_state
+from stages.runtime.errors import UsageError
 from stages.runtime.items import Item
 from stages.runtime.stages import stage_of
+from stages.runtime.text import read_jsonl
 
 FRESH = 120  # seconds since the last line of an unfinished log, in which a job on another machine counts as running
 
@@ -65,23 +64,18 @@ class Status:
 
 def status(folder: Path) -> Status:
     """The state of the run in `folder`. Raises UsageError if the folder holds no run."""
-    config, root = read_config(folder)
-    with chdir(root):
-        everything, stale = (load(config, 1, whole=whole).runs[0] for whole in (True, False))
-        unfinished = {item.output for job in stale.jobs for item in job.items}
-        logs = {job.name: read_log(job.log) for job in everything.jobs}
-        begun = [(job, one) for job in everything.jobs if (one := working(job, *logs[job.name]))]
-        is_held_here = is_held(Path(config["results"]))
+    with read_state(folder) as state:
+        jobs = state.planned.jobs
+        begun = [(job, one) for job in jobs if (one := working(job, *state.logs[job.name]))]
+        is_held_here = is_held(Path(state.planned.run.folder).parent)
         at_work = [one for job, one in begun if is_held_here or is_fresh(job.log)]
-        found = Status(is_held_here or bool(at_work), working=at_work)
-        events = [event for lines, _ in logs.values() for event in lines if event["event"] == "item"]
-        failed = {os.path.abspath(event["output"]): event["reason"] for event in events if event["status"] == "failed"}
-        done = {os.path.abspath(event["output"]) for event in events if event["status"] != "failed"}
-        found.failures = {output: reason for output, reason in failed.items() if output in unfinished - done}
-        items = [(stage_of(part.step).name, item) for job in everything.jobs for part in job.parts for item in part.items]
-        found.counts = counts(items, unfinished, found)
+        found = Status(bool(at_work) or (is_held_here and bool(state.unfinished)), working=at_work)
+        events = [event for _, event in state.items]
+        found.failures = {output: event["reason"] for output, (_, event) in state.failures.items()}
+        items = [(stage_of(part.step).name, item) for job in jobs for part in job.parts for item in part.items]
+        found.counts = counts(items, state.unfinished, found)
         films = [item.output for stage, item in items if stage == "concat"]
-        found.films = sum(film not in unfinished for film in films), len(films)
+        found.films = sum(film not in state.unfinished for film in films), len(films)
         found.per_hour = films_per_hour(events)
         found.left = seconds_left(found, events)
         return found
@@ -110,7 +104,7 @@ def counts(items: Iterable[tuple[str, Item]], unfinished: set[str], found: Statu
 
 def working(job: Job, events: Sequence[Mapping[str, Any]], error: str) -> Working | None:
     """What a job is at, by its log and the error that ended it; None if it has not begun or has ended."""
-    if error or not events or sum(event["event"] == "shard" for event in events) >= len(job.parts):
+    if error or not events or sum(event["event"] == "shard" for event in events) >= steps_asked(job):
         return None
     steps = [event["stage"] for event in events if event["event"] == "step"]
     devices = [device for event in events if event["event"] == "lease" for device in event["devices"]]
@@ -121,6 +115,15 @@ def working(job: Job, events: Sequence[Mapping[str, Any]], error: str) -> Workin
         elif event["event"] == "item":
             item = f"after {event['item']}"
     return Working(job.name, steps[-1] if steps else job.parts[0].stage.name, devices, item)
+
+
+def steps_asked(job: Job) -> int:
+    """The number of steps that the last run asked of a job, by its manifest: those that were current are not in it."""
+    try:
+        rows = [row for _, row in read_jsonl(job.manifest)]
+    except (OSError, UsageError):
+        return len(job.parts)
+    return len({row.get("step") for row in rows})
 
 
 def films_per_hour(events: Iterable[Mapping[str, Any]]) -> float | None:

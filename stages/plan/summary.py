@@ -58,7 +58,8 @@ def warnings(job: Job, events: Iterable[Mapping[str, Any]]) -> list[tuple[str, s
         if event["event"] == "step":
             stage = event["stage"]
         elif event["event"] == "warning":
-            name = str(event.get("item") or event.get("file") or event.get("model") or job.name)
+            item = event.get("item")
+            name = f"{job.run.name}/{item}" if item else str(event.get("file") or event.get("model") or job.name)
             found.append((name, stage, "; ".join(event[key] for key in ("reason", "remedy") if key in event)))
     return found
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
-
+from stages.runtime.checkout import CHECKOUT, CODE
 from stages.runtime.code import EXPECTED, code_digest
 from stages.runtime.errors import JobError, UsageError
 from stages.runtime.lease import visible_devices
@@ -101,22 +100,32 @@ def refuse_delete(arguments: Iterable[str]) -> None:
         )
 
 
-def own_stages(checkout: Path | str, deployed: bool, is_main_process: bool) -> str:
+def asks_report(arguments: Iterable[str]) -> bool:
+    """Whether Snakemake is asked for its report. It does not tell the workflow, so the arguments of the process are read."""
+    return any(argument.partition("=")[0] == "--report" for argument in arguments)
+
+
+def own_stages(deployed: bool, is_main_process: bool) -> str:
     """The shell words before the name of a stage.
 
-    They run the stage of this checkout with this interpreter, because the PATH may hold other programs of that name and the
-    working directory other packages. If stages are `deployed` in images or environments, those are on the PATH and the words
-    are empty; envs/*.yaml install the checkout that the variable KINEMAKE names.
+    They run the stage of this code with this interpreter, because the PATH may hold other programs of that name and the
+    working directory other packages. If stages are `deployed` in images or environments, the program kinemake there runs
+    them; envs/*.yaml install what the variable KINEMAKE_INSTALL says, with the versions in the folder KINEMAKE.
 
     The main process passes the digest of its code to all others in a variable, and stages with other code refuse to work.
     """
     if is_main_process:
         os.environ[EXPECTED] = code_digest()
     if deployed:
-        os.environ["KINEMAKE"] = str(checkout)
-        return ""
-    path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
+        os.environ |= {"KINEMAKE": str(CHECKOUT), "KINEMAKE_INSTALL": installing()}
+        return "kinemake "
+    path = os.pathsep.join(filter(None, (str(CODE), os.environ.get("PYTHONPATH"))))
     return f"PYTHONPATH={shlex.quote(path)} {shlex.quote(sys.executable)} -P -m stages."
+
+
+def installing() -> str:
+    """What pip installs in an environment of a stage: this checkout, else the published package of this version."""
+    return f"-e {CHECKOUT}" if CODE == CHECKOUT else "kinemake"
 
 
 def name_user() -> None:
@@ -132,6 +141,8 @@ def end_on_sigterm() -> None:
 
     Snakemake's own handler can wait forever for a lock that the interrupted thread holds.
     """
+
+    import psutil  # not in the images of the stages, which import this package for its tables
 
     def end(number: int, frame: FrameType | None) -> None:
         for child in psutil.Process().children(recursive=True):

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 INDEX_LIMIT = 512 * 2**20  # bytes; a million frames are less
 
+ABOUT = ("model", "pick")  # fields that are no content: "weights" identifies the model, the members the take
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -103,8 +105,9 @@ class Artifact:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the content. It leaves out the provenance (seconds, machine) and the name of the model."""
-        fields = {name: value for name, value in self.fields.items() if name != "model"}  # "weights" identifies the model
+        """SHA-256 of the content. It leaves out the provenance (seconds, machine), the name of the model, and of what a take
+        was picked."""
+        fields = {name: value for name, value in self.fields.items() if name not in ABOUT}
         content = {"kind": self.kind, "fields": fields, "members": self.members}
         sha = hashlib.sha256(canonical_json(content))
         if self.path.suffix == ".safetensors":
@@ -302,7 +305,7 @@ def _open(path: Path) -> tuple[Artifact, dict[str, Any]]:
                 "programs": parse_json(metadata.get("programs", "{}")),
             }
         else:
-            head = parse_json(read_plain(index_path(path), INDEX_LIMIT))
+            head = parse_json(_read_index(path))
         if problem := violation("head", head):
             raise ValueError(problem)
         if head["kinemake.kind"] == FAILED and (problem := violation(FAILED, head)):
@@ -310,6 +313,16 @@ def _open(path: Path) -> tuple[Artifact, dict[str, Any]]:
         return Artifact(path, head, header), head
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ItemError(f"{path} is not a whole Kinemake file ({one_line(error)})", "make it again") from None
+
+
+def _read_index(path: Path) -> bytes:
+    """The text of an index. Raises ItemError if there is none, OSError if it cannot be read."""
+    index = index_path(path)
+    try:
+        return read_plain(index, INDEX_LIMIT)
+    except FileNotFoundError:
+        reason = f"{path} has no {index.name} beside it, which says what it is"
+        raise ItemError(reason, "give a result of Kinemake") from None
 
 
 def check_fields(path: Path, head: Mapping[str, Any]) -> None:

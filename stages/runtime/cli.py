@@ -106,7 +106,9 @@ def stage_command(stage: Stage, families: Mapping[str, Family]) -> click.Command
     params: list[click.Parameter] = [
         click.Argument([first.name], required=False, nargs=-1 if several else 1, metavar=first.name.upper())
     ]
-    params += [click.Option([f"--{spec.name}"], help=f"Path: {spec.help}.") for spec in others]
+    for spec in others:
+        text = f"Path: {spec.help}." + (" May be repeated." if spec.many else "")
+        params.append(click.Option([f"--{spec.name}"], help=text, multiple=spec.many))
     params.append(click.Option(["--output", "-o"], help="The file to make."))
     if stage.model:
         params += [

@@ -73,7 +73,8 @@ class Component:
         sizes: numbers that must agree between the config and the weights.
         fixed: required values of config entries. An entry may be absent.
         lengths: lists in the config, each with the name of the entry that holds its length.
-        tokens: special tokens that a tokenizer must have, beside a chat template.
+        tokens: by the model type of the network in the folder, the names of special tokens that its tokenizer must have,
+            beside a chat template.
         instead: remedy that names the repository to use if the class is wrong or the config asks for code.
     """
 
@@ -85,7 +86,7 @@ class Component:
     sizes: tuple[Size, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     lengths: Mapping[str, str] = field(default_factory=dict)
-    tokens: tuple[str, ...] = ()
+    tokens: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     instead: str = ""
 
     @property
@@ -418,12 +419,14 @@ def check_chat(place: Path, part: Component) -> None:
         raise Broken(f"{place} has no chat template", f"fetch chat_template.jinja too, or {part.instead}")
     tables = [config, *(config.get(name) for name in ("extra_special_tokens", "model_specific_special_tokens"))]
     named = {name for table in tables if isinstance(table, dict) for name, token in table.items() if token}
-    if missing := [name for name in part.tokens if name not in named]:
+    kind = one_config(place, "config.json", instead=part.instead).get("model_type")
+    if missing := [name for name in part.tokens.get(str(kind), ()) if name not in named]:
         raise Broken(f"{place / 'tokenizer_config.json'} does not name its {missing[0]}", part.instead)
 
 
 def _chat_template(place: Path, config: Mapping[str, Any]) -> Any:
-    """The chat template of a folder: a file, else an entry of the tokenizer config, which may hold several by name."""
+    """The chat template of a folder: a file, else an entry of the tokenizer config, which may hold several by name, else the
+    processor's file."""
     path = place / "chat_template.jinja"
     if os.path.isfile(path):
         try:
@@ -433,7 +436,14 @@ def _chat_template(place: Path, config: Mapping[str, Any]) -> Any:
     template = config.get("chat_template")
     if isinstance(template, list):
         template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-    return template.get("default") if isinstance(template, dict) else template
+    template = template.get("default") if isinstance(template, dict) else template
+    return template or template_of_processor(place)
+
+
+def template_of_processor(place: Path) -> Any:
+    """The chat template in chat_template.json, which some repositories have instead of one of the tokenizer; else None."""
+    path = place / "chat_template.json"
+    return read_config(path).get("chat_template") if os.path.isfile(path) else None
 
 
 def check_processor(place: Path) -> None:

@@ -59,6 +59,11 @@ def is_scalar(value: Any) -> bool:
     return isinstance(value, (bool, int, float, date))
 
 
+def text_remedy(value: Any) -> str:
+    """Remedy for any value where text is required."""
+    return in_quotes(value) if is_scalar(value) else "it must be text"
+
+
 def in_quotes(value: Any) -> str:
     """Remedy for a scalar (see `is_scalar`) where text is required."""
     example = {True: "yes", False: "no"}[value] if isinstance(value, bool) else shown(value)

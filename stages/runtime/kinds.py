@@ -97,7 +97,20 @@ RATE_FIELDS = {"fps": Field('frames per second, as text with a fraction: "24/1"'
 PROMPT_FIELDS = {"prompt": Field("prompt", TEXT), "raw": Field("raw caption", TEXT)}
 SEED_FIELDS = {"seed": Field("seed of the noise", SEED)}
 SOURCE_FIELD = Field("facts of the video: stream, size, orientation, rate, duration, declared frames, codec, colour", SOURCE)
-PART_FRAMES = Field("of longlive: frames of the source and of each prompt, in order", array({**COUNT, "minimum": 1}), False)
+PICK = record({"take": {**COUNT, "minimum": 1}, "of": COUNT, "by": TEXT, "values": array({"type": ["number", "null"]})})
+PART_FRAMES = Field(
+    "of a film with several prompts: frames of each, in order, of longlive those of the source first",
+    array({**COUNT, "minimum": 1}),
+    False,
+)
+BLOCK_FIELD = Field(
+    "of a film of blocks: number of latent frames in a block, which are denoised together", {**COUNT, "minimum": 1}, False
+)
+SOURCE_FRAMES = Field(
+    "of a film of blocks: frames of the source, of longlive those at the beginning of the film", COUNT, False
+)
+REPEATED_FRAMES = Field("frames at its beginning that repeat the last ones of what it continues; 1 if absent", COUNT, False)
+PART_PROMPTS = Field("of a film with several prompts: the prompt of each part, in order", array(TEXT), False)
 HALF_OR_FULL = ("BF16", "F16", "F32")
 
 KINDS = {
@@ -134,6 +147,11 @@ KINDS = {
                 "prompt": Field("the prompt for the generator: prefix and cleaned description, or the given one", TEXT),
                 "frames": Field("indices of the video's frames that the model saw", array(INDEX)),
                 "tokens": Field("number of input and output tokens of the model", record({"in": COUNT, "out": COUNT})),
+                "description": Field(
+                    "with rewrite: next, the unedited description that the request quotes; raw is the answer", TEXT, False
+                ),
+                "request": Field("with rewrite: next, what the model was asked for the prompt", TEXT, False),
+                "ending": Field("with rewrite: next, indices of the frames that were shown with it", array(INDEX), False),
                 **MODEL_FIELDS,
             },
         ),
@@ -148,12 +166,16 @@ KINDS = {
                 **PROMPT_FIELDS,
                 "negative_prompt": Field("negative prompt", TEXT),
                 "prompts": Field(
-                    "of longlive: the prompt of the source and the later prompts, in order", array(TEXT), False
+                    "of a film with several prompts: the prompts in order; longlive lists the prompt of the source first",
+                    array(TEXT),
+                    False,
                 ),
-                "switches": Field("of longlive: first latent frame of each further prompt", array(INDEX), False),
-                "latent_frames": Field("of longlive: total number of latent frames", {**COUNT, "minimum": 1}, False),
-                "block": Field("of longlive: number of latent frames in a block", {**COUNT, "minimum": 1}, False),
-                "source_frames": Field("of longlive: frames of the source at the beginning", COUNT, False),
+                "repeated_frames": REPEATED_FRAMES,
+                "padding": Field("of wan: zeros, if its condition is made for the LoRAs of SVI 2 Pro", TEXT, False),
+                "switches": Field("first latent frame of each further prompt", array(INDEX), False),
+                "latent_frames": Field("of a film of blocks: total number of latent frames", {**COUNT, "minimum": 1}, False),
+                "block": BLOCK_FIELD,
+                "source_frames": SOURCE_FRAMES,
                 "loop": Field("of dynamicrafter: whether the clip ends where it began", FLAG, False),
                 "frames": Field("of fresco: the keyframes, as extract_frames lists them", FRAMES, False),
                 "batches": Field(
@@ -174,6 +196,7 @@ KINDS = {
                 TensorSpec("image_embeds", (1, "N", "D"), HALF_OR_FULL, "image tokens of the first frame", False),
                 TensorSpec("negative_image_embeds", (1, "N", "D"), HALF_OR_FULL, "image tokens of a grey image", False),
                 TensorSpec("image_latents", (1, "C", "", "h", "w"), ("F32",), "normalised condition latents", False),
+                TensorSpec("past_latents", (1, "C", "", "h", "w"), ("F32",), "latents that the clip goes on from", False),
                 TensorSpec(
                     "mask", (1, "", "T", "h", "w"), ("U8",), "1 where the condition is given, 0 where it is generated", False
                 ),
@@ -205,9 +228,12 @@ KINDS = {
                 **SIZE_FIELDS,
                 **PROMPT_FIELDS,
                 **SEED_FIELDS,
-                "source_frames": Field("of longlive: frames of the source at the beginning", COUNT, False),
+                "repeated_frames": REPEATED_FRAMES,
+                "block": BLOCK_FIELD,
+                "source_frames": SOURCE_FRAMES,
                 "part_frames": PART_FRAMES,
-                "digest": Field("of longlive: digest that binds an unfinished film to its item", TEXT, False),
+                "part_prompts": PART_PROMPTS,
+                "digest": Field("of a film of blocks: digest that binds an unfinished film to its item", TEXT, False),
                 "loop": Field("of dynamicrafter: whether the clip ends where it began", FLAG, False),
                 "frames": Field("of fresco: the keyframes, as extract_frames lists them", FRAMES, False),
             },
@@ -229,7 +255,14 @@ KINDS = {
                     {"type": "object"},
                 ),
                 "part_frames": PART_FRAMES,
+                "part_prompts": PART_PROMPTS,
+                "repeated_frames": REPEATED_FRAMES,
                 "frames": Field("of fresco: the keyframes, as extract_frames lists them", FRAMES, False),
+                "pick": Field(
+                    "of a picked take: its number, the number of takes, the figure that decided and its value in each take",
+                    PICK,
+                    False,
+                ),
             },
             members={
                 ".mp4": "the clip, H.264",
@@ -263,8 +296,9 @@ KINDS = {
                 **SIZE_FIELDS,
                 **RATE_FIELDS,
                 "parts": Field(
-                    "per part, a clip or of longlive the frames of a prompt: file name, number of frames, prompt",
-                    array(record({"name": TEXT, "frames": COUNT}, {"prompt": TEXT})),
+                    "per part, a clip or of longlive the frames of a prompt: file name, number of frames, prompt, and "
+                    "whether it is a cut, which does not go on from the part before",
+                    array(record({"name": TEXT, "frames": COUNT}, {"prompt": TEXT, "cut": FLAG})),
                 ),
             },
             members={
@@ -313,6 +347,8 @@ def disagreement(fields: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
         return f"num_frames is {frames} and its latents have {sizes['T']} frames"
     if sum(fields.get("part_frames", [frames])) != frames:
         return f"num_frames is {frames} and its parts have {sum(fields['part_frames'])}"
+    if "part_prompts" in fields and len(fields["part_prompts"]) != len(fields.get("part_frames", ())):
+        return "its numbers of parts and of their prompts do not match"
     if "num_frames" in fields and len(fields.get("frames", range(frames))) != frames:
         return f"num_frames is {frames} and it lists {len(fields['frames'])} frames"
     if any(max(positions) >= frames for name in ("batches", "pairs") for positions in fields.get(name, ())):

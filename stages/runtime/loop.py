@@ -92,6 +92,7 @@ class ItemRun:
     files: Mapping[str, list[str]] = field(default_factory=dict)  # digests of the files that options name, by option
     weights: str = ""
     key: str = ""
+    key_without_inputs: str = ""
     state_key: str = ""  # the key at the start, under which the state between the phases is
     status: str = "waiting"
     memory_saving: bool = False
@@ -213,11 +214,15 @@ class Loop:
         return self.model.digest(self.implementation.weights), states, ways
 
     def _set_key(self, run: ItemRun) -> None:
-        options = digest_options(self.implementation.options.declared, run.options)
-        run.key = digest_work(self.stage, self.family, options, run.files, run.digests, run.weights)
+        run.key, run.key_without_inputs = self._key(run, run.digests), self._key(run, {})
         run.state_key = run.state_key or run.key
         if entry := self._found(run):
             self._publish(run, entry, "reused")
+
+    def _key(self, run: ItemRun, inputs: Mapping[str, list[str]]) -> str:
+        """The key of the item, were these the digests of its inputs."""
+        options = digest_options(self.implementation.options.declared, run.options)
+        return digest_work(self.stage, self.family, options, run.files, inputs, run.weights)
 
     def _found(self, run: ItemRun) -> Path | None:
         """The store's entry of the item; None if it is absent or is to be made again."""
@@ -348,8 +353,9 @@ class Loop:
             raise JobError(str(error), "take a larger GPU, or the CPU") from None
 
     def _work_of(self, run: ItemRun, output: Path) -> Work:
-        options = self.implementation.options.of(run.options)
-        return Work(run.item, run.inputs, options, run.weights, output, self.store.partial(run.state_key))
+        options, partial_state = self.implementation.options.of(run.options), self.store.partial(run.state_key)
+        earlier = None if run.item.again else Path(run.item.output)
+        return Work(run.item, run.inputs, options, run.weights, output, partial_state, earlier, run.key_without_inputs)
 
     def _provenance(self, run: ItemRun) -> list[dict[str, Any]]:
         """The provenance records of all earlier stages and of this item."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from stages.runtime.artifacts import file_digest
 from stages.runtime.canonical import canonical_json
+from stages.runtime.checkout import CHECKOUT
 from stages.runtime.components import read_object
 from stages.runtime.errors import JobError, UsageError, in_quotes, is_scalar, shown
 from stages.runtime.files import read_plain, replacing
@@ -28,7 +29,6 @@ from stages.runtime.sizes import size_text
 from stages.runtime.text import read_yaml
 
 DEFAULT_CONFIG = Path("config.yaml")
-CHECKOUT = Path(__file__).parents[2]
 SETTINGS = "kinemake.json"  # file in a model's folder with the same keys as its declaration in a config
 PLACES = ("path", "hub", "convert")  # keys of a declaration, one of which says where the weights are
 OTHER_LAYOUT = "is not in a layout that Kinemake loads"
@@ -471,16 +471,24 @@ def declared_models(config: Path | None) -> dict[str, Model]:
 
 
 def declared_entries(config: Path | None) -> dict[str, Any]:
-    """The entries of `models` in `config`; without it in the config of the working folder, else of the checkout.
+    """The entries of `models` in `config`; without it in the config of the working folder, or of the checkout if that one
+    declares none.
 
-    The checkout's declares the shipped and the public models; paths of its models are absolute here. Raises UsageError if
-    the file is unreadable.
+    Raises UsageError if the file is unreadable.
     """
     if config and not os.path.isfile(config):
         raise UsageError(f"the config {config} does not exist", "mend the path")
-    if config or os.path.lexists(DEFAULT_CONFIG):
-        return table_of(config or DEFAULT_CONFIG, "models")
-    if not os.path.isfile(CHECKOUT / DEFAULT_CONFIG):  # in an installation without the checkout
+    if config:
+        return table_of(config, "models")
+    return (table_of(DEFAULT_CONFIG, "models") if os.path.lexists(DEFAULT_CONFIG) else {}) or own_entries()
+
+
+def own_entries() -> dict[str, Any]:
+    """The entries of `models` in the config of the checkout, with absolute paths: the shipped and the public models.
+
+    An image of a stage has no such config.
+    """
+    if not os.path.isfile(CHECKOUT / DEFAULT_CONFIG):
         return {}
     entries = table_of(CHECKOUT / DEFAULT_CONFIG, "models")
     return {

@@ -464,6 +464,27 @@ class Implementation:
         return stored[0] if stored else values.get("dtype", "")
 
 
+FRAME, LATENTS = "frame", "latents"
+HANDOVERS = (FRAME, LATENTS)
+
+
+@dataclass(frozen=True)
+class Handover:
+    """How a link of a chain goes on from the one before.
+
+    Attributes:
+        from_latents: the link starts from the latents of the one before, else from its last frames.
+        keeps_image: each link is also given the image that the first one starts from, in the place of its own last frames.
+        options: options of encode that belong to it.
+        fault: function option values -> (reason, remedy) if the values do not suffice for it, else None.
+    """
+
+    from_latents: bool = False
+    keeps_image: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fault: Callable[[Mapping[str, Any]], tuple[str, str] | None] = lambda values: None
+
+
 @dataclass(frozen=True)
 class Family:
     """The declaration of a model family; it does not import torch.
@@ -480,7 +501,9 @@ class Family:
             ask for, else None.
         disk: function options of encode -> approximate bytes of a clip's files, from encode to the film.
         fit_first_frame: function (variant, option values) -> options of extract_frames for a frame that encode accepts, or
-            None for a variant that takes no first frame. None if the family does not continue clips from a frame.
+            None for a variant that takes no first frame. A family that reads more of a video than its last frame says so
+            by `select` and `count`. None if the family does not continue clips from a frame.
+        handovers: function variant -> the ways in which a link of a chain can go on, by name.
         from_text: variants that generate a clip from a prompt alone.
         trainings: commands of `train`, by name.
         conversion: the command `convert FAMILY`, if there is one.
@@ -500,6 +523,7 @@ class Family:
     model_fault: Callable[[Path, Mapping[str, Any]], tuple[str, str] | None] = lambda folder, values: None
     disk: Callable[[Mapping[str, Any]], float] = lambda values: 0
     fit_first_frame: Callable[[str, Mapping[str, Any]], Mapping[str, Any] | None] | None = None
+    handovers: Callable[[str], Mapping[str, Handover]] = lambda variant: {FRAME: Handover()}
     from_text: tuple[str, ...] = ()
     trainings: Mapping[str, Training] = field(default_factory=dict)
     conversion: Conversion | None = None

@@ -58,9 +58,14 @@ def load_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | N
 
 def state_digest(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over the item's key (the name of its state in the store), the `facts` and the tensors of the state."""
+    return digest_tensors(tensors, path.stem, facts)
+
+
+def digest_tensors(tensors: Mapping[str, torch.Tensor], *facts: Any) -> str:
+    """SHA-256 over `facts`, of JSON, and over the names, dtypes and values of tensors."""
     import torch
 
-    sha = hashlib.sha256(canonical_json([path.stem, facts, {name: str(tensors[name].dtype) for name in sorted(tensors)}]))
+    sha = hashlib.sha256(canonical_json([*facts, {name: str(tensors[name].dtype) for name in sorted(tensors)}]))
     for name in sorted(tensors):
         sha.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()

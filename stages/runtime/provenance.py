@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from stages.runtime.checkout import CHECKOUT
 from stages.runtime.model import cached_file_digest
 
 LIBRARIES = (
@@ -70,10 +71,9 @@ def program() -> dict[str, Any]:
 
 def commit() -> str:
     """Commit of a source checkout, with "+" if files have changed since; "" without a checkout."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
+    if not (CHECKOUT / ".git").exists():
         return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

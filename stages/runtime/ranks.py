@@ -21,9 +21,9 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
+from stages.runtime.checkout import CODE
 from stages.runtime.device import gpu_of_rank
 from stages.runtime.errors import JobError, KinemakeError, one_line
 from stages.runtime.faults import job_fault, ran_out_of_memory
@@ -32,7 +32,6 @@ from stages.runtime.log import about, log_about
 from stages.runtime.resident import RESIDENTS
 from stages.runtime.worker import import_class
 
-CODE = Path(__file__).parents[2]  # the folder of the package, wherever the process works
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 AGAIN = "mend that and run again: what is finished is kept"
 
@@ -167,11 +166,11 @@ def serve(channel: Connection) -> None:
             with log_about(**facts, rank=rank):
                 result = getattr(thing, method)(*arguments)
         except Exception as raised:
-            error = told(raised, rank)
+            error = reported(raised, rank)
         channel.send_bytes(pickle.dumps((number, error, result)))
 
 
-def told(error: Exception, rank: int) -> Exception:
+def reported(error: Exception, rank: int) -> Exception:
     """The error of a rank as the process of the stage is to raise it."""
     if isinstance(error, KinemakeError) or ran_out_of_memory(error):
         return error

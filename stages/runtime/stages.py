@@ -42,7 +42,7 @@ STAGES = {
         Stage(
             "extract_frames",
             1,
-            (Input("video", ("file", "clip"), "the video from which frames are extracted"),),
+            (Input("video", ("file", "clip"), "the video from which frames are extracted, or an image"),),
             "frames",
             "Extract frames from a video: upright, with square pixels, at the requested size.",
             "frames",
@@ -69,6 +69,14 @@ STAGES = {
                     required=False,
                 ),
                 Input("caption", ("caption",), "the prompt, from caption_vlm", required=False),
+                Input(
+                    "past",
+                    ("latents",),
+                    "the latents of the clip that the new one goes on from, or those of each take of it",
+                    required=False,
+                    many=True,
+                ),
+                Input("picked", ("clip",), "the take that pick chose: which of several pasts is meant", required=False),
             ),
             "encoded",
             "Encode a prompt, and a first frame if there is one, into the inputs of the denoiser.",
@@ -100,7 +108,7 @@ STAGES = {
         ),
         Stage(
             "decode",
-            1,
+            2,
             (Input("latents", ("latents",), "the output of generate"),),
             "clip",
             "Decode latents to pixels: a video and its lossless last frame.",
@@ -110,8 +118,22 @@ STAGES = {
             repeatable="latents",
         ),
         Stage(
+            "pick",
+            1,
+            (
+                Input("clips", ("clip",), "the takes: clips of the same kind, of which one is chosen", many=True),
+                Input(
+                    "scores", ("scores",), "the scores of each take, in the order of the takes", required=False, many=True
+                ),
+            ),
+            "clip",
+            "Choose one of several takes: the one with the best figure of the scores, or the one that is named.",
+            "frames",
+            model=False,
+        ),
+        Stage(
             "concat",
-            2,
+            3,
             (
                 Input("clips", ("clip", "propagated"), "the clips to join, in order", many=True),
                 Input(

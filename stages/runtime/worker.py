@@ -25,7 +25,9 @@ class Work(Generic[AnyOptions]):
 
     `output` is the temporary path of the declared file; members lie beside it, see `artifacts`. `partial` is the place
     for the state of a long item, a safetensors file or a folder of them; that of a killed process is still there for the
-    next one.
+    next one. `earlier` is the place of the result before this one, of which a stage may take what has not changed; None
+    where the item is to be made from nothing. `key_without_inputs` is a key of all else that the result depends on: stage,
+    family, options and weights.
     """
 
     item: Item
@@ -34,6 +36,8 @@ class Work(Generic[AnyOptions]):
     weights: str
     output: Path
     partial: Path
+    earlier: Path | None = None
+    key_without_inputs: str = ""
 
     def input(self, name: str) -> Artifact | Path:
         """An input that is a single artifact or file."""

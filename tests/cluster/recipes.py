@@ -13,11 +13,15 @@ RUNS = {
     },
     "chain": {
         **{"recipe": "chain", "clips": [{"video": CLIP}], "model": "shapes-wan-14b", **CAPTIONER},
-        "options": {**SHORT, "links": 2},
+        "options": {**SHORT, "links": 2, "takes": 2, "pick": "motion.smoothness"},
     },
     "turning": {
         **{"recipe": "longlive", "clips": [{**TURN, "num_samples": 2}], "model": "shapes-longlive", **CAPTIONER},
         "options": {"num_output_frames": 6, "seed": 1},
+    },
+    "goes-on": {
+        **{"recipe": "v2v", "clips": [{"video": CLIP}], "model": "shapes-helios", **CAPTIONER},
+        "options": {"num_frames": 17, "num_inference_steps": 3, "seed": 1},
     },
     "words": {
         "recipe": "text2video",
@@ -43,6 +47,7 @@ FILMS = {  # number of frames and size
     "chain/0000": (17, (64, 64)),
     "turning/0000_0": (21, (64, 64)),
     "turning/0000_1": (21, (64, 64)),
+    "goes-on/0000": (17, (64, 64)),
     "words/a": (16, (32, 32)),
     "picture/0000": (16, (64, 64)),
     "look/0000": (17, (128, 128)),

@@ -61,12 +61,12 @@ def test_a_user_without_root_runs_an_image(images, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert process.stdout.startswith("Usage: extract_frames "), process.stderr
+    assert process.stdout.startswith("Usage: kinemake extract_frames "), process.stderr
 
 
 def test_an_image_of_other_code_than_the_plan_refuses_to_run(images, tmp_path):
     process = subprocess.run(
-        ["apptainer", "exec", IMAGES / "concat.sif", "concat", "clip.json", "-o", "film.mp4"],
+        ["apptainer", "exec", IMAGES / "concat.sif", "kinemake", "concat", "clip.json", "-o", "film.mp4"],
         cwd=tmp_path,
         env={**os.environ, "KINEMAKE_CODE": "another"},
         capture_output=True,

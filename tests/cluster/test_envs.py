@@ -9,6 +9,7 @@ import tomllib
 import pytest
 import yaml
 
+from stages.plan.workflow import installing
 from stages.runtime.stages import STAGES
 from tests.workflow.conftest import ROOT
 
@@ -22,14 +23,14 @@ def test_each_extra_of_a_stage_has_a_conda_environment():
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_pip_in_a_conda_environment_installs_the_checkout(name, tmp_path):
-    """Conda passes these lines to pip in a file. The plan sets the variable KINEMAKE."""
+    """Conda passes these lines to pip in a file. The plan sets the variables in them."""
     dependencies = yaml.safe_load((ROOT / f"envs/{name}.yaml").read_text())["dependencies"]
     (tmp_path / "requirements.txt").write_text("\n".join(dependencies[-1]["pip"]))
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps"]
     process = subprocess.run(
         [*command, "--report", "-", "-r", "requirements.txt"],
         cwd=tmp_path,
-        env={**os.environ, "KINEMAKE": str(ROOT)},
+        env={**os.environ, "KINEMAKE": str(ROOT), "KINEMAKE_INSTALL": installing()},
         capture_output=True,
         text=True,
     )

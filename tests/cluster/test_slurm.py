@@ -19,7 +19,7 @@ from tests import zoo
 from tests.cluster import images, recipes
 from tests.cluster import slurm as toy
 from tests.commands import wait_for
-from tests.workflow.conftest import INSTALLED, ONE_WORKER, TINY, Project, frame_count
+from tests.workflow.conftest import INSTALLED, ONE_WORKER, TINY, Project, finish, frame_count
 from tests.workflow.test_profiles import EXPECTED, parsed_settings
 
 OBSTACLES = {"slurm": toy.obstacle(), "images": images.obstacle()}
@@ -42,6 +42,11 @@ class SlurmProject(Project):
 
     def lengths(self):
         return [frame_count(self.path(f"results/film/{clip}.mp4")) for clip in self.clips]
+
+    def status(self):
+        """The lines of `status` about the run."""
+        command = ("-P", "-m", "stages.status", "results/film")
+        return finish(self.start(*command, program="python"))[0].splitlines()
 
     def generates(self):
         log = self.path("results/film/steps/logs/film.generate.000.log")
@@ -97,6 +102,10 @@ def test_a_cancelled_slurm_run_leaves_no_job_and_can_be_resumed(slurm, profile, 
     project.use(profile, "a", SMALL, steps=1000)
     running = project.start(*project.arguments)
     wait_for(project.generates, "no clip is being generated", 600)
+    wait_for(lambda: " of 1000 steps" in "\n".join(project.status()), "status shows no step", 300)
+    lines = project.status()
+    assert lines[0] == "results/film: 0 of 1 films, running"
+    assert any(line.startswith("film.generate.000 on ") and "generate a, " in line for line in lines), lines
     running.send_signal(signal.SIGINT)
     running.communicate()
     assert running.returncode == 1
@@ -104,6 +113,7 @@ def test_a_cancelled_slurm_run_leaves_no_job_and_can_be_resumed(slurm, profile, 
     assert not project.path("results/film/a.mp4").exists()
     project.run(*project.arguments)
     assert project.lengths() == [5]
+    assert project.status()[0] == "results/film: 1 of 1 films, no run is at work"
     assert [shard["made"] for shard in project.shards("film").values()][-1] == 1
 
 
@@ -157,7 +167,7 @@ def test_films_made_by_slurm_and_in_images_are_identical(place, reference, make_
         assert project.path(f"results/{film}.mp4").read_bytes() == reference.path(f"results/{film}.mp4").read_bytes(), film
     if "images" in place:
         steps = json.dumps([project.read("v2v/0000.json"), project.read("look/0000.json")])
-        assert [stage for stage in STAGES if f'"image": "{stage}.sif"' not in steps] == ["score"]
+        assert [stage for stage in STAGES if f'"image": "{stage}.sif"' not in steps] == ["pick", "score"]
         scored = project.read("v2v/0000.scores.json")  # by the job that makes the film
         assert scored["fields"]["figures"]["health.faulty_share"] == 0 and '"image": "concat.sif"' in json.dumps(scored)
 

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from stages.media.fit import fit_image
 from stages.media.read import frames, read_image
@@ -119,3 +120,13 @@ def test_extract_frames_takes_the_last_frame_of_a_clip_artifact(tmp_path):
     video = zoo.plain(tmp_path, "clip.mp4")
     artifacts.write_index(tmp_path / "clip.json", "clip", fields("clip"), [".mp4"])
     assert np.array_equal(*read_images(extract(tmp_path / "clip.json", tmp_path)), *read_images(extract(video, tmp_path)))
+
+
+def test_an_image_is_a_video_of_one_frame(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    stage("extract_frames", tmp_path / "a.png", "--select", "tail", "--count", 9, "-o", tmp_path / "f.json")
+    (frame,) = artifacts.read(tmp_path / "f.json", ("frames",)).fields["frames"]
+    assert np.array_equal(read_image(tmp_path / f"f{frame['suffix']}"), rgb)
+    (tmp_path / "b.png").write_bytes(b"none")
+    assert "is not a readable image" in stage("extract_frames", tmp_path / "b.png", "-o", tmp_path / "g.json", fails=1)

@@ -337,6 +337,12 @@ def test_a_jump_of_colour_at_a_seam_is_found_there(tmp_path):
     assert fields["figures"]["seams.colour"] == second["colour"]
 
 
+def test_a_seam_beyond_the_film_is_refused(tmp_path):
+    film = write(tmp_path / "a.mkv", moving(8))
+    stderr = stage("score", film, "-o", tmp_path / "a.json", "--seams", 4, "--seams", 8, fails=1)
+    assert "seam 8 lies beyond the film, which has 8 frames: leave it out" in stderr
+
+
 def test_a_cut_is_no_seam(tmp_path):
     figures = seam_figures(tmp_path, [*moving(20), *(frame // 3 for frame in moving(20, seed=5))], 30)
     assert figures["motion.cuts"] == 1 and figures["seams.colour"] < 1

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from stages.media.read import Truncated, frames
-from stages.media.select import first, frame_motion, keyframe_indices, last, midpoint_indices, midpoints, sample
+from stages.media.select import ending, first, frame_motion, keyframe_indices, last, midpoint_indices, midpoints, sample
 from stages.runtime.errors import UsageError
 from tests import zoo
 
@@ -129,6 +129,16 @@ def test_sample_gives_the_midpoints_and_the_last_frame(tmp_path, maker):
 
 def _sample_into(queue, video):
     queue.put([frame.index for frame in sample(video, 4)])
+
+
+@pytest.mark.parametrize(
+    ("frame_count", "count", "indices"), [(33, 4, [16, 21, 27, 32]), (33, 1, [32]), (3, 4, [0, 1, 1, 2]), (1, 2, [0, 0])]
+)
+def test_ending_gives_frames_of_the_last_second_and_the_very_last(tmp_path, frame_count, count, indices):
+    """Of a video of 16 frames a second."""
+    found = ending(zoo.plain(tmp_path, frames=frame_count), count)
+    assert [frame.index for frame in found] == indices
+    assert [frame.time for frame in found] == pytest.approx([index / 16 for index in indices])
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

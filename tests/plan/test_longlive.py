@@ -95,3 +95,19 @@ def test_invalid_longlive_clips_are_refused_when_planned(demo, clip, options, me
     with pytest.raises(UsageError) as error:
         demo([clip], options)
     assert message in str(error.value)
+
+
+def test_helios_goes_on_from_the_end_of_the_source_and_its_film_begins_with_it(config, jobs):
+    """No captioner is needed: the frames are all that it reads of the source."""
+    config["models"]["end"] = {"family": "helios", "variant": "base", "path": "weights/end"}
+    clip = {"video": "a.mp4", "prompts": ["a storm", "a calm"], "switch_frame_indices": [18]}
+    config["runs"]["demo"] = {"recipe": "longlive", "clips": [clip], "model": "end", "options": {"seed": 7}, "scores": []}
+    planned = jobs(**config)
+    assert [name.split(".")[1] for name in planned] == ["extract_frames", "encode", "generate", "decode", "concat"]
+    frames = planned["demo.extract_frames.000"].items[0].options
+    assert (frames["select"], frames["count"], frames["size"]) == ("tail", 99, "640*384")
+    encode = planned["demo.encode.000"].items[0]
+    assert encode.inputs == {"image": "results/demo/steps/a/frames.json"}
+    assert (encode.options["prompt"], encode.options["next_prompts"]) == ("a storm", ["a calm"])
+    assert planned["demo.decode.000"].items[0].options["lossless"]
+    assert planned["demo.concat.000"].items[0].inputs["source"] == "a.mp4"

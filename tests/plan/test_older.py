@@ -122,7 +122,7 @@ def test_base_config_of_longlive_is_applied(config):
         ("fresco", "options", "sd_path", "not needed: it is a part of the model, see convert --help"),
         ("dynamicrafter", "", "prompt_dir", "it is now clips: {images: FOLDER}"),
         ("v2v", "options", "sampel_steps", "did you mean sample_steps?"),
-        ("longlive", "options", "guidance_scal", "known are those of docs/options.md"),  # longlive has no guidance
+        ("longlive", "options", "boundary_rati", "known are those of docs/options.md"),  # longlive has no experts
     ],
 )
 def test_an_old_key_is_refused_with_its_new_name(config, recipe, place, key, sentence):

@@ -27,6 +27,7 @@ from stages.runtime.stages import NESTED_EXTRAS
 ROOT = Path(__file__).parents[2]
 
 # options of stages without a model that only fresco has
+OF_CHAIN = RECIPES["chain"].OPTIONS.declared
 KEYFRAME_OPTIONS = {"min_interval", "max_interval"} | {
     option.name for option in ALL_FAMILIES["media"].options_of("propagate")
 }
@@ -449,7 +450,10 @@ def test_caption_jobs_with_given_prompts_take_no_gpu(config, jobs):
     ("change", "message"),
     [
         ({"model": "medium"}, "model of run demo is 'medium': declared models are big, small, eye"),
-        ({"model": "eye"}, "model of run demo is eye, of family vlm: name a model of another family: dynamicrafter or wan"),
+        (
+            {"model": "eye"},
+            "model of run demo is eye, of family vlm: name a model of another family: dynamicrafter or helios or wan",
+        ),
         ({"name": "film.mp4"}, "would be made for .*: use {clip} in the name template"),
         ({"name": "{nonsense}.mp4"}, "name of run demo is '{nonsense}.mp4': it has the field 'nonsense', known are clip"),
         ({"name": "../{clip}.mp4"}, "a name stays inside the run's folder"),
@@ -522,6 +526,15 @@ OTHER_VALUES = {
     "num_frames": 25,
     "size": "704*1280",
     "link_name": "{link}_{clip}.mp4",
+    "link_prompts": ["2: a kite"],
+    "link_frames": ["2: 9"],
+    "link_names": ["2: storm"],
+    "link_sources": ["2: b.mp4"],
+    "link_takes": ["2: 3"],
+    "handover": None,  # needs known_latents beside it: tests/plan/test_handover.py
+    "link_seeds": ["2: 9"],
+    "pick": None,  # needs takes beside it, as picks does: tests/plan/test_takes.py
+    "picks": None,
     "guidance_scale_2": None,
     "boundary_ratio": None,
     "lora_2": None,
@@ -550,6 +563,10 @@ OTHER_VALUES = {
     "cache_order": None,
     "loop": None,  # needs variant 512_interp, as last_image does: tests/plan/test_dynamicrafter.py
     "last_image": None,
+    "history_sizes": [8, 2, 1],
+    "image_noise_sigma": [0.0, 0.2],
+    "video_noise_sigma": [0.0, 0.2],
+    "pyramid_num_inference_steps_list": None,  # needs variant mid or distilled: tests/families/helios/test_stages.py
     "switch_frame_indices": None,  # needs prompts beside it: tests/plan/test_longlive.py
 }
 
@@ -572,7 +589,7 @@ def test_every_option_changes_the_items_wherever_it_is_set(config, name, place):
     if value is None:
         return
     run = config["runs"]["demo"] | {"clips": [{"video": "a.mp4"}], "options": {"seed": 1}}
-    run["recipe"] = "chain" if name in ("links", "prompt_mode", "link_name") else "v2v"
+    run["recipe"] = "chain" if name in {option.name for option in OF_CHAIN} else "v2v"
     run["scores"] = ["reference"] if name == "reference" else []
     config["models"]["small"]["options"] = {}
     if name in {option.name for option in ALL_FAMILIES["text2video"].options} - {
@@ -582,12 +599,17 @@ def test_every_option_changes_the_items_wherever_it_is_set(config, name, place):
         run |= {"recipe": "text2video", "clips": [{"prompt": "a kite"}]}
         del run["captioner"]
     of_longlive = {option.name for option in (*ALL_FAMILIES["longlive"].options, *RECIPES["longlive"].OPTIONS.declared)}
+    of_longlive.discard("takes")
     if name in of_longlive - {option.name for option in (*ALL_FAMILIES["wan"].options, *ALL_FAMILIES["text2video"].options)}:
         config["models"]["small"] = {"family": "longlive", "path": "weights/long"}
         run |= {"recipe": "longlive", "clips": [{"video": "a.mp4", "prompt": "a kite"}]}
         run |= {"name": "{clip}_{model_type}.mp4"}  # shows option ema
-    of_fresco = {
-        option.name for option in (*ALL_FAMILIES["fresco"].options, *RECIPES["fresco"].OPTIONS.declared)
+    of_helios = {option.name for option in ALL_FAMILIES["helios"].options}
+    others = (ALL_FAMILIES[family].options for family in ALL_FAMILIES if family != "helios")
+    if name in of_helios - {option.name for options in others for option in options}:
+        config["models"]["small"] = {"family": "helios", "variant": "base", "path": "weights/helios"}
+    of_fresco = {option.name for option in (*ALL_FAMILIES["fresco"].options, *RECIPES["fresco"].OPTIONS.declared)} - {
+        "takes"
     } | KEYFRAME_OPTIONS
     if name in of_fresco - {option.name for option in (*ALL_FAMILIES["wan"].options, *ALL_FAMILIES["text2video"].options)}:
         config["models"]["small"] = {"family": "fresco", "path": "weights/sd"}

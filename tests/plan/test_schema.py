@@ -79,6 +79,7 @@ def test_check_names_the_key_and_the_remedy_in_one_sentence(config, keys, value,
         (["runs", "demo", "clips"], {"videos": "a", "images": "b"}, "config.runs.demo.clips has both videos and images"),
         (["runs", "demo", "clips"], {"videos": 7}, "config.runs.demo.clips.videos is 7: it must be text"),
         (["runs", "demo"], [], "config.runs.demo is []: it must be of type object"),
+        (["again"], "all", "config.again is 'all': write it as a list: [all]"),
         (
             ["models", "small", "hub"],
             "nothing",

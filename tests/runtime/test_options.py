@@ -149,5 +149,5 @@ def test_training_folder_options_may_start_with_a_tilde():
 @pytest.mark.parametrize("spelling", ["64*64", "64x64", "64X64", "64 x 64", " 64 * 64 "])
 def test_size_options_of_all_families_have_one_spelling(spelling):
     sizes = [option for _, option in DECLARED if option.name == "size"]
-    assert len(sizes) == 5
+    assert len(sizes) == 6
     assert {option.parse(spelling) for option in sizes} == {"64*64"}

@@ -18,11 +18,11 @@ def make(folder: Path, variant: str, seed: int = 0) -> Path:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text = _text()
+        text = text_parts()
         if variant == "14b":
             pipeline = WanImageToVideoPipeline(
                 **text,
-                vae=_vae(z_dim=16),
+                vae=wan_vae(z_dim=16),
                 scheduler=_scheduler(3.0),
                 transformer=_transformer(16 + 4 + 16, 16),
                 transformer_2=_transformer(16 + 4 + 16, 16),
@@ -31,7 +31,7 @@ def make(folder: Path, variant: str, seed: int = 0) -> Path:
         elif variant == "14b-t2v":
             pipeline = WanPipeline(
                 **text,
-                vae=_vae(z_dim=16),
+                vae=wan_vae(z_dim=16),
                 scheduler=_scheduler(3.0),
                 transformer=_transformer(16, 16),
                 transformer_2=_transformer(16, 16),
@@ -40,7 +40,7 @@ def make(folder: Path, variant: str, seed: int = 0) -> Path:
         else:  # published with the text-to-video class
             pipeline = WanPipeline(
                 **text,
-                vae=_vae(
+                vae=wan_vae(
                     z_dim=48,
                     decoder_base_dim=4,
                     in_channels=12,
@@ -59,7 +59,7 @@ def make(folder: Path, variant: str, seed: int = 0) -> Path:
     return Path(folder)
 
 
-def _text():
+def text_parts():
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
     from tests.tiny.tokenizer import byte_tokenizer
@@ -100,7 +100,7 @@ def _transformer(channels_in: int, channels_out: int):
     ).eval()
 
 
-def _vae(**config):
+def wan_vae(**config):
     from diffusers import AutoencoderKLWan
 
     vae = AutoencoderKLWan(

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from stages.media.marks import COMPOSITE, MADE, read_marks
 from stages.runtime import artifacts
 from tests import zoo
 from tests.tiny import dynamicrafter
@@ -63,6 +64,14 @@ def test_chain_links_are_joined_without_repeated_frames(project):
     assert frame_count(project.path("results/chain/made.mp4")) == F + 2 * (F - 1)
     assert frame_count(project.path("results/front/made.mp4")) == 9 + 3 * (F - 1)
     assert [frame_count(link(project, n).with_suffix(".mp4")) for n in (1, 2, 3)] == [F] * 3
+
+
+def test_films_and_links_of_chains_say_what_made_them(project):
+    chain, front = (read_marks(project.path(f"results/{run}/made.mp4")) for run in ("chain", "front"))
+    assert chain.prompt == front.prompt == tuple(PROMPTS) and chain.seed == (7, 8, 9)
+    assert chain.model == ("wan 14b",) and (chain.source, front.source) == (MADE, COMPOSITE)
+    second = read_marks(link(project, 2).with_suffix(".mp4"))
+    assert (second.prompt, second.seed, second.source) == ((PROMPTS[1],), (8,), MADE)
 
 
 def test_chain_continues_a_real_clip(project):

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from stages.media.marks import COMPOSITE, read_marks
 from stages.media.probe import probe
 from tests import zoo
 from tests.workflow.conftest import Project, frame_count
@@ -68,6 +69,12 @@ def test_provenance_of_a_fresco_film_has_every_stage(run):
             "concat",
         ]
     )
+
+
+def test_a_fresco_film_says_that_it_is_composite(run):
+    marks = read_marks(run.path("results/folders/good.mp4"))
+    assert marks.source == COMPOSITE and marks.model == ("fresco",)
+    assert marks.prompt == ("a photo of good",) and marks.seed == (1,) and len(marks.weights) == 1
 
 
 def test_failed_fresco_clips_are_reported_and_stop_no_other(run):

@@ -48,6 +48,7 @@ def test_every_stage_reports_a_full_disk_and_works_once_there_is_room(disk, tiny
         "encode": ("frames.json", "--caption", "caption.json", *wan, "--frame-num", 5, "-o", "encoded.safetensors"),
         "generate": ("encoded.safetensors", "--steps", 2, "-o", "latents.safetensors"),
         "decode": ("latents.safetensors", "-o", "clip.json"),
+        "pick": ("clip.json", "-o", "picked.json"),
         "concat": ("clip.json", "-o", "film.mp4"),
         "propagate": ("frames.json", "--keys", "frames.json", "-o", "propagated.json"),
         "score": ("film.mp4", "-o", "film.scores.json"),

@@ -38,6 +38,8 @@ def test_longlive_makes_a_film_per_sample_with_the_old_names(run):
         records = run.records(f"demo/{film.removesuffix('.mp4')}.json")
         assert list(records) == ["extract_frames", "caption_vlm", "encode", "generate", "decode", "concat"]
         seeds.append(records["generate"]["options"]["seed"])
+        parts = run.read(f"demo/{film.removesuffix('.mp4')}.json")["fields"]["parts"]
+        assert [(part["frames"], part["prompt"]) for part in parts] == [(9, ONE), (12, OTHER)]
     assert seeds == [3, 4]
 
 

@@ -105,7 +105,7 @@ def contents(tmp_path_factory):
 
 def make_config(project, rows, results, **run):
     options = {"source_first": True, **run.pop("options", {})}
-    run = {"recipe": "v2v", "clips": rows, "model": "grey", "options": options, **run}
+    run = {"recipe": "v2v", "clips": rows, "model": "grey", "options": options, "private": True, **run}  # no prompt in films
     project.configure(results=results, store=f"{os.path.dirname(results)}/store".lstrip("/"), film=run)
 
 

@@ -8,7 +8,7 @@ import torch
 from stages.families.dynamicrafter.condition import ImageEncoder, TextEncoder, resize_and_crop
 from stages.families.dynamicrafter.options import FAMILY, TRAINED_LENGTH, EncodeOptions, check_last_image
 from stages.families.shared.clip_text import clean
-from stages.families.shared.item import check_against_model, encoded_fields, first_frame, require_prompt
+from stages.families.shared.item import check_against_model, check_past, encoded_fields, first_frame, require_prompt
 from stages.families.shared.text_then_image import TextThenImage
 from stages.families.shared.word_tokenizer import warn_of_unread
 from stages.media.read import read_image
@@ -24,6 +24,7 @@ class Encode(TextThenImage[EncodeOptions]):
 
     def check(self, work: Work[EncodeOptions]) -> None:
         require_prompt(work)
+        check_past(work, FAMILY, self.model.variant)
         check_last_image(self.model.variant, work.options.values())
         if "image" not in work.inputs:
             raise ItemError(f"item {work.item.id} has no image", "give one: encode IMAGE")

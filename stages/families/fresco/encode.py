@@ -14,7 +14,7 @@ from stages.families.fresco.control import HED, background_class, depth, foregro
 from stages.families.fresco.options import FAMILY, EncodeOptions, keyframe_batches
 from stages.families.fresco.raft import RAFT
 from stages.families.shared.clip_text import embed
-from stages.families.shared.item import check_against_model, encoded_fields, require_prompt
+from stages.families.shared.item import check_against_model, check_past, encoded_fields, require_prompt
 from stages.families.shared.loading import (
     DTYPES,
     load_image_processor,
@@ -45,6 +45,7 @@ class Encode(Worker[EncodeOptions]):
 
     def check(self, work: Work[EncodeOptions]) -> None:
         require_prompt(work)
+        check_past(work, FAMILY, self.model.variant)
         frames, control = work.optional("image"), work.options.controlnet_type
         if not isinstance(frames, Artifact) or frames.kind != "frames":
             raise ItemError(f"item {work.item.id} has no keyframes", "give the frames that extract_frames wrote")

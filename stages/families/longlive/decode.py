@@ -6,37 +6,34 @@ from pathlib import Path
 import torch
 
 from stages.families.longlive.options import DecodeOptions
-from stages.families.longlive.progress import follow_latents
+from stages.families.shared.film import follow_latents
 from stages.families.shared.item import carry, check_lineage
 from stages.families.shared.pixels import to_uint8
-from stages.families.shared.wan.vae import decode_stream, decode_video, denormalise, load_vae
-from stages.families.shared.write_clip import write_clip
-from stages.media.write import VideoWriter
+from stages.families.shared.wan.decode import WanDecode
+from stages.families.shared.wan.vae import decode_stream, decode_video, denormalise
+from stages.families.shared.write_clip import write_clip, write_growing
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import ItemError
-from stages.runtime.worker import Work, Worker
+from stages.runtime.worker import Work
 
 
-class Decode(Worker[DecodeOptions]):
+class Decode(WanDecode[DecodeOptions]):
     """Writes `clip`. Frames of the source are decoded even if `new_only` drops them: the later frames depend on them."""
 
     def check(self, work: Work[DecodeOptions]) -> None:
+        super().check(work)
         latents = work.artifact("latents")
-        check_lineage(latents, self.model)
         if work.options.new_only and not latents.fields["source_frames"]:
             raise ItemError(f"new_only is on and {latents.path} has no source", "leave out new_only")
-
-    def load(self, options: DecodeOptions) -> None:
-        """Load the VAE. Raises JobError."""
-        self.vae = load_vae(self.model, options.vae_tiling, self.device)
 
     def run(self, work: Work[DecodeOptions]) -> None:
         latents = work.artifact("latents")
         skipped = latents.fields["source_frames"] if work.options.new_only else 0
         z = self._denormalise(latents.tensors()["latents"])
         fields = carry(self.model, work, latents, "seed", num_frames=latents.fields["num_frames"] - skipped)
-        if parts := latents.fields.get("part_frames"):  # absent in latents of earlier versions
-            fields["part_frames"] = parts[1:] if skipped else parts
+        for name in ("part_frames", "part_prompts"):
+            if parts := latents.fields.get(name):  # absent in latents of earlier versions
+                fields[name] = parts[1:] if skipped else parts
         frames = (to_uint8(frame) for frame in islice(decode_video(self.vae, z), skipped, None))
         write_clip(work, frames, fields)
 
@@ -47,10 +44,7 @@ class Decode(Worker[DecodeOptions]):
         z = map(self._denormalise, follow_latents(path))
         frames = map(to_uint8, decode_stream(self.vae, z))
         skipped = artifact.fields["source_frames"] if options.new_only else 0
-        size = artifact.fields["width"], artifact.fields["height"]
-        with VideoWriter(output, *size, options.fps, crf=options.crf, growing=True) as video:
-            for rgb in islice(frames, skipped, None):
-                video.write(rgb)
+        write_growing(output, islice(frames, skipped, None), artifact, options)
 
     def _denormalise(self, latents: torch.Tensor) -> torch.Tensor:
         return denormalise(self.vae, latents.to(self.device))

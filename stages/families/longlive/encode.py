@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from stages.families.longlive.options import FAMILY, LATENT, EncodeOptions, Lengths, check_lengths, lengths, pixel_frames
-from stages.families.shared.item import check_against_model, check_finite, encoded_fields
+from stages.families.shared.item import check_against_model, check_finite, check_past, encoded_fields
 from stages.families.shared.pixels import to_float
 from stages.families.shared.text_then_image import TEXT
 from stages.families.shared.wan.encode import WanEncode
@@ -28,6 +28,7 @@ class Encode(WanEncode[EncodeOptions]):
 
     def check(self, work: Work[EncodeOptions]) -> None:
         check_lengths(work.options.values())
+        check_past(work, FAMILY, self.model.variant)
         prompts, switches = prompts_of(work), work.options.switch_frame_indices
         if len(switches) != len(work.options.next_prompts):
             raise ItemError(

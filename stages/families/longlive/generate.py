@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,12 +16,12 @@ from stages.families.longlive.options import (
     check_compile,
     check_longest,
     check_window,
-    prompt_starts,
+    parts_of,
 )
-from stages.families.longlive.progress import Progress
 from stages.families.longlive.sampler import Schedule, denoise, recache, update_cache
 from stages.families.shared.ahead import ahead
 from stages.families.shared.compiling import check_compiler, compile_blocks
+from stages.families.shared.film import FilmLatents, Progress
 from stages.families.shared.item import carry, check_finite, check_frames, check_lineage
 from stages.families.shared.loading import DTYPES
 from stages.families.shared.model_index import read_config
@@ -96,9 +95,7 @@ class Generate(Worker[GenerateOptions]):
         encoded, options = work.artifact("encoded"), work.options
         tensors, fields = encoded.tensors(), encoded.fields
         source = tensors.get("image_latents", self._empty_source(fields))
-        places = sorted({0, *prompt_starts(fields), fields["num_frames"]})
-        part_frames = [after - before for before, after in pairwise(places)]
-        carried = carry(self.model, work, encoded, "source_frames", seed=options.seed, part_frames=part_frames)
+        carried = carry(self.model, work, encoded, "source_frames", seed=options.seed, **parts_of(fields))
         progress = Progress(work, carried)
         film = FilmLatents(source, fields["latent_frames"], fields["block"], progress, options.checkpoint_every)
         text = tensors["prompt_embeds"].to(self.device, DTYPES[options.dtype])
@@ -148,37 +145,6 @@ class Generate(Worker[GenerateOptions]):
         first = max(0, start - cache.window)
         latest = film.latents[:, :, first:start].to(self.device)
         recache(self.causal, cache, latest, prompt, schedule, first, options.global_sink)
-
-
-class FilmLatents:
-    """The clean latents of a film so far: those of the source, then finished blocks, some from an interrupted run."""
-
-    def __init__(self, source: torch.Tensor, frames: int, block: int, progress: Progress, every: int):
-        self.progress, self.every, self.block_size = progress, every, block
-        batch, channels, self.source_frames, height, width = source.shape
-        self.shape = (batch, channels, block, height, width)
-        self.latents = torch.empty(batch, channels, frames, height, width)
-        self.done = 0  # number of finished frames, with the source
-        loaded = progress.load()
-        self._append(source if loaded is None else loaded)
-        self.saved = 0 if loaded is None else self.done  # number of frames that an interrupted run would find
-
-    def block(self, start: int) -> torch.Tensor | None:
-        """The block [1, C, F, h, w] that begins at a frame; None if it is not finished."""
-        return self.latents[:, :, start : start + self.block_size] if start < self.done else None
-
-    def add(self, block: torch.Tensor) -> None:
-        """Append a finished block, and save what is new after every `every` blocks."""
-        self._append(block)
-        generated = (self.done - self.source_frames) // self.block_size
-        if self.every and generated % self.every == 0 and self.done < self.latents.shape[2]:
-            self.progress.save(self.saved, self.latents[:, :, self.saved : self.done])
-            self.saved = self.done
-
-    def _append(self, frames: torch.Tensor) -> None:
-        end = self.done + frames.shape[2]
-        self.latents[:, :, self.done : end] = frames
-        self.done = end
 
 
 def block_noise(shape: tuple[int, ...], steps: int, seed: int) -> Generator[torch.Tensor, None, None]:

@@ -7,6 +7,7 @@ Lengths have two units. The first latent frame stands for 1 frame of the film, e
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,9 @@ from stages.families.shared.wan.options import (
     TextLengthOption,
     VaeTilingOption,
     check_loras,
+    decode_by_wan,
     disk,
+    encode_by_wan,
 )
 from stages.media.options import WriteOptions
 from stages.runtime.errors import UsageError
@@ -58,6 +61,16 @@ def pixel_frames(latent: int) -> int:
 def prompt_starts(encoded: Mapping[str, Any]) -> list[int]:
     """The frames of a film at which its further prompts begin, by the fields of `encoded`: each with a whole block."""
     return [pixel_frames(-(-switch // encoded["block"]) * encoded["block"]) for switch in encoded["switches"]]
+
+
+def parts_of(encoded: Mapping[str, Any]) -> dict[str, list]:
+    """The frames of each part of a film, those of one prompt, and the prompts, by the fields of `encoded`."""
+    starts = prompt_starts(encoded)
+    places = sorted({0, *starts, encoded["num_frames"]})
+    return {
+        "part_frames": [after - before for before, after in pairwise(places)],
+        "part_prompts": [encoded["prompts"][sum(start <= place for start in starts)] for place in places[:-1]],
+    }
 
 
 def check_lengths(values: Mapping[str, Any]) -> None:
@@ -297,13 +310,7 @@ FAMILY = Family(
     name="longlive",
     version=2,
     stages={
-        "encode": Implementation(
-            worker="stages.families.longlive.encode:Encode",
-            options=EncodeOptions,
-            weights=("model_index.json", "tokenizer/*", "text_encoder/*", "vae/*"),
-            in_memory=({"text_encoder": DTYPE}, {"vae": "float32"}),
-            on_out_of_memory={"vae_tiling": True},
-        ),
+        "encode": encode_by_wan("stages.families.longlive.encode:Encode", EncodeOptions),
         "generate": Implementation(
             worker="stages.families.longlive.generate:Generate",
             options=GenerateOptions,
@@ -312,13 +319,7 @@ FAMILY = Family(
             on_out_of_memory={"low_memory": True, "compile": "none"},
             minutes=minutes,
         ),
-        "decode": Implementation(
-            worker="stages.families.longlive.decode:Decode",
-            options=DecodeOptions,
-            weights=("vae/*",),
-            in_memory=({"vae": "float32"},),
-            on_out_of_memory={"vae_tiling": True},
-        ),
+        "decode": decode_by_wan("stages.families.longlive.decode:Decode", DecodeOptions),
     },
     components=(TOKENIZER, UMT5, WAN_VAE, wan_transformer("transformer")),
     detect=detect,

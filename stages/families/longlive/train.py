@@ -22,7 +22,7 @@ from stages.families.longlive.forcing import TeacherForcing
 from stages.families.longlive.options import LONGEST, CausalTrainingOptions
 from stages.families.longlive.sampler import Schedule, denoise, prefill, update_cache
 from stages.families.shared.loading import load_network
-from stages.families.shared.training.data import ClipDataset, Key, ShapesDataset, datasets
+from stages.families.shared.training.data import ShapesDataset, WithSecondPrompt, datasets
 from stages.families.shared.training.encoded import EncodedDataset
 from stages.families.shared.training.loop import in_dtype
 from stages.families.shared.wan.repository import write_index
@@ -58,8 +58,8 @@ class CausalTask(LatentTask):
         self.forcing = TeacherForcing(self.transformer, frames, options.local_attn_size, options.sink_size, block)
         training, validation = datasets(options, partial(TurningShapes, block=block))
         self.data = (
-            EncodedDataset(WithSecondPrompt(training), self.encode, options.batch_size),
-            EncodedDataset(WithSecondPrompt(validation), self.encode, options.batch_size),
+            EncodedDataset(WithSecondPrompt(training, switch=0), self.encode, options.batch_size),
+            EncodedDataset(WithSecondPrompt(validation, switch=0), self.encode, options.batch_size),
         )
 
     # ------------------------------------------------------------------------------------------------------------ loss
@@ -149,17 +149,3 @@ class TurningShapes(ShapesDataset):
             ]
         )
         return {"frames": frames, "text": scene.caption(), "text2": onward.caption(), "switch": switch}
-
-
-class WithSecondPrompt(ClipDataset):
-    """Gives each clip a second prompt. Clips of a folder, which have none, keep their only prompt."""
-
-    def __init__(self, clips: ClipDataset):
-        self.clips = clips
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, key: Key | int) -> dict[str, Any]:
-        item = self.clips[key]
-        return {"text2": item["text"], "switch": 0, **item}

@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.families.shared.model_index import read_config
+from stages.media import select
 from stages.media.members import read_member
 from stages.media.read import read_image
 from stages.runtime.artifacts import Artifact
 from stages.runtime.errors import ItemError, shown
 from stages.runtime.model import Model
-from stages.runtime.options import Family
+from stages.runtime.options import LATENTS, Family
 from stages.runtime.worker import Work
 
 if TYPE_CHECKING:
     import torch
 
 CARRIED = ("width", "height", "num_frames", "prompt", "raw")
+CARRIED_IF_PRESENT = ("repeated_frames",)
 PRECISION = "try --dtype float32 or bfloat16"
 PRECISION_OR_GUIDANCE = f"{PRECISION}, and a lower guidance_scale"
 
@@ -45,18 +47,43 @@ def first_frame_path(source: Artifact | Path) -> Path:
     return source.member(_last_suffix(source)) if isinstance(source, Artifact) else source
 
 
+def size_of(source: Artifact | Path) -> tuple[int, int]:
+    """Width and height of the first frame."""
+    if isinstance(source, Artifact):
+        return source.fields["width"], source.fields["height"]
+    height, width, _ = read_image(source).shape
+    return width, height
+
+
 def first_frame(source: Artifact | Path) -> np.ndarray:
     """The first frame, uint8 [H, W, 3]. Raises ItemError."""
     return read_member(source, _last_suffix(source)) if isinstance(source, Artifact) else read_image(source)
+
+
+def last_frames(source: Artifact | Path, count: int) -> list[np.ndarray]:
+    """The last frames of a source, at most `count`, each uint8 [H, W, 3]; of an image, that alone. Raises ItemError."""
+    if isinstance(source, Path):
+        return [read_image(source)]
+    if count == 1:
+        return [first_frame(source)]
+    if source.kind == "frames":
+        return [read_member(source, frame["suffix"]) for frame in _listed(source)[-count:]]
+    video = source.member(".mkv" if ".mkv" in source.members else ".mp4")
+    return [frame.rgb for frame in select.last(video, count)]
 
 
 def _last_suffix(source: Artifact) -> str:
     """The suffix of an artifact's last frame."""
     if source.kind == "clip":
         return ".last.png"
+    return _listed(source)[-1]["suffix"]
+
+
+def _listed(source: Artifact) -> list[dict[str, Any]]:
+    """The frames that a `frames` artifact lists. Raises ItemError if there are none."""
     if not source.fields["frames"]:
         raise ItemError(f"{source.path} lists no frames", "make it again")
-    return source.fields["frames"][-1]["suffix"]
+    return source.fields["frames"]
 
 
 # --------------------------------------------------------------------------------------------------------------- fields
@@ -85,10 +112,41 @@ def encoded_fields(
 
 def carry(model: Model, work: Work, source: Artifact, *further: str, **own: Any) -> dict[str, Any]:
     """The fields of an artifact made of `source`: those taken over, with the family's `further` ones, and its `own`."""
-    return {**{name: source.fields[name] for name in (*CARRIED, *further)}, **model_fields(model, work), **own}
+    names = (*CARRIED, *further, *(name for name in CARRIED_IF_PRESENT if name in source.fields))
+    return {**{name: source.fields[name] for name in names}, **model_fields(model, work), **own}
 
 
 # --------------------------------------------------------------------------------------------------------------- checks
+
+
+def check_past(work: Work, family: Family, variant: str) -> None:
+    """Raise ItemError for the latents of an earlier clip where the family does not go on from latents."""
+    if "past" in work.inputs and LATENTS not in family.handovers(variant):
+        able = f"{family.name} {variant}".strip()
+        raise ItemError(f"item {work.item.id} has a past and {able} starts from frames alone", "leave --past out")
+    if "picked" in work.inputs and "past" not in work.inputs:
+        raise ItemError(
+            f"item {work.item.id} has a picked clip and no past", "give the latents of the takes, or leave it out"
+        )
+
+
+def past_of(work: Work) -> Artifact | None:
+    """The latents that the item goes on from, None without: of several takes, those of the one that `pick` chose.
+
+    Raises ItemError if it is not known which take that is.
+    """
+    if "past" not in work.inputs:
+        return None
+    takes = work.artifacts("past")
+    if len(takes) == 1:
+        return takes[0]
+    pick = work.artifact("picked").fields.get("pick") if "picked" in work.inputs else None
+    if pick is None or pick["of"] != len(takes):
+        raise ItemError(
+            f"item {work.item.id} has {len(takes)} pasts, and no clip that pick chose among as many takes",
+            "give one --past, or that clip: --picked CLIP.json",
+        )
+    return takes[pick["take"] - 1]
 
 
 def check_lineage(artifact: Artifact, model: Model) -> None:

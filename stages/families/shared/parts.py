@@ -41,18 +41,19 @@ IMAGE_VAE = Component(
     "vae", "diffusers", ("AutoencoderKL",), sizes=(Size("latent_channels", r"decoder\.conv_in\.weight", 1),)
 )
 
+WAN_TRANSFORMER_SIZES = (
+    Size("num_layers", r"^blocks\.(\d+)\."),
+    Size("num_attention_heads*attention_head_dim", r"^patch_embedding\.weight", 0),
+    Size("in_channels", r"^patch_embedding\.weight", 1),
+    Size("ffn_dim", r"^blocks\.0\.ffn\.net\.0\.proj\.weight", 0),
+    Size("text_dim", r"text_embedder\.linear_1\.weight", 1),
+)
+
 
 def wan_transformer(folder: str, variants: tuple[str, ...] = ()) -> Component:
     """A transformer without CLIP image embeddings, which those of Wan2.1 image to video have."""
-    width = "num_attention_heads*attention_head_dim"
-    sizes = (
-        Size("num_layers", r"^blocks\.(\d+)\."),
-        Size(width, r"^patch_embedding\.weight", 0),
-        Size("in_channels", r"^patch_embedding\.weight", 1),
-        Size("ffn_dim", r"^blocks\.0\.ffn\.net\.0\.proj\.weight", 0),
-        Size("text_dim", r"text_embedder\.linear_1\.weight", 1),
-    )
-    return Component(folder, "diffusers", ("WanTransformer3DModel",), variants, sizes=sizes, fixed={"image_dim": None})
+    kinds, sizes = ("WanTransformer3DModel",), WAN_TRANSFORMER_SIZES
+    return Component(folder, "diffusers", kinds, variants, sizes=sizes, fixed={"image_dim": None})
 
 
 def scheduler(*classes: str) -> Component:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stages.media.marks import bare_marks
 from stages.media.write import VideoWriter
 from stages.runtime import memory, weights
 from stages.runtime.device import check_device
@@ -35,10 +36,13 @@ def device_for(device: str) -> str:
 
 
 def save_video(frames: Iterable[np.ndarray], path: str | Path, fps: float = 8) -> None:
-    """Write RGB frames, uint8 [H, W, 3] and at least one, as an H.264 video of `fps` frames per second."""
+    """Write RGB frames, uint8 [H, W, 3] and at least one, as an H.264 video of `fps` frames per second.
+
+    Its metadata says that a model made it.
+    """
     frames = list(frames)
     height, width, _ = frames[0].shape
-    with VideoWriter(path, width, height, fps) as video:
+    with VideoWriter(path, width, height, fps, marks=bare_marks()) as video:
         for rgb in frames:
             video.write(rgb)
 

@@ -1,4 +1,4 @@
-"""Writes a `clip` artifact from frames: the decode of every family uses it."""
+"""Writes a `clip` artifact, or a growing video, from frames: the decode of every family uses it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack
 from fractions import Fraction
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stages.families.shared.ahead import ahead
+from stages.media.marks import marks_of
 from stages.media.sheet import contact_sheet
 from stages.media.stats import ClipStatistics
 from stages.media.write import VideoWriter, write_gif, write_member, write_png
-from stages.runtime.artifacts import member_path, write_index
+from stages.runtime.artifacts import Artifact, member_path, write_index
 from stages.runtime.errors import ItemError
 from stages.runtime.worker import Work
 
@@ -37,11 +39,21 @@ def write_clip(
     options = work.options
     rate = Fraction(options.fps).limit_denominator(1001)
     size = fields["width"], fields["height"]
+    marks = marks_of([work.artifact("latents")], options.private)
     codecs = {".mp4": "h264", **({".mkv": "lossless"} if options.lossless else {})}
     members, statistics, kept = [*codecs, ".last.png"], ClipStatistics(), []
     with ExitStack() as stack:
         videos = [
-            stack.enter_context(VideoWriter(member_path(work.output, suffix), *size, rate, codec=codec, crf=options.crf))
+            stack.enter_context(
+                VideoWriter(
+                    member_path(work.output, suffix),
+                    *size,
+                    rate,
+                    codec=codec,
+                    crf=options.crf,
+                    marks=marks if suffix == ".mp4" else None,
+                )
+            )
             for suffix, codec in codecs.items()
         ]
         decoded = stack.enter_context(ahead(frames, FRAMES_AHEAD))
@@ -68,3 +80,11 @@ def write_clip(
         write_png(member_path(work.output, ".sheet.png"), contact_sheet([np.stack(kept)], [fields["prompt"]]))
     rate_text = f"{rate.numerator}/{rate.denominator}"
     write_index(work.output, "clip", {**fields, "fps": rate_text, "statistics": statistics.summary()}, members)
+
+
+def write_growing(output: Path, frames: Iterable[np.ndarray], latents: Artifact, options: Any) -> None:
+    """Write frames, RGB uint8 [H, W, 3], of growing `latents` to a video that can be played meanwhile."""
+    size, marks = (latents.fields["width"], latents.fields["height"]), marks_of([latents], options.private)
+    with VideoWriter(output, *size, options.fps, crf=options.crf, growing=True, marks=marks) as video:
+        for rgb in frames:
+            video.write(rgb)

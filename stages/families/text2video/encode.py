@@ -6,7 +6,7 @@ import torch
 from transformers import CLIPTextModel
 
 from stages.families.shared.clip_text import embed
-from stages.families.shared.item import check_against_model, encoded_fields, require_prompt
+from stages.families.shared.item import check_against_model, check_past, encoded_fields, require_prompt
 from stages.families.shared.loading import DTYPES, load_network, load_tokenizer, loading
 from stages.families.shared.word_tokenizer import warn_of_unread
 from stages.families.text2video.common import unet_config
@@ -22,6 +22,7 @@ class Encode(Worker[EncodeOptions]):
 
     def check(self, work: Work[EncodeOptions]) -> None:
         require_prompt(work)
+        check_past(work, FAMILY, self.model.variant)
         if "image" in work.inputs:
             raise ItemError(
                 f"item {work.item.id} has a first frame", f"leave it out: model {self.model.name} takes only a prompt"

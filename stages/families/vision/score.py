@@ -79,9 +79,9 @@ class Score(Worker[VisionOptions]):
         found = {"consistency": consistency(features)} if len(features) > 1 else {}
         if self.tokenizer is None:
             return found
-        told = [(place, prompt) for place, prompt in enumerate(prompts_of(work, wanted)) if prompt]
-        texts = {prompt: self._text_features(prompt) for prompt in dict.fromkeys(prompt for _, prompt in told)}
-        likeness = [float(features[place] @ texts[prompt][0]) for place, prompt in told]
+        prompted = [(place, prompt) for place, prompt in enumerate(prompts_of(work, wanted)) if prompt]
+        texts = {prompt: self._text_features(prompt) for prompt in dict.fromkeys(prompt for _, prompt in prompted)}
+        likeness = [float(features[place] @ texts[prompt][0]) for place, prompt in prompted]
         return found | ({"alignment": fmean(likeness)} if likeness else {})
 
     def _features(self, images: list[np.ndarray]) -> torch.Tensor:

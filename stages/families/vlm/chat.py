@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from stages.families.vlm.traits import Traits
 from stages.runtime.errors import JobError, one_line
 
 SECONDS = 20
@@ -22,16 +23,16 @@ MEMORY = 2**30  # bytes, in addition to the memory of this process
 MAX_CHARACTERS = 100_000  # characters
 
 
-@lru_cache(maxsize=16)
-def chat(tokenizer: Any, instruction: str) -> str:
-    """The chat that asks an instruction about a video, up to the start of the answer.
+@lru_cache(maxsize=64)
+def chat(traits: Traits, tokenizer: Any, times: tuple[float, ...], instruction: str) -> str:
+    """The chat that asks an instruction about frames of these times, in seconds, up to the start of the answer.
 
-    Raises JobError for a template that fails, does not end, or has no placeholder for the video.
+    Raises JobError for a template that fails, does not end, or has no placeholder for the frames.
     """
-    content = [{"type": "video"}, {"type": "text", "text": instruction}]
-    text = render(tokenizer, [{"role": "user", "content": content}])
-    if tokenizer.video_token not in text:
-        raise template_error(tokenizer, "has no placeholder for a video")
+    text = render(tokenizer, [{"role": "user", "content": traits.content(times, instruction)}])
+    shown = 1 if traits.as_video else len(times)
+    if text.count(traits.token(tokenizer, traits.placeholder)) < shown:
+        raise template_error(tokenizer, f"has no placeholder for {'a video' if traits.as_video else 'each image'}")
     return text
 
 

@@ -18,6 +18,7 @@ from stages.families.shared.word_tokenizer import word_tokenizer
 from stages.families.vlm import build
 from stages.families.vlm.caption import question
 from stages.families.vlm.options import CaptionTrainingOptions
+from stages.families.vlm.traits import INTERNVL
 from stages.media.select import midpoint_indices
 from stages.media.shapes.world import WORDS
 
@@ -47,7 +48,8 @@ class CaptionTask(Task):
         self.frame_indices = midpoint_indices(np.arange(options.num_frames), options.num_segments)
         if options.include_last:
             self.frame_indices.append(options.num_frames - 1)
-        text = question(self.tokenizer, self.vlm.config.image_seq_length, len(self.frame_indices), options.instruction)
+        counts = [self.vlm.config.image_seq_length] * len(self.frame_indices)
+        text = question(INTERNVL, self.tokenizer, self.frame_indices, counts, options.instruction)
         self.question = self.tokenizer(text, add_special_tokens=False).input_ids
         statistics = [torch.tensor(build.NORMALISATION[name]) for name in ("image_mean", "image_std")]
         self.mean, self.std = (values.view(3, 1, 1) for values in statistics)

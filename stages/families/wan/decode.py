@@ -1,22 +1,16 @@
 """Decode for Wan2.2: turns latents into a clip, its last frame without loss, and its statistics."""
 
-from stages.families.shared.item import carry, check_lineage
+from stages.families.shared.item import carry
 from stages.families.shared.pixels import to_uint8
-from stages.families.shared.wan.vae import decode_video, denormalise, load_vae
+from stages.families.shared.wan.decode import WanDecode
+from stages.families.shared.wan.vae import decode_video, denormalise
 from stages.families.shared.write_clip import write_clip
 from stages.families.wan.options import DecodeOptions
-from stages.runtime.worker import Work, Worker
+from stages.runtime.worker import Work
 
 
-class Decode(Worker[DecodeOptions]):
+class Decode(WanDecode[DecodeOptions]):
     """Writes `clip`: the video, its last frame as PNG and, if asked for, a lossless copy of the video."""
-
-    def check(self, work: Work[DecodeOptions]) -> None:
-        check_lineage(work.artifact("latents"), self.model)
-
-    def load(self, options: DecodeOptions) -> None:
-        """Load the VAE. Raises JobError."""
-        self.vae = load_vae(self.model, options.vae_tiling, self.device)
 
     def run(self, work: Work[DecodeOptions]) -> None:
         latents = work.artifact("latents")

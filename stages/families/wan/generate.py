@@ -92,7 +92,11 @@ class Generate(Worker[GenerateOptions]):
         in_channels = self.model.variant == "14b"  # whether the condition has the length of the clip
         if channels != (4 if in_channels else 1):
             raise ItemError(f"the mask in {encoded.path} has {channels} channels", "make it again with encode")
-        check_frames(encoded, frames if in_channels else 1)
+        check_frames(encoded, *((frames,) if in_channels else range(1, frames + 1)))
+        if encoded.fields.get("padding") == "zeros" and not (work.options.lora and work.options.lora_2):
+            raise ItemError(
+                f"{encoded.path} is made for the LoRAs of SVI 2 Pro", "give them by --lora and --lora-2, one for each expert"
+            )
         check_generation(self.model.variant, work.options.values())
         if work.options.compile != "none":
             check_compiler(self.device)
@@ -217,9 +221,12 @@ class Generate(Worker[GenerateOptions]):
             raise ItemError(f"{encoded.path} lacks the tensor {missing[0]}", "make it again with encode")
         dtype = DTYPES[options.dtype]
         negative = tensors.get("negative_prompt_embeds")
+        image, mask = tensors["image_latents"], tensors["mask"]
+        if 1 < image.shape[2] < mask.shape[2]:  # several known latents, and behind them what is generated
+            image = torch.nn.functional.pad(image, (0, 0, 0, 0, 0, mask.shape[2] - image.shape[2]))
         return Condition(
-            image=tensors["image_latents"].to(self.device),
-            mask=tensors["mask"].to(self.device, torch.float32),
+            image=image.to(self.device),
+            mask=mask.to(self.device, torch.float32),
             prompt=tensors["prompt_embeds"].to(self.device, dtype),
             negative=None if negative is None else negative.to(self.device, dtype),
         )

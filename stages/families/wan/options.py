@@ -37,7 +37,9 @@ from stages.families.shared.wan.options import (
     TextLengthOption,
     VaeTilingOption,
     check_loras,
+    decode_by_wan,
     disk,
+    encode_by_wan,
 )
 from stages.families.wan.presets import PRESETS
 from stages.media.options import WriteOptions
@@ -45,9 +47,12 @@ from stages.runtime.errors import UsageError
 from stages.runtime.options import (
     DTYPE,
     DTYPES,
+    FRAME,
+    LATENTS,
     REQUIRED,
     Conversion,
     Family,
+    Handover,
     Implementation,
     Options,
     Published,
@@ -129,6 +134,7 @@ def detect(folder: Path) -> str | None:
 def check(variant: str, values: Mapping[str, Any], sizes: tuple[str, ...]) -> None:
     """Raise UsageError for a size that the model does not support, and for options of generate that do not go together."""
     check_size(values["size"], sizes or SIZES[variant])
+    check_known_latents(variant, values)
     check_generation(variant, values)
 
 
@@ -144,6 +150,18 @@ def check_generation(variant: str, values: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} is {values[name]!r} and the 5B has one expert", f"leave {name} out")
     for suffix in ("", "_2"):
         check_loras(values, suffix)
+
+
+def check_known_latents(variant: str, values: Mapping[str, Any]) -> None:
+    """Raise UsageError for known latents that the variant cannot use, or that leave nothing to generate."""
+    known = values["known_latents"]
+    if known > 1 and variant != "5b":
+        raise UsageError(f"known_latents is {known} and the {variant} knows one frame", "leave known_latents out")
+    if known > 1 and known_frames(known) >= values["num_frames"]:
+        raise UsageError(
+            f"known_latents is {known}, which are {known_frames(known)} frames, and num_frames is {values['num_frames']}",
+            "raise num_frames",
+        )
 
 
 def guidance_scales(values: Mapping[str, Any]) -> tuple[float, float]:
@@ -169,7 +187,39 @@ def fit_first_frame(variant: str, values: Mapping[str, Any]) -> dict[str, Any] |
     """
     if variant == T2V:
         return None
-    return {"size": values["size"], "multiple": MULTIPLE[variant], "area_rule": AREA_RULE[variant]}
+    fitted = {"size": values["size"], "multiple": MULTIPLE[variant], "area_rule": AREA_RULE[variant]}
+    count = known_frames(values["known_latents"])
+    return {**fitted, "select": "tail", "count": count} if count > 1 else fitted
+
+
+def known_frames(latents: int) -> int:
+    """The frames that known latent frames stand for."""
+    return 4 * latents - 3
+
+
+def handovers(variant: str) -> dict[str, Handover]:
+    """How the links of a chain go on: all variants from the last frame, the 5b from several latents that it knows, and the
+    14b, with the LoRAs of SVI 2 Pro, from an image that all links share and the last latent."""
+    if variant == "5b":
+        return {FRAME: Handover(), LATENTS: Handover(from_latents=True, fault=known_latents_fault)}
+    if variant == "14b":
+        svi = Handover(from_latents=True, keeps_image=True, options={"padding": "zeros"}, fault=svi_fault)
+        return {FRAME: Handover(), LATENTS: svi}
+    return {FRAME: Handover()}
+
+
+def known_latents_fault(values: Mapping[str, Any]) -> Fault | None:
+    """Why links of the 5b cannot go on from latents, or None."""
+    if values["known_latents"] > 1:
+        return None
+    return "handover is latents and known_latents is 1", "set it to 2 or 3, for a 5b that was trained so"
+
+
+def svi_fault(values: Mapping[str, Any]) -> Fault | None:
+    """Why links of the 14b cannot go on from latents, or None."""
+    if missing := [name for name in ("lora", "lora_2") if not values[name]]:
+        return f"handover is latents and {missing[0]} is empty", "name the LoRAs of SVI 2 Pro, one for each expert"
+    return None
 
 
 def minutes(variant: str, values: Mapping[str, Any]) -> float:
@@ -206,6 +256,14 @@ class ClipConditionOptions(LatentOptions):
     prefix_share: float = option(0.2, "Share of the captions that prefix is put before", minimum=0, maximum=1)
     first_frame_share: float = option(
         0.5, "Share of the clips that are conditioned on their first frame (5b)", minimum=0, maximum=1
+    )
+    most_known_latents: int = option(
+        1,
+        "Most latent frames that a clip is conditioned on, where it is conditioned on frames; their number is drawn from 1 "
+        "to this (5b). A model for handover latents is trained with as many as that gives it, or more",
+        unit="latent frames",
+        minimum=1,
+        maximum=64,
     )
     boundary_ratio: float = option(0.9, "Lowest sigma of the high-noise expert (14b)", minimum=0, maximum=1)
 
@@ -338,6 +396,22 @@ class EncodeOptions(PromptOptions, TextLengthOption, DtypeOption, VaeTilingOptio
         check=check_num_frames,
         maximum=4093,
     )
+    known_latents: int = option(
+        1,
+        "Latent frames at the beginning of the clip that repeat the end of what it continues: of N, 4 N - 3 frames. More "
+        "than 1 shows how things move, to a 5b that was trained so",
+        unit="latent frames",
+        minimum=1,
+        maximum=64,
+        neutral=1,
+    )
+    padding: str = option(
+        "grey",
+        "What the condition of the 14b has behind what is given: grey frames, or zeros for the LoRAs of SVI 2 Pro",
+        choices=("grey", "zeros"),
+        set_by_recipe=True,
+        neutral="grey",
+    )
 
 
 class GenerateOptions(
@@ -463,13 +537,7 @@ FAMILY = Family(
     name="wan",
     version=2,
     stages={
-        "encode": Implementation(
-            worker="stages.families.wan.encode:Encode",
-            options=EncodeOptions,
-            weights=("model_index.json", "tokenizer/*", "text_encoder/*", "vae/*"),
-            in_memory=({"text_encoder": DTYPE}, {"vae": "float32"}),
-            on_out_of_memory={"vae_tiling": True},
-        ),
+        "encode": encode_by_wan("stages.families.wan.encode:Encode", EncodeOptions),
         "generate": Implementation(
             worker="stages.families.wan.generate:Generate",
             options=GenerateOptions,
@@ -481,13 +549,7 @@ FAMILY = Family(
             on_out_of_memory={"offload": "block_level", "compile": "none"},
             minutes=minutes,
         ),
-        "decode": Implementation(
-            worker="stages.families.wan.decode:Decode",
-            options=DecodeOptions,
-            weights=("vae/*",),
-            in_memory=({"vae": "float32"},),
-            on_out_of_memory={"vae_tiling": True},
-        ),
+        "decode": decode_by_wan("stages.families.wan.decode:Decode", DecodeOptions),
     },
     variants=("14b", "5b", T2V),
     components=(
@@ -503,6 +565,7 @@ FAMILY = Family(
     model_fault=model_fault,
     disk=lambda values: disk(values["size"], values["num_frames"]),
     fit_first_frame=fit_first_frame,
+    handovers=handovers,
     from_text=FROM_TEXT,
     trainings={
         "wan-vae": VAE_TRAINING,

@@ -138,8 +138,8 @@ class DistillationTask(AdapterTask):
     def trajectories(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """What the teacher does from a clip's first frame and caption, or from the caption alone.
 
-        `points` [B, n + 1, C, T, h, w] are its latents at the student's sigmas and at 0, `given` [B] says whether it knew
-        the first frame, and `text` has the captions with their prefixes.
+        `points` [B, n + 1, C, T, h, w] are its latents at the student's sigmas and at 0, `known` [B] is the number of
+        latent frames that it knew, and `text` has the captions with their prefixes.
         """
         device = self.text.device
         latents = batch["latents"].to(device)
@@ -147,8 +147,8 @@ class DistillationTask(AdapterTask):
         draw = torch.rand(2, count, generator=generator)
         texts = self.with_prefix(batch["text"], draw[0])
         prompt, negative = (self.embed(text).to(self.dtype) for text in (texts, [self.options.negative_prompt] * count))
-        given = draw[1] < self.options.first_frame_share
-        condition = self.condition({**batch, "latents": latents}, given, prompt, negative)
+        known = self.known_latents(draw[1] < self.options.first_frame_share, generator)
+        condition = self.condition({**batch, "latents": latents}, known, prompt, negative)
         every = self.options.teacher_steps // self.options.num_inference_steps
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         points = [noise]
@@ -159,7 +159,7 @@ class DistillationTask(AdapterTask):
 
         with without_lora(self.experts):
             self.solve(noise, self.teacher_scheduler(device), condition, self.options.guidance_scale, after_step)
-        return {"points": torch.stack(points, dim=1), "given": given, "text": texts}
+        return {"points": torch.stack(points, dim=1), "known": known, "text": texts}
 
     def forward(self, batch: Mapping[str, Any], step: int, generator: torch.Generator) -> torch.Tensor:
         points, count = batch["points"], len(batch["points"])
@@ -168,7 +168,7 @@ class DistillationTask(AdapterTask):
         now, rows = sigmas[place], torch.arange(count, device=points.device)
         x, following = points[rows, place], points[rows, place + 1]
         velocity = (x - following) / (now - sigmas[place + 1]).view(-1, 1, 1, 1, 1)
-        return self.error(batch, x, now, velocity, self.embed(batch["text"]), batch["given"])
+        return self.error(batch, x, now, velocity, self.embed(batch["text"]), batch["known"])
 
     def _places(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Steps of the student [count]. With two experts the first half are steps of the high-noise expert."""

@@ -21,6 +21,8 @@ from stages.families.shared.wan.training import check_size
 from stages.families.shared.wan.vae import decode_chunks, decode_video
 from stages.families.wan.options import WanVaeTrainingOptions
 
+LOG_VARIANCE = -30.0  # the least that diffusers knows
+
 
 class WanVAETask(VAETask):
     """Trains first on single frames, which teach colours and outlines, then on clips.
@@ -43,6 +45,8 @@ class WanVAETask(VAETask):
             )
             inflate(self.vae)
         check_size(options, self.vae)
+        if not options.freeze_encoder:
+            remove_variance(self.vae)
         self.freeze_encoder()
 
     def forward(self, batch: Mapping[str, Any], step: int, generator: torch.Generator) -> torch.Tensor:
@@ -119,6 +123,16 @@ def widen(vae: AutoencoderKLWan, channels: int) -> AutoencoderKLWan:
         else:  # decoder.conv_in.weight
             weight.zero_()[:, :had] = old[name]
     return wide
+
+
+@torch.no_grad()
+def remove_variance(vae: AutoencoderKLWan) -> None:
+    """Set the variance of the posterior to almost 0, which this training, on the mean alone, leaves as it is.
+
+    Pipelines that draw from the posterior, such as Helios's, would get noise as strong as the latents.
+    """
+    vae.quant_conv.weight[vae.config.z_dim :] = 0
+    vae.quant_conv.bias[vae.config.z_dim :] = LOG_VARIANCE
 
 
 def inflate(vae: nn.Module) -> None:

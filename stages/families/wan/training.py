@@ -90,15 +90,15 @@ class WanTask(LatentTask):
         sigma: torch.Tensor,
         velocity: torch.Tensor,
         text: torch.Tensor,
-        given: torch.Tensor,
+        known: torch.Tensor,
     ) -> torch.Tensor:
         """The mean squared error of the prediction of `velocity` [B, C, T, h, w] at noisy latents with sigmas [B].
 
-        The 5b gets the first frame of the clips where `given`, bool [B], is true, which then has no part in the error.
+        The 5b gets the first `known` latent frames of the clips, int64 [B], which then have no part in the error.
         """
         latents, count, text = batch["latents"], len(noisy), text.to(self.dtype)
         if not self.two_experts:
-            mask = first_frame_mask(latents, given)
+            mask = known_mask(latents, known)
             noisy = mask * latents + (1 - mask) * noisy
             time = (1 - mask[:, 0, :, ::2, ::2]).flatten(1) * (1000 * sigma)[:, None]  # [B, tokens]
             prediction = self.experts[0](noisy.to(self.dtype), time, text, return_dict=False)[0]
@@ -112,6 +112,13 @@ class WanTask(LatentTask):
             prediction = expert(hidden[part], 1000 * sigma[part], text[part], return_dict=False)[0]
             loss = loss + ((prediction - velocity[part]) ** 2).mean() / (2 if half else 1)
         return loss
+
+    def known_latents(self, given: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Numbers of known latent frames, int64 [B]: 0 where no frame is `given`, bool [B]."""
+        most = self.options.most_known_latents
+        if most == 1:
+            return given.long()
+        return given * torch.randint(1, most + 1, given.shape, generator=generator)
 
     def with_prefix(self, captions: list[str], draw: torch.Tensor) -> list[str]:
         """Put the prefix before some captions: those whose random numbers `draw` (0 to 1) are low."""
@@ -134,19 +141,19 @@ class WanTask(LatentTask):
         """Sample latents [1, C, T, h, w] with the sampler of the stage, without guidance."""
         one = {name: values[i : i + 1] for name, values in batch.items()}
         true = one["latents"]
-        condition = self.condition(one, torch.tensor([first_frame]), self.embed(one["text"]).to(self.dtype))
+        condition = self.condition(one, torch.tensor([int(first_frame)]), self.embed(one["text"]).to(self.dtype))
         noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(i)).to(true.device)
         x = self.solve(noise, self.sample_scheduler(true.device), condition)
         return x if self.two_experts else apply_known(x, condition)
 
     def condition(
-        self, batch: Mapping[str, Any], given: torch.Tensor, prompt: torch.Tensor, negative: torch.Tensor | None = None
+        self, batch: Mapping[str, Any], known: torch.Tensor, prompt: torch.Tensor, negative: torch.Tensor | None = None
     ) -> Condition:
-        """The inputs of the experts for a batch, on the device of its latents. `given` is that of `error`."""
+        """The inputs of the experts for a batch, on the device of its latents. `known` is that of `error`."""
         latents = batch["latents"]
         if self.variant == "14b":
             return Condition(batch["image"].to(latents.device), batch["mask"].to(latents.device), prompt, negative)
-        return Condition(latents[:, :, :1], first_frame_mask(latents, given), prompt, negative)
+        return Condition(latents, known_mask(latents, known), prompt, negative)
 
     def solve(
         self,
@@ -171,11 +178,11 @@ class WanTask(LatentTask):
         return switch_step(scheduler, self.options.boundary_ratio), steps
 
 
-def first_frame_mask(latents: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
-    """1 where the first frame of a clip is given, else 0, [B, 1, T, h, w], of latents [B, C, T, h, w] and bools [B]."""
-    mask = torch.zeros_like(latents[:, :1])
-    mask[:, :, 0] = given.view(-1, 1, 1, 1).to(latents)
-    return mask
+def known_mask(latents: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """1 in the first `known` latent frames of a clip, else 0, [B, 1, T, h, w]; of latents [B, C, T, h, w], `known` [B]."""
+    frames = torch.arange(latents.shape[2], device=latents.device)
+    given = frames < known.to(latents.device)[:, None]  # [B, T]
+    return given[:, None, :, None, None].to(latents).expand_as(latents[:, :1]).clone()
 
 
 class FlowMatchingTask(WanTask):
@@ -196,7 +203,8 @@ class FlowMatchingTask(WanTask):
         sigma = self.sigmas(count, generator).to(latents)
         velocity = noise - latents
         noisy = latents + sigma.view(-1, 1, 1, 1, 1) * velocity
-        return self.error(batch, noisy, sigma, velocity, text, draw[1] < self.options.first_frame_share)
+        known = self.known_latents(draw[1] < self.options.first_frame_share, generator)
+        return self.error(batch, noisy, sigma, velocity, text, known)
 
     def sigmas(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Sigmas [count]. With two experts the first half are for the high-noise expert, the rest for the low-noise one."""

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from stages.runtime.errors import did_you_mean
+
 HIGHER, LOWER = "higher", "lower"
 
 
@@ -12,6 +14,8 @@ class Figure(NamedTuple):
     better: str
     help: str
 
+
+ORDERS = {"highest": HIGHER, "lowest": LOWER}  # words before a figure by which a take is picked
 
 LEVELS = "levels of 255"
 SHARE = "share, 0 to 1"
@@ -82,3 +86,26 @@ FIGURES: dict[str, Figure] = {
     "reference.vmaf": Figure("0 to 100", HIGHER, "VMAF against the reference, by ffmpeg's libvmaf"),
     "reference.frames": Figure("frames", "", "number of frames that were compared with the reference"),
 }
+
+
+def parse_pick(text: str) -> tuple[str, str]:
+    """The figure by which a take is picked, and the better direction, HIGHER or LOWER.
+
+    Of "highest health.blur" the direction is HIGHER; of "health.blur" it is that of FIGURES, and "" if it has none. Figures
+    of networks are better when they are higher.
+    """
+    order, _, figure = text.rpartition(" ")
+    known = FIGURES.get(figure)
+    return figure, ORDERS.get(order, "") or (known.better if known else HIGHER)
+
+
+def pick_fault(text: str) -> str | None:
+    """What is wrong with a figure by which a take is to be picked, or None."""
+    order, _, figure = text.rpartition(" ")
+    if order and order not in ORDERS:
+        return "write highest FIGURE or lowest FIGURE"
+    if figure not in FIGURES and figure.partition(".")[0] in {name.partition(".")[0] for name in FIGURES}:
+        return f"{did_you_mean(figure, FIGURES)} docs/scores.md lists the figures".strip()
+    if figure in FIGURES and not parse_pick(text)[1]:
+        return f"neither direction is better in general: write highest {figure} or lowest {figure}"
+    return None

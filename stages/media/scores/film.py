@@ -20,13 +20,15 @@ class Film:
     """A film: seconds at which each frame is shown, float64 [N], the parts, and the frames that were taken from its source.
 
     `parts` are (name, number of frames). `source` holds frames of the source for comparisons of looks; empty without one. A
-    film that `is_aligned` shows its source frame by frame, in a look of its own.
+    film that `is_aligned` shows its source frame by frame, in a look of its own. `cuts` are the numbers of the parts, from
+    0, that do not go on from the one before.
     """
 
     times: np.ndarray
     parts: Sequence[tuple[str, int]]
     source: Sequence[Look] = ()
     is_aligned: bool = False
+    cuts: frozenset[int] = frozenset()
 
     @property
     def starts(self) -> list[int]:

@@ -60,14 +60,20 @@ class Seam:
 class Seams(Group):
     def __init__(self, film: Film):
         super().__init__(film)
-        names = [name for name, count in film.parts if count]
-        self._begins = dict(zip(film.starts[1:], names[1:]))
+        names = [(number, name) for number, (name, count) in enumerate(film.parts) if count]
+        parts = list(zip(film.starts, names))[1:]
+        self._begins = {start: name for start, (number, name) in parts if number not in film.cuts}
+        self._cuts = {start for start, (number, _) in parts if number in film.cuts}
         self._before: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._open: Seam | None = None
         self._rows: list[dict[str, Any]] = []
 
     def add(self, look: Look, step: Step | None) -> None:
         if step is None or not self._begins:
+            return
+        if look.index in self._cuts:
+            self._close()
+            self._before.clear()
             return
         if look.index in self._begins:
             self._close()

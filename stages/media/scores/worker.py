@@ -39,7 +39,7 @@ class Score(Worker[ScoreOptions]):
         options, video, source = work.options, probe(video_of(work)), source_of(work)
         times = frame_times(video)
         aligned = source is not None and self._is_aligned(work, source, len(times))
-        film = Film(times, parts_of(work, len(times)), looks_of(source) if source else (), aligned)
+        film = Film(times, parts_of(work, len(times)), looks_of(source) if source else (), aligned, cuts_of(work))
         groups = {name: GROUPS[name](film) for name in GROUPS if name in options.scores}
         guide = source if aligned and "flicker" in groups else None
         count = 0
@@ -88,12 +88,23 @@ def source_of(work: Work[Any]) -> Path | None:
 
 
 def parts_of(work: Work[ScoreOptions], count: int) -> list[tuple[str, int]]:
-    """The parts of a film of `count` frames: those between the given seams, else those that its index lists."""
-    film = work.input("film")
-    if work.options.seams or not isinstance(film, Artifact):
-        places = [place for place in work.options.seams if place < count]
-        return [(f"from frame {a}", b - a) for a, b in pairwise([0, *places, count])]
+    """The parts of a film of `count` frames: those between the given seams, else those that its index lists.
+
+    Raises ItemError for a seam beyond the film.
+    """
+    film, seams = work.input("film"), work.options.seams
+    if seams and seams[-1] >= count:
+        raise ItemError(f"seam {seams[-1]} lies beyond the film, which has {count} frames", "leave it out")
+    if seams or not isinstance(film, Artifact):
+        return [(f"from frame {a}", b - a) for a, b in pairwise([0, *seams, count])]
     return [(part["name"], part["frames"]) for part in film.fields.get("parts", ())]
+
+
+def cuts_of(work: Work[ScoreOptions]) -> frozenset[int]:
+    """The numbers of the parts, from 0, that do not go on from the one before, as the index of the film says."""
+    film = work.input("film")
+    parts = film.fields.get("parts", ()) if isinstance(film, Artifact) else ()
+    return frozenset(number for number, part in enumerate(parts) if part.get("cut"))
 
 
 def looks_of(source: Path) -> list[Look]:

@@ -133,15 +133,21 @@ def overlap(shape: str, mask: np.ndarray) -> float:
     return float((template & mask).sum() / max(1, (template | mask).sum()))
 
 
-def motion(times: np.ndarray, centers: np.ndarray, size: np.ndarray) -> tuple[str | None, str | None, float]:
-    """Direction, speed and jitter of centres [N, 2] at `times`, in pixels of a 64-pixel frame whose borders wrap around.
+def uniform_motion(times: np.ndarray, centers: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, float]:
+    """The velocity [2] of the straight line through centres [N, 2] at `times`, and their root mean square distance from it.
 
-    Between two centres the shape is assumed to move along the shortest path.
+    Both are in the unit of `centers`. The borders of the frame, of `size` (width, height), wrap around. Between two centres
+    the shape is assumed to move along the shortest path.
     """
     path = np.stack([np.unwrap(centers[:, axis], period=size[axis]) for axis in (0, 1)], axis=1)
     design = np.stack([times, np.ones_like(times)], axis=1).astype(float)
     solution, *_ = np.linalg.lstsq(design, path, rcond=None)
-    velocity, jitter = solution[0], float(np.sqrt(((path - design @ solution) ** 2).sum() / len(times)))
+    return solution[0], float(np.sqrt(((path - design @ solution) ** 2).sum() / len(times)))
+
+
+def motion(times: np.ndarray, centers: np.ndarray, size: np.ndarray) -> tuple[str | None, str | None, float]:
+    """Direction, speed and jitter of centres [N, 2] at `times`, in pixels of a 64-pixel frame whose borders wrap around."""
+    velocity, jitter = uniform_motion(times, centers, size)
     axis = int(abs(velocity).argmax())
     speed, drift = abs(velocity[axis]), abs(velocity[1 - axis])
     if speed < MIN_SPEED or drift > 0.5 * speed or jitter > MAX_JITTER:

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from stages.media.shapes import filmed
-from stages.media.shapes.oracle import Reading, read
+from stages.media.shapes.oracle import MIN_SPEED, Reading, read, uniform_motion
 from stages.media.shapes.world import COLORS, DIRECTIONS, HELD_OUT, SHAPES, SPEEDS, Scene, render, wrap
 
 SLOTS = {"color": COLORS, "shape": SHAPES, "direction": DIRECTIONS, "speed": SPEEDS}
 WRONG = dict.fromkeys(SLOTS, False)  # score of a missing clip
 NO_CAPTION = dict.fromkeys(["caption_exact", *(f"caption_{slot}" for slot in SLOTS)], False)  # score of a missing caption
 SIDE = 64.0  # of the frame that distances refer to
+SEAM_STEPS = 8  # steps before and after a seam whose speeds are compared
 MAX_PSNR = 100.0  # decibels; equal images would have an infinite one
 Figures = dict[str, Any]
 
@@ -55,7 +56,7 @@ def caption(generated: str, true: str) -> Figures:
 
 
 def continuation(clip: np.ndarray, scene: Scene, start: int) -> Figures:
-    """Compare a clip, uint8 [T, H, W, 3], with frames start, start + 1, ... of the scene; it begins with the source's last.
+    """Compare a clip, uint8 [T, H, W, 3], with frames start, start + 1, ... of the scene.
 
     `gain_db` is the PSNR of the clip minus that of its true first frame, repeated.
     """
@@ -81,21 +82,32 @@ def _compare(clip: np.ndarray, scene: Scene, start: int) -> tuple[Figures, Readi
     return figures, seen
 
 
-def chain(links: Sequence[np.ndarray], scene: Scene, start: int, planned: int) -> Figures:
+def chain(links: Sequence[np.ndarray], scene: Scene, start: int, planned: int, repeated: int = 1) -> Figures:
     """Compare the links of a chain with the scene; of `planned` links, a missing one counts as wrong.
 
+    The first link begins with frame `start` of the scene. The first `repeated` frames of each further one repeat the last
+    ones before it.
+
     `seam_px` is the mean distance between the shape's places in the last frame before a link and in the link's first frame.
-    `end_point_px` is the distance to the true place in the last frame of the last link present.
+    `seam_speed` is the speed in the `SEAM_STEPS` steps from that frame on, as a share of the speed in as many steps before
+    it: the median over the seams before which the shape is seen to move. `end_point_px` is the distance to the true place in
+    the last frame of the last link present.
     """
     figures: Figures = {}
     steps: list[Figures] = []
     seams: list[float] = []
-    before = None
+    speeds: list[tuple[float, float]] = []  # before and after each seam
+    before: np.ndarray | None = None
     for clip in links:
         step, seen = _compare(clip, scene, start)
-        seams.append(step["seam_px"] if before is None else pixel_distance(before, seen.centers[0], clip))
+        if before is None:
+            seams.append(step["seam_px"])
+        else:
+            seams.append(pixel_distance(before[-1], seen.centers[0], clip))
+            after = np.concatenate([before[-1:], seen.centers[repeated:]])
+            speeds.append((speed(before[-SEAM_STEPS - 1 :], clip), speed(after[: SEAM_STEPS + 1], clip)))
         steps.append(step)
-        start, before = start + len(clip) - 1, seen.centers[-1]
+        start, before = start + len(clip) - repeated, seen.centers
     steps += [WRONG] * (planned - len(links))
     for name in ("color", "shape", "direction"):
         figures[f"{name}_in_every_link"] = all(step[name] for step in steps)
@@ -103,6 +115,8 @@ def chain(links: Sequence[np.ndarray], scene: Scene, start: int, planned: int) -
         figures |= {f"link{number:02d}_{name}": step[name] for name in ("color", "shape", "direction")}
     if links:
         figures |= {"end_point_px": steps[len(links) - 1]["end_point_px"], "seam_px": statistics.fmean(seams)}
+    if known := [after / before for before, after in speeds if before >= MIN_SPEED and not np.isnan(after)]:
+        figures["seam_speed"] = statistics.median(known)
     return figures
 
 
@@ -147,6 +161,20 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
     """Peak signal-to-noise ratio of images in 0 to 255, in decibels, over all pixels together; at most `MAX_PSNR`."""
     error = np.mean((one.astype(np.float32) - other.astype(np.float32)) ** 2, dtype=np.float64)
     return float(min(MAX_PSNR, 10 * np.log10(255**2 / max(error, 1e-12))))
+
+
+def speed(centers: np.ndarray, clip: np.ndarray) -> float:
+    """Speed of a shape by its places [N, 2] in the frames of a clip, in pixels of a 64-pixel frame per frame.
+
+    It is the slope of the line through the places, so that one misread place counts little. NaN if fewer than three are
+    known.
+    """
+    height, width = clip.shape[1:3]
+    times = np.flatnonzero(~np.isnan(centers[:, 0]))
+    if len(times) < 3:
+        return float("nan")
+    velocity, _ = uniform_motion(times, centers[times], np.array([width, height]))
+    return float(np.hypot(*velocity)) * SIDE / min(height, width)
 
 
 def pixel_distance(one: np.ndarray, other: np.ndarray, clip: np.ndarray) -> float:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stages.plan.families import families_for
 from stages.plan.names import part_of_name
-from stages.runtime.options import Options
+from stages.plan.takes import Takes
 from stages.runtime.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FAMILIES = {"model": ("dynamicrafter",), "captioner": families_for("captioner")}
 NEEDS = ("image",)
 DEFAULTS = {"seed": 123}
-OPTIONS = Options
+OPTIONS = Takes
 FUSE = False
 
 
@@ -31,7 +31,9 @@ def items(clip: Clip) -> dict[str, list[Item]]:
         text = {"prompt": prompt}
     else:
         text = {"caption": clip.step("caption.json")}
-        jobs["caption_vlm"] = [clip.item("caption_vlm", text["caption"], video=clip.image)]
+        jobs["caption_vlm"] = [
+            clip.item("caption_vlm", text["caption"], video=clip.image, prompt=clip.prompt_to_caption(""))
+        ]
     fields = {
         "image": part_of_name(PurePath(clip.image).stem),
         "resolution": parse_size(values["size"])[0],

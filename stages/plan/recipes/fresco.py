@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stages.plan.families import families_for
-from stages.runtime.options import Options, option
+from stages.plan.takes import Takes
+from stages.runtime.options import option
 from stages.runtime.sizes import size_text
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from stages.runtime.items import Item
 
 
-class FrescoOptions(Options):
+class FrescoOptions(Takes):
     size: str = option(
         "512*512",
         "Size of the film: its shorter side is the film's; both sides of the film are multiples of 64",
@@ -31,7 +32,8 @@ MULTIPLE = 64
 
 def items(clip: Clip) -> dict[str, list[Item]]:
     """The items of a clip, by step."""
-    prompt, recipe, values = clip.only_prompt(), FrescoOptions.of(clip.values["recipe"]), clip.generating
+    prompt = clip.prompt_to_caption(clip.only_prompt())
+    recipe, values = FrescoOptions.of(clip.values["recipe"]), clip.generating
     frames, keys, caption = clip.step("frames.json"), clip.step("keys.json"), clip.step("caption.json")
     encoded, latents = clip.step("encoded.safetensors"), clip.step("latents.safetensors")
     source = {"video": clip.video, "size": recipe.size, "fit": "short", "multiple": MULTIPLE}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stages.plan.families import families_for
+from stages.plan.takes import Takes
 from stages.runtime.errors import UsageError
-from stages.runtime.options import Options
 
 if TYPE_CHECKING:
     from stages.plan.resolve import Clip
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FAMILIES = {"model": families_for("model", lambda family: family.from_text)}
 NEEDS = ("prompt",)
 DEFAULTS: dict = {}
-OPTIONS = Options
+OPTIONS = Takes
 FUSE = False
 
 

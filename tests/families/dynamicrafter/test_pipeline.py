@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from stages.families.dynamicrafter import DynamiCrafterImg2VideoPipeline, save_video
+from stages.media.marks import MADE, read_marks
 from stages.media.read import read_image
 from stages.runtime.errors import JobError, UsageError
 from tests import zoo
@@ -50,6 +52,7 @@ def test_pipeline_gives_the_clip_of_the_stages(pipe, folder):
     assert all(np.array_equal(rgb, read_image(f"c/{number:06d}.png")) for number, rgb in enumerate(frames))
     pipe.save_video(frames, "made.mp4", fps=8)
     save_video(list(frames), "again.mp4")
+    assert read_marks(Path("again.mp4")).source == MADE
     assert (folder / "made.mp4").read_bytes() == (folder / "again.mp4").read_bytes()
     assert len(zoo.rgb_by_ffmpeg("made.mp4", (64, 64))) == 16
 

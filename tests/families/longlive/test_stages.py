@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.families.longlive import causal, generate
 from stages.families.longlive.options import GenerateOptions, check_compile, lengths
-from stages.families.longlive.progress import Progress
+from stages.families.shared.film import Progress
 from stages.families.shared.wan.vae import denormalise
 from stages.media.read import frames
 from stages.runtime import artifacts, memory, weights

@@ -9,13 +9,12 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoTokenizer, InternVLProcessor
 
-from stages.families.vlm.caption import Caption
+from stages.families.vlm.caption import Answer, Caption
 from stages.families.vlm.options import CaptionOptions
 from stages.families.vlm.prompt import clean
-from stages.media.shapes import dataset
+from stages.media.read import Frame
 from stages.runtime import artifacts
 from stages.runtime.model import Model
 from tests.commands import stage, stage_manifest
@@ -37,6 +36,11 @@ def worker(tiny_vlm):
     return worker
 
 
+def shown(images):
+    """Frames of these images, two a second."""
+    return [Frame(number, number / 2, image) for number, image in enumerate(images)]
+
+
 def caption(video, output, *arguments, fails=0):
     stderr = stage("caption_vlm", video, "-o", output, *arguments, fails=fails)
     return stderr if fails else artifacts.read(output, ("caption",)).fields
@@ -56,8 +60,8 @@ def test_caption_includes_the_last_frame_on_request(video, tiny_vlm, tmp_path):
 
 
 def test_caption_token_ids_are_those_of_the_video_processor(worker, tiny_vlm):
-    images = [np.zeros((64, 96, 3), np.uint8)] * 8
-    ids = worker.inputs(images, "Describe <video>.")["input_ids"]
+    frames = shown([np.zeros((64, 96, 3), np.uint8)] * 8)
+    ids = worker.inputs(frames, "Describe <video>.")["input_ids"]
     tokenizer, length = AutoTokenizer.from_pretrained(tiny_vlm), worker.vlm.config.image_seq_length
     assert (ids == worker.vlm.config.image_token_id).sum() == 8 * length
     names = {"start_image_token": "<img>", "end_image_token": "</img>", "image_token": "<IMG_CONTEXT>"}
@@ -83,7 +87,7 @@ def test_caption_normalises_colours_like_the_video_processor(name, config, mean,
         (folder / name).write_text(json.dumps(config))
     worker = Caption(Model("tiny", "vlm", path=str(folder)), "cpu")
     worker.load(CaptionOptions.resolved({"dtype": "float32"}))
-    pixels = worker.inputs([np.full((64, 96, 3), 51, np.uint8)], "x")["pixel_values"]
+    pixels = worker.inputs(shown([np.full((64, 96, 3), 51, np.uint8)]), "x")["pixel_values"]
     assert pixels.shape == (1, 3, 56, 56)
     assert pixels[0, 0].numpy() == pytest.approx((51 / 255 - mean) / std, abs=1e-5)
 
@@ -119,33 +123,23 @@ def test_missing_captioner_weights_are_named(video, tiny_vlm, tmp_path):
 
 
 def test_an_empty_caption_fails_the_item(video, tiny_vlm, tmp_path, monkeypatch):
-    monkeypatch.setattr(Caption, "_describe", lambda self, clips, options: [(" \n**\n", (1, 1))])
+    monkeypatch.setattr(Caption, "_generate", lambda self, each, options: [Answer(" \n**\n", (1, 1))])
     assert "is empty after cleaning" in caption(video, tmp_path / "a.json", "-m", tiny_vlm, fails=1)
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    """Seven clips of shapes world, and a single image of another one."""
-    folder = tmp_path_factory.mktemp("clips")
-    list(dataset.write(folder, dataset.draw(7, 64, 17, seed=3), 8))
-    image = folder / "image.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(image)
-    return [*sorted(folder.glob("videos/*.mp4")), image]
-
-
 @pytest.fixture
 def batches(monkeypatch):
     """The numbers of clips that the model has described together."""
-    counted, describe = [], Caption._describe
+    counted, generate = [], Caption._generate
 
-    def counting(self, clips, options):
-        counted.append(len(clips))
-        return describe(self, clips, options)
+    def counting(self, each, options):
+        counted.append(len(each))
+        return generate(self, each, options)
 
-    monkeypatch.setattr(Caption, "_describe", counting)
+    monkeypatch.setattr(Caption, "_generate", counting)
     return counted
 
 

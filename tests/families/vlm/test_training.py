@@ -9,6 +9,7 @@ from stages.families.shared.training.data import ShapesDataset
 from stages.families.vlm.caption import Caption
 from stages.families.vlm.options import TRAINING, CaptionOptions
 from stages.families.vlm.train import CaptionTask
+from stages.media.read import Frame
 from stages.media.shapes.world import render
 from stages.media.write import VideoWriter
 from stages.runtime import artifacts
@@ -73,8 +74,8 @@ def task(model):
 
 
 def test_captioner_training_has_the_tokens_of_caption_vlm(worker, task):
-    images = [np.zeros((32, 32, 3), np.uint8)] * 4
-    expected_ids = worker.inputs(images, task.options.instruction)["input_ids"][0].tolist()
+    frames = [Frame(0, 0.0, np.zeros((32, 32, 3), np.uint8))] * 4
+    expected_ids = worker.inputs(frames, task.options.instruction)["input_ids"][0].tolist()
     assert task.question == expected_ids
     assert task.tokenizer.unk_token_id not in expected_ids
 
@@ -83,7 +84,8 @@ def test_captioner_training_has_the_frames_and_pixels_of_caption_vlm(worker, tas
     """The frames are the middles of 3 segments of 5 frames, and the last frame."""
     assert task.frame_indices == [0, 1, 3, 4]
     item = ShapesDataset(3, 5, 32)[1]
-    expected_pixels = worker.inputs(list(render(item["scene"], 5, 32, 32)[task.frame_indices]), "x")["pixel_values"]
+    frames = [Frame(0, 0.0, image) for image in render(item["scene"], 5, 32, 32)[task.frame_indices]]
+    expected_pixels = worker.inputs(frames, "x")["pixel_values"]
     torch.testing.assert_close(task._pixels(item["video"][None]), expected_pixels, rtol=0, atol=1e-5)
 
 

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLWan
 from PIL import Image
 
 from stages.families.shared.ahead import ahead
+from stages.families.shared.wan import decode as shared_decode
 from stages.families.wan import decode
 from stages.media.read import frames
 from stages.media.write import VideoWriter
@@ -60,8 +61,8 @@ def test_decode_with_lower_crf_is_closer_to_the_pixels(latents, tmp_path):
 @pytest.fixture
 def vaes(monkeypatch):
     """The VAEs that decode loads; afterwards no thread that decodes may be left."""
-    loaded, load = [], decode.load_vae
-    monkeypatch.setattr(decode, "load_vae", lambda *arguments: loaded.append(load(*arguments)) or loaded[-1])
+    loaded, load = [], shared_decode.load_vae
+    monkeypatch.setattr(shared_decode, "load_vae", lambda *arguments: loaded.append(load(*arguments)) or loaded[-1])
     yield loaded
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("ahead")]
 

@@ -231,7 +231,7 @@ def test_the_student_learns_the_mean_velocity_between_two_points(tiny_wan):
         uncond = task.embed(["a blue square"]).double().mean()
     ((time,),) = [expert.calls]
     assert {round(value) for value in time[:, -1].tolist()} <= {1000, 750}  # shift 3: sigmas 1 and 0.75
-    tokens = torch.tensor([1.0 if given else 2.0 for given in batch["given"]])  # latent frames in the error
+    tokens = torch.tensor([1.0 if known else 2.0 for known in batch["known"]])  # latent frames in the error
     expected = (((guidance - 1) * (cond - uncond)) ** 2 * tokens).sum() / tokens.sum()
     assert loss == pytest.approx(float(expected), rel=1e-3)
 

@@ -89,6 +89,15 @@ def test_trained_vae_has_the_statistics_of_its_latents(vae):
     torch.testing.assert_close(torch.tensor(config["latents_mean"]), mean, rtol=1e-4, atol=1e-5)
 
 
+def test_a_sample_of_the_posterior_of_a_trained_vae_is_its_mode(vae):
+    """The training is on the mode. A pipeline that draws, such as Helios's, gets the same latents."""
+    model = AutoencoderKLWan.from_pretrained(vae / "vae").eval()
+    with torch.no_grad():
+        posterior = model.encode(ShapesDataset(1, 5, 32, seed=1)[0]["video"][None]).latent_dist
+    spread = posterior.mode().std()
+    assert (posterior.sample(torch.Generator().manual_seed(0)) - posterior.mode()).abs().max() < 1e-4 * spread
+
+
 def test_training_the_decoder_alone_keeps_the_latents(vae, tmp_path):
     config = {**CLIPS, "image_steps": 0, "crop_size": 16, "start_from": str(vae), "freeze_encoder": True}
     decoder = train_model("wan-vae", tmp_path / "decoder", config)

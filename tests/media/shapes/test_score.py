@@ -99,6 +99,27 @@ def test_score_of_a_chain_with_a_wrong_link():
     assert whole["color_in_every_link"] and whole["shape_in_every_link"] and whole["direction_in_every_link"]
 
 
+@pytest.mark.parametrize("step", [1, 2, 0])
+def test_the_speed_after_a_seam_is_a_share_of_that_before(step):
+    """The second link shows every frame, every second one, or one frame again and again, across the border of the frame."""
+    film = clip(50, START)
+    after = film[16 + step * np.arange(17)]
+    figures = score.chain([film[:17], after], SCENE, START, planned=2)
+    assert figures["seam_speed"] == pytest.approx(step, abs=0.1)
+
+
+def test_a_link_that_repeats_several_frames_is_measured_from_the_first_new_one():
+    film = clip(40, START)
+    figures = score.chain([film[:17], film[12:29]], SCENE, START, planned=2, repeated=5)
+    assert figures["seam_speed"] == pytest.approx(1, abs=0.1)
+
+
+def test_a_shape_that_stood_still_has_no_speed_at_the_seam():
+    film = clip(17, START)
+    still = np.repeat(film[:1], 17, axis=0)
+    assert "seam_speed" not in score.chain([still, film], SCENE, START, planned=2)
+
+
 def test_score_of_an_empty_chain_is_wrong():
     figures = score.chain([], SCENE, START, planned=2)
     assert not any(figures.values()) and "seam_px" not in figures

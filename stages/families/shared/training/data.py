@@ -281,3 +281,20 @@ class EpochBatchSampler:
                 keys.append((epoch, int(order[position % self.clips])))
             yield keys
             place += self.world * self.batch_size
+
+
+class WithSecondPrompt(ClipDataset):
+    """Gives each clip a second prompt, `text2`, and the place where it takes over, `switch`.
+
+    Clips of a folder, which have none, keep their only prompt, with the given `switch`.
+    """
+
+    def __init__(self, clips: ClipDataset, switch: int):
+        self.clips, self.switch = clips, switch
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, key: Key | int) -> dict[str, Any]:
+        item = self.clips[key]
+        return {"text2": item["text"], "switch": self.switch, **item}

@@ -5,7 +5,7 @@ from typing import Any
 
 from stages.families.shared.training.options import TrainingOptions
 from stages.runtime.errors import UsageError
-from stages.runtime.options import DTYPES, Options, option
+from stages.runtime.options import DTYPE, DTYPES, Implementation, Options, option
 from stages.runtime.sizes import parse_size
 
 
@@ -94,3 +94,25 @@ def disk(size: str, frames: int) -> float:
     """Estimated bytes of a clip's files: a byte per pixel and frame, half for latents and condition, half for H.264."""
     width, height = parse_size(size)
     return TEXTS + width * height * frames
+
+
+def encode_by_wan(worker: str, options: type[Options]) -> Implementation:
+    """An `encode` by the UMT5 and the VAE of Wan, which are in memory one after the other."""
+    return Implementation(
+        worker=worker,
+        options=options,
+        weights=("model_index.json", "tokenizer/*", "text_encoder/*", "vae/*"),
+        in_memory=({"text_encoder": DTYPE}, {"vae": "float32"}),
+        on_out_of_memory={"vae_tiling": True},
+    )
+
+
+def decode_by_wan(worker: str, options: type[Options]) -> Implementation:
+    """A `decode` by the VAE of Wan."""
+    return Implementation(
+        worker=worker,
+        options=options,
+        weights=("vae/*",),
+        in_memory=({"vae": "float32"},),
+        on_out_of_memory={"vae_tiling": True},
+    )
