@@ -35,9 +35,10 @@ def lines(run: Path, found: Status) -> list[str]:
     rows = [["", *states], *([stage, *(str(row[state]) for state in states)] for stage, row in found.counts.items())]
     text += table(rows, figures=True).splitlines()
     if found.per_hour:
-        text.append(f"{found.per_hour:.0f} films an hour")
+        text.append(f"{found.per_hour:.{0 if found.per_hour >= 10 else 1}f} films per hour")
     if found.is_running and found.left is not None:
-        text.append(f"about {shown_time(found.left)} left")
+        without = f", without {', '.join(found.unmeasured)}" if found.unmeasured else ""
+        text.append(f"about {shown_time(found.left)} left{without}")
     for one in found.working:
         on = f" on {', '.join(one.devices)}" if one.devices else ""
         text.append(f"{one.job}{on}: {one.stage} {one.item}".rstrip())

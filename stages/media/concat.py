@@ -199,11 +199,15 @@ def needs_lossless(work: Work[ConcatOptions]) -> bool:
 
 
 def prompts_log(names: Sequence[str], clips: Sequence[Artifact], cuts: Mapping[int, str]) -> str:
-    """A record per link, in order: its source, its seed, the caption of the vision-language model and the final prompt."""
+    """A record per link, in order: its source, its seed, the caption of the vision-language model and the final prompt.
+
+    Each is one line: line breaks in captions and prompts become spaces.
+    """
     records = []
     for link, (source, name, clip) in enumerate(zip(names, names[1:], clips), 1):
+        caption, prompt = (" ".join(str(clip.fields[field] or "").split()) for field in ("raw", "prompt"))
         records.append(
             f"link {link}: {name}\nseed: {clip.fields['seed']}\nsource: {cuts.get(link, source)}\n"
-            f"caption: {clip.fields['raw'] or '(given)'}\nprompt: {clip.fields['prompt']}\n"
+            f"caption: {caption or '(given)'}\nprompt: {prompt}\n"
         )
     return "\n".join(records)

@@ -20,6 +20,7 @@ from stages.runtime.stages import stage_of
 from stages.runtime.text import read_jsonl
 
 FRESH = 120  # seconds since the last line of an unfinished log, in which a job on another machine counts as running
+PAUSE = 300  # seconds without work that separate two runs; a large model takes less to load
 
 
 @dataclass
@@ -47,8 +48,9 @@ class Status:
         is_running: whether a run of Snakemake is in the results folder, or a job wrote a moment ago.
         counts: for each stage the numbers of items that are done, running, failed and waiting.
         films: the numbers of films that are done and of all.
-        per_hour: films that were made per hour of this run; None if there are less than two.
-        left: seconds of work that is left, by the seconds that items of each stage took; None if it is not known.
+        per_hour: films made per hour of work, by the logs; None if they have no film that was made.
+        left: seconds of work that is left, by the seconds that items of each stage took; None if no such stage is known.
+        unmeasured: stages with work left of which no item was made yet, so that `left` is without them.
         working: the jobs under way.
         failures: the last reason of each failed item, by the item's output.
     """
@@ -58,6 +60,7 @@ class Status:
     films: tuple[int, int] = (0, 0)
     per_hour: float | None = None
     left: float | None = None
+    unmeasured: list[str] = field(default_factory=list)
     working: list[Working] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -77,7 +80,7 @@ def status(folder: Path) -> Status:
         films = [item.output for stage, item in items if stage == "concat"]
         found.films = sum(film not in state.unfinished for film in films), len(films)
         found.per_hour = films_per_hour(events)
-        found.left = seconds_left(found, events)
+        found.left, found.unmeasured = seconds_left(found, events)
         return found
 
 
@@ -126,20 +129,37 @@ def steps_asked(job: Job) -> int:
     return len({row.get("step") for row in rows})
 
 
-def films_per_hour(events: Iterable[Mapping[str, Any]]) -> float | None:
-    made = sorted(event["time"] for event in events if event["stage"] == "concat" and event["status"] == "made")
-    if len(made) < 2 or made[-1] == made[0]:
-        return None
-    return 3600 * (len(made) - 1) / (made[-1] - made[0])
+def films_per_hour(events: Sequence[Mapping[str, Any]]) -> float | None:
+    """Films made per hour of work, by the events of the items; None without such a film."""
+    films = sum(event["stage"] == "concat" and event["status"] == "made" for event in events)
+    seconds = seconds_at_work(events)
+    return 3600 * films / seconds if films and seconds else None
 
 
-def seconds_left(found: Status, events: Iterable[Mapping[str, Any]]) -> float | None:
-    """The time until all is done, if as many jobs go on working; None while a stage that is left has made nothing."""
+def seconds_at_work(events: Iterable[Mapping[str, Any]]) -> float:
+    """The time in which jobs were at work on items, one or several at once.
+
+    Shorter breaks count too, in which models are loaded; those of PAUSE seconds or more are between runs.
+    """
+    total, end = 0.0, 0.0
+    for start, stop in sorted((event["time"] - event.get("seconds", 0), event["time"]) for event in events):
+        if start - end < PAUSE:
+            start = end
+        total += max(0.0, stop - start)
+        end = max(end, stop)
+    return total
+
+
+def seconds_left(found: Status, events: Iterable[Mapping[str, Any]]) -> tuple[float | None, list[str]]:
+    """The time until all is done, if as many jobs go on working, and the stages that it leaves out: they have made nothing yet.
+
+    The time is None if it is not known of any stage with work left.
+    """
     seconds: dict[str, list[float]] = defaultdict(list)
     for event in events:
         if event["status"] == "made":
             seconds[event["stage"]].append(event["seconds"])
-    left = {stage: row["waiting"] + row["running"] for stage, row in found.counts.items()}
-    if any(number and stage not in seconds for stage, number in left.items()):
-        return None
-    return sum(number * fmean(seconds[stage]) for stage, number in left.items() if number) / max(1, len(found.working))
+    left = {stage: number for stage, row in found.counts.items() if (number := row["waiting"] + row["running"])}
+    known = [number * fmean(seconds[stage]) for stage, number in left.items() if stage in seconds]
+    unmeasured = [stage for stage in left if stage not in seconds]
+    return (sum(known) / max(1, len(found.working)) if known else None), unmeasured

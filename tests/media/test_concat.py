@@ -23,7 +23,7 @@ def write_clip(folder, name, colors, lossless=True):
             for color in colors:
                 video.write(np.full((48, 64, 3), color, np.uint8))
     film = {"width": 64, "height": 48, "num_frames": len(colors), "fps": "16/1"}
-    names = {"seed": 40 + len(name), "raw": f"raw {name}", "prompt": f"prompt {name}"}
+    names = {"seed": 40 + len(name), "raw": f"raw {name}\nof two lines", "prompt": f"prompt {name}\nof two lines"}
     suffixes = [".mp4", ".mkv"] if lossless else [".mp4"]
     artifacts.write_index(folder / f"{name}.json", "clip", fields("clip", **film, **names), suffixes)
     return folder / f"{name}.json"
@@ -103,8 +103,8 @@ def test_concat_writes_the_prompts_log_in_order(tmp_path):
     source = zoo.plain(tmp_path)
     stage("concat", *parts, "--source", source, "--prompts-log", "--output", tmp_path / "film.mp4")
     assert (tmp_path / "film" / "prompts_log.txt").read_text() == (
-        "link 1: a.mp4\nseed: 41\nsource: plain.mp4\ncaption: raw a\nprompt: prompt a\n\n"
-        "link 2: bb.mp4\nseed: 42\nsource: a.mp4\ncaption: raw bb\nprompt: prompt bb\n"
+        "link 1: a.mp4\nseed: 41\nsource: plain.mp4\ncaption: raw a of two lines\nprompt: prompt a of two lines\n\n"
+        "link 2: bb.mp4\nseed: 42\nsource: a.mp4\ncaption: raw bb of two lines\nprompt: prompt bb of two lines\n"
     )
 
 

@@ -1,5 +1,6 @@
 """The command `status` on runs that work, have failed, were killed, and are done: its numbers are those of the files."""
 
+import shutil
 import signal
 import time
 
@@ -71,6 +72,18 @@ def test_the_status_of_a_run_at_work_and_after_kill_9(project, installed_program
             time.sleep(0.2)
     lines, counts = status(project)
     assert f"{len(names)} films" in lines[0] and counts["encode"]["done"] == len(names)
+
+
+def test_the_films_per_hour_are_those_that_a_clock_counts(project):
+    configure(project, "ab", seconds=3)
+    start = time.monotonic()
+    project.run("--cores", 1)
+    wall = time.monotonic() - start
+    (rate,) = (float(line.split()[0]) for line in status(project)[0] if line.endswith("films per hour"))
+    assert 3600 * 2 / wall < rate <= 3600 * 2 / 6  # the clock of the test has the start of Snakemake in it
+    shutil.rmtree(project.path("results/demo"))
+    project.run("--cores", 1)
+    assert not any("films per hour" in line for line in status(project)[0])  # all of them were in the store
 
 
 def test_watch_ends_with_the_run(project):

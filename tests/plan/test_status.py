@@ -1,0 +1,39 @@
+"""The figures of `status` from the events of logs: by plain arithmetic."""
+
+import pytest
+
+from stages.plan.status import Status, films_per_hour, seconds_left
+
+
+def event(stage, end, seconds, status="made"):
+    return {"stage": stage, "time": float(end), "seconds": seconds, "status": status}
+
+
+def test_films_per_hour_of_two_gpus_that_work_at_once():
+    """Stage by stage, as a plan runs: the films are joined within a second, after all of their work."""
+    events = [event("generate", 1000 + 50 * n, 100) for n in range(1, 5)]  # from 950 on, the last ends at 1200
+    events += [event("concat", 1250 + n / 10, 0.1) for n in range(4)]
+    assert films_per_hour(events) == pytest.approx(3600 * 4 / (1250.3 - 950))
+
+
+def test_the_time_between_two_runs_is_no_work():
+    day = 86400
+    events = [event("generate", 100, 100), event("concat", 110, 1), event("generate", day + 100, 100)]
+    events += [event("concat", day + 110, 1)]
+    assert films_per_hour(events) == pytest.approx(3600 * 2 / (110 + 110))
+
+
+def test_films_that_were_taken_from_the_store_are_not_counted():
+    assert films_per_hour([event("concat", 10, 0, "reused"), event("concat", 11, 0, "reused")]) is None
+    assert films_per_hour([]) is None
+
+
+def test_the_time_left_names_the_stages_that_it_is_without():
+    counts = {
+        "encode": {"done": 8, "running": 0, "failed": 0, "waiting": 0},
+        "generate": {"done": 2, "running": 2, "failed": 0, "waiting": 4},
+        "decode": {"done": 0, "running": 0, "failed": 0, "waiting": 8},
+    }
+    events = [event("encode", n, 1) for n in range(8)] + [event("generate", 60, 50), event("generate", 80, 70)]
+    assert seconds_left(Status(True, counts=counts), events) == (6 * 60, ["decode"])
+    assert seconds_left(Status(True, counts=counts), []) == (None, ["generate", "decode"])
