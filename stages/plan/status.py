@@ -151,9 +151,9 @@ def seconds_at_work(events: Iterable[Mapping[str, Any]]) -> float:
 
 
 def seconds_left(found: Status, events: Iterable[Mapping[str, Any]]) -> tuple[float | None, list[str]]:
-    """The time until all is done, if as many jobs go on working, and the stages that it leaves out: they have made nothing yet.
+    """The seconds until all is done, if as many jobs go on working, and the stages that they are without.
 
-    The time is None if it is not known of any stage with work left.
+    Stages that have made nothing yet are left out. The seconds are None if that is every stage with work left.
     """
     seconds: dict[str, list[float]] = defaultdict(list)
     for event in events:
