@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import click
 
+from stages.runtime.calls import run_snakemake
 from stages.runtime.checkout import CHECKOUT
 from stages.runtime.cli import DEBUG, PathType, clean_errors
 from stages.runtime.errors import UsageError
@@ -85,8 +85,7 @@ def run(arguments: tuple[str, ...]) -> None:
     if not any(argument.startswith(elsewhere) for argument in arguments) and not Path("config.yaml").is_file():
         click.echo(f"error: {Path.cwd()} has no config.yaml: write one by kinemake init, or give --configfile", err=True)
         sys.exit(2)
-    program = [sys.executable, "-m", "snakemake", "--snakefile", str(CHECKOUT / "Snakefile")]
-    sys.exit(subprocess.call([*program, *arguments]))
+    sys.exit(run_snakemake(*arguments))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from stages.plan.families import ROLES
 from stages.plan.older import BASE_CONFIG, OLD_NAMES, translate, with_old_config
 from stages.plan.recipes import RECIPES, options_of_recipe
 from stages.runtime.ask import ask_model_and_prompts
-from stages.runtime.checkout import CHECKOUT
+from stages.runtime.calls import command_line, run_snakemake
 from stages.runtime.cli import DEBUG, PathType, StageCommand, clean_errors, merged_parameters
 from stages.runtime.errors import UsageError
 from stages.runtime.lease import visible_devices
@@ -119,7 +118,7 @@ def config_of(
     for remark in remarks:
         click.echo(f"note: {remark}", err=True)
     if "clips" not in run:
-        raise UsageError("no input is given", f"film {recipe} INPUT --model NAME")
+        raise UsageError("no input is given", command_line("film", recipe, "INPUT", "--model", "NAME"))
     if input_kind(recipe) != "prompt":
         check_inputs(recipe, run["clips"])
     models = {}
@@ -172,8 +171,7 @@ def snakemake(config: Mapping[str, Any], run: str, cores: str, at_once: int | No
         path = Path(folder) / "film.yaml"
         path.write_text(yaml.safe_dump(dict(config), allow_unicode=True, sort_keys=False), encoding="utf-8")
         flags = ["--cores", cores, "--resources", f"gpu={gpus}", *(["--dry-run"] if dry_run else [])]
-        program = [sys.executable, "-m", "snakemake", "--snakefile", CHECKOUT / "Snakefile"]
-        code = subprocess.call([*map(str, program), run, "--configfile", str(path), *flags])
+        code = run_snakemake(run, "--configfile", str(path), *flags)
     if not code and not dry_run:
         click.echo(f"the films are in {Path(config.get('results', 'results'), run)}", err=True)
     return code

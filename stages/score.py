@@ -16,6 +16,7 @@ import yaml
 
 from stages.families import FAMILIES as MODEL_FAMILIES
 from stages.media.options import FAMILY
+from stages.runtime.calls import command_line
 from stages.runtime.cli import PathType, clean_errors, refuse_beside_manifest, stage_command
 from stages.runtime.errors import JobError, UsageError
 from stages.runtime.items import Item, item_of_row
@@ -259,9 +260,8 @@ def compare_runs(
     from stages.score_compare import FORMATS, Scored, as_text, names_of, report
 
     if len(folders) < 2:
-        raise UsageError(
-            f"--compare is given with {len(folders)} runs", "give two or more: score --compare results/A results/B"
-        )
+        example = command_line("score", "--compare", "results/A", "results/B")
+        raise UsageError(f"--compare is given with {len(folders)} runs", f"give two or more: {example}")
     if unknown := [path for path in outputs if Path(path).suffix not in FORMATS]:
         raise UsageError(f"output {unknown[0]} is of an unknown format", f"let it end with {', '.join(FORMATS)}")
     runs = []
@@ -280,7 +280,8 @@ def compare_sets(folders: Sequence[Path], names: Sequence[str], debug: bool) -> 
 
     if len(folders) != 2 or not names:
         given = f"--distance is given with {len(folders)} runs and {len(names)} scores"
-        raise UsageError(given, "give two runs and a model: score --distance results/A results/B --scores dinov2-base")
+        example = command_line("score", "--distance", "results/A", "results/B", "--scores", "dinov2-base")
+        raise UsageError(given, f"give two runs and a model: {example}")
     lines = [["", "model", "distance", "from", "to", "films"]]
     for name in names:
         for folder in folders:

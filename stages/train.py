@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from stages.families import FAMILIES
+from stages.runtime.calls import command_line
 from stages.runtime.cli import DEBUG, OLD_SPELLING, PathType, clean_errors, device_parameters, parameter
 from stages.runtime.errors import KinemakeError, UsageError, one_line
 from stages.runtime.options import Training
@@ -49,7 +50,8 @@ def read_config(path: Path, name: str, training: Training) -> tuple[dict[str, An
     if unknown := [key for key in values if key not in known]:
         raise UsageError(f"{path} has the unknown key {unknown[0]!r}", f"known are {', '.join(sorted(known))}")
     if (declared := values.pop("training", name)) != name:
-        raise UsageError(f"{path} is for train {declared}", f"run train {declared} --config {path}")
+        line = command_line("train", declared, "--config", str(path))
+        raise UsageError(f"{path} is for train {declared}", f"run {line}")
     return values, values.pop("architecture", {})
 
 

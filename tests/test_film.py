@@ -154,7 +154,7 @@ def test_film_notes_what_an_old_config_has_and_is_not_used(folder, started_confi
 
 @pytest.mark.parametrize(("flags", "code", "told"), [([], 0, True), (["-n"], 0, False), ([], 1, False)])
 def test_film_says_where_the_films_are_when_they_are_made(folder, monkeypatch, flags, code, told):
-    monkeypatch.setattr(film.subprocess, "call", lambda *given: code)
+    monkeypatch.setattr(film, "run_snakemake", lambda *given: code)
     line = "v2v input.mp4 --model Wan2.2-TI2V-5B --prompt a --results mine --run first"
     result = run(*shlex.split(line), *flags)
     assert result.exit_code == code

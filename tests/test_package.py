@@ -1,7 +1,9 @@
 """The wheel in an environment of its own: the command, a first film, and other workflows that import its Snakefile."""
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -150,6 +152,10 @@ def test_a_first_film(installed, tmp_path):
     assert '"seed": [42]' in ffmpeg_tags(tmp_path / "results/first/red.mp4")["comment"]
     assert "config.yaml exists" in run(installed, tmp_path, "kinemake", "init", fails=2)
     assert "right" in run(installed, tmp_path, "kinemake", "verify", "results/first/red.mp4")
+    data = (tmp_path / "results/first/page/data.js").read_text()
+    page = json.loads(data[data.index(", {") + 2 : data.rindex("]")])
+    for line in page["rows"][0]["commands"]:  # as the page shows them, by what is installed
+        run(installed, tmp_path, *shlex.split(line))
 
 
 def test_the_example_of_a_module_runs_with_the_wheel(installed, tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.runtime.artifacts import file_digest
+from stages.runtime.calls import command_line
 from stages.runtime.canonical import canonical_json
 from stages.runtime.checkout import CHECKOUT
 from stages.runtime.components import read_object
@@ -124,7 +125,9 @@ class Model:
     @property
     def fetching(self) -> str:
         """The command that downloads the weights."""
-        return f"hf download {self.hub} --revision {self.revision}" if self.name == self.hub else f"fetch {self.name}"
+        if self.name == self.hub:
+            return f"hf download {self.hub} --revision {self.revision}"
+        return command_line("fetch", self.name)
 
     def digest(self, patterns: Iterable[str], verify: bool = False) -> str:
         """SHA-256 over relative paths and contents of the files that match. Raises JobError if none does.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.runtime import store
+from stages.runtime.calls import command_line
 from stages.runtime.components import (
     Broken,
     Component,
@@ -60,7 +61,8 @@ def check(model: Model, family: Family, stage: str = "") -> list[Path]:
     except Broken as error:
         raise not_loadable(model, error) from None
     if missing := [source for path, source in model.fetched.items() if not os.path.isfile(path)]:
-        raise JobError(f"{missing[0]} of model {model.name} is not on this machine", f"fetch it once: fetch {model.name}")
+        remedy = f"fetch it once: {command_line('fetch', model.name)}"
+        raise JobError(f"{missing[0]} of model {model.name} is not on this machine", remedy)
     return files
 
 

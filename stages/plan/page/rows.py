@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from stages.plan.runs import resolved_row
 from stages.plan.scores import JSON, items_of, score_items
 from stages.plan.state import RunState, read_state
 from stages.runtime.artifacts import Artifact, read_description
+from stages.runtime.calls import command_line, snakemake_line
 from stages.runtime.canonical import canonical_json
 from stages.runtime.errors import ItemError
 from stages.runtime.items import Item
@@ -232,8 +232,8 @@ class _Reader:
     def _commands(self, film: Item) -> list[str]:
         """Shell commands that make a film, if it is missing or outdated, and that make it once more to compare."""
         path, config = os.path.relpath(film.output), os.path.relpath(f"{self.folder}/config.yaml")
-        make = shlex.join(["snakemake", path, "--configfile", config, "--cores", "1"])
-        return [make, shlex.join(["verify", "--remake", path])]
+        make = snakemake_line(path, "--configfile", config, "--cores", "1")
+        return [make, command_line("verify", "--remake", path)]
 
     def _inside(self, path: str) -> str:
         """A path relative to the folder of the run."""
