@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stages.runtime.cli import DEBUG, PathType, clean_errors
+from stages.runtime.errors import format_bytes
 from stages.runtime.table import table
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def lines(run: Path, found: Status) -> list[str]:
     if found.is_running and found.left is not None:
         without = f", without {', '.join(found.unmeasured)}" if found.unmeasured else ""
         text.append(f"about {shown_time(found.left)} left{without}")
+    text.append("store: {} of this run, {} in all".format(*map(format_bytes, found.store)))
     for one in found.working:
         on = f" on {', '.join(one.devices)}" if one.devices else ""
         text.append(f"{one.job}{on}: {one.stage} {one.item}".rstrip())

@@ -25,30 +25,32 @@ class RunState:
     Attributes:
         planned: the plan of everything that the run makes.
         unfinished: outputs that are missing, or not what the run asks for.
-        logs: the events of each job and the error that ended it, by the job's name.
+        jobs: the jobs that may have a log: see `jobs_with_logs`.
+        logs: the events of each of them and the error that ended it, by the job's name.
     """
 
     planned: RunPlan
     unfinished: set[str]
+    jobs: list[Job]
     logs: dict[str, tuple[list[dict[str, Any]], str]]
 
     @property
     def items(self) -> Iterator[tuple[Job, dict[str, Any]]]:
         """The event of each item in the logs, with the job that did it."""
-        for job in self.planned.jobs:
+        for job in self.jobs:
             yield from ((job, event) for event in self.logs[job.name][0] if event["event"] == "item")
 
     @cached_property
     def failures(self) -> dict[str, tuple[Job, dict[str, Any]]]:
         """The last failure of each output that is still to be made: the job and the event."""
-        failed, done = {}, set()
-        for job, event in self.items:
-            output = os.path.abspath(event["output"])
-            if event["status"] == "failed":
-                failed[output] = job, event
-            else:
-                done.add(output)
-        return {output: found for output, found in failed.items() if output in self.unfinished - done}
+        last = {}
+        for job, event in sorted(self.items, key=lambda found: found[1]["time"]):
+            last[os.path.abspath(event["output"])] = job, event
+        return {
+            output: (job, event)
+            for output, (job, event) in last.items()
+            if event["status"] == "failed" and output in self.unfinished
+        }
 
 
 @contextmanager
@@ -63,4 +65,14 @@ def read_state(folder: Path) -> Iterator[RunState]:
         stale = replace(everything, jobs=[], names=set(), warnings=[])  # the same clips, resolved and checked once
         add_jobs(stale, Again(()), whole=False, before={}, workers=1, trainings=[])
         unfinished = {item.output for job in stale.jobs for item in job.items}
-        yield RunState(everything, unfinished, {job.name: read_log(job.log) for job in everything.jobs})
+        jobs = jobs_with_logs(everything)
+        yield RunState(everything, unfinished, jobs, {job.name: read_log(job.log) for job in jobs})
+
+
+def jobs_with_logs(planned: RunPlan) -> list[Job]:
+    """The jobs of a run, those that make its captions alone, and those of single films that were requested by name."""
+    folder = planned.run.folder
+    logs = Path(folder, "steps/logs/films")
+    films = (f"{folder}/{log.relative_to(logs)}".removesuffix(".log") for log in logs.rglob("*.log"))
+    single = [planned.films[film].only(film) for film in films if film in planned.films]
+    return [*planned.jobs, *planned.caption_jobs, *single]

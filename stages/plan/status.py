@@ -16,7 +16,10 @@ from stages.plan.lock import is_held
 from stages.plan.state import read_state
 from stages.runtime.errors import UsageError
 from stages.runtime.items import Item
+from stages.runtime.locks import LOCK
 from stages.runtime.stages import stage_of
+from stages.runtime.store import Store
+from stages.runtime.store_cleaning import entries, keys_in
 from stages.runtime.text import read_jsonl
 
 FRESH = 120  # seconds since the last line of an unfinished log, in which a job on another machine counts as running
@@ -51,6 +54,7 @@ class Status:
         per_hour: films made per hour of work, by the logs; None if they have no film that was made.
         left: seconds of work that is left, by the seconds that items of each stage took; None if no such stage is known.
         unmeasured: stages with work left of which no item was made yet, so that `left` is without them.
+        store: bytes in the store, of this run and in all.
         working: the jobs under way.
         failures: the last reason of each failed item, by the item's output.
     """
@@ -61,6 +65,7 @@ class Status:
     per_hour: float | None = None
     left: float | None = None
     unmeasured: list[str] = field(default_factory=list)
+    store: tuple[int, int] = (0, 0)
     working: list[Working] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -68,27 +73,30 @@ class Status:
 def status(folder: Path) -> Status:
     """The state of the run in `folder`. Raises UsageError if the folder holds no run."""
     with read_state(folder) as state:
-        jobs = state.planned.jobs
-        begun = [(job, one) for job in jobs if (one := working(job, *state.logs[job.name]))]
-        is_held_here = is_held(Path(state.planned.run.folder).parent)
-        at_work = [one for job, one in begun if is_held_here or is_fresh(job.log)]
+        begun = [(job, one) for job in state.jobs if (one := working(job, *state.logs[job.name]))]
+        results = Path(state.planned.run.folder).parent
+        is_held_here = is_held(results)
+        since = modified(results / LOCK) if is_held_here else time.time() - FRESH
+        at_work = [one for job, one in begun if modified(job.log) >= since]
         found = Status(bool(at_work) or (is_held_here and bool(state.unfinished)), working=at_work)
         events = [event for _, event in state.items]
         found.failures = {output: event["reason"] for output, (_, event) in state.failures.items()}
-        items = [(stage_of(part.step).name, item) for job in jobs for part in job.parts for item in part.items]
+        items = [(stage_of(part.step).name, item) for job in state.planned.jobs for part in job.parts for item in part.items]
         found.counts = counts(items, state.unfinished, found)
         films = [item.output for stage, item in items if stage == "concat"]
         found.films = sum(film not in state.unfinished for film in films), len(films)
         found.per_hour = films_per_hour(events)
         found.left, found.unmeasured = seconds_left(found, events)
+        found.store = store_bytes(Path(state.planned.run.folder), Store(Path(state.planned.run.store)))
         return found
 
 
-def is_fresh(log: str) -> bool:
+def modified(path: str | Path) -> float:
+    """The time of the last change of a file, in s since 1970; 0 if it is not there."""
     try:
-        return time.time() - os.stat(log).st_mtime < FRESH
+        return os.stat(path).st_mtime
     except OSError:
-        return False
+        return 0
 
 
 def counts(items: Iterable[tuple[str, Item]], unfinished: set[str], found: Status) -> dict[str, dict[str, int]]:
@@ -127,6 +135,12 @@ def steps_asked(job: Job) -> int:
     except (OSError, UsageError):
         return len(job.parts)
     return len({row.get("step") for row in rows})
+
+
+def store_bytes(folder: Path, store: Store) -> tuple[int, int]:
+    """The bytes of the store that the results in a folder were made of, and those of the whole store."""
+    sizes = {entry.key: entry.bytes for entry in entries(store)}
+    return sum(sizes.get(key, 0) for key in set(keys_in(folder))), sum(sizes.values())
 
 
 def films_per_hour(events: Sequence[Mapping[str, Any]]) -> float | None:

@@ -121,7 +121,7 @@ def keys_of(path: Path) -> Iterator[str]:
     try:
         description = artifacts.read_description(path)
     except ItemError:  # another file, such as plan.json, or a result that cannot be used any more
-        if not os.access(path, os.R_OK):
+        if os.path.exists(path) and not os.access(path, os.R_OK):
             raise PermissionError(13, "Permission denied", str(path)) from None
         return
     yield from (record["key"] for record in description.provenance)

@@ -6,7 +6,12 @@ import time
 
 import pytest
 
-from tests.workflow.conftest import finish
+from stages.plan.status import store_bytes
+from stages.runtime.errors import format_bytes
+from stages.runtime.store import Store
+from tests import zoo
+from tests.commands import wait_for
+from tests.workflow.conftest import TINY, Project, finish
 
 STAGES = ("extract_frames", "encode", "generate", "decode", "concat")
 
@@ -86,15 +91,44 @@ def test_the_films_per_hour_are_those_that_a_clock_counts(project):
     assert not any("films per hour" in line for line in status(project)[0])  # all of them were in the store
 
 
-def test_watch_ends_with_the_run(project):
-    configure(project, "ab", seconds=1)
+def test_watch_shows_a_run_at_work_and_ends_with_it(project, installed_programs):
+    configure(project, "ab", seconds=3)
     process = project.start("--cores", 1)
-    while not project.path("results/demo/clips.jsonl").exists():
-        time.sleep(0.1)
-    command = ("-P", "-m", "stages.status", "results/demo", "--watch", "--every", 1)
-    finish(process)
+    wait_for(lambda: list(project.path("results").rglob("frames.json")), "no frames are extracted")
+    command = ("-P", "-m", "stages.status", "results/demo", "--watch", "--every", 0.5)
     output, _ = finish(project.start(*command, program="python"))
-    assert "2 of 2 films" in output
+    finish(process)
+    heads = [line for line in output.splitlines() if line.startswith("results/demo: ")]
+    assert heads[0] == "results/demo: 0 of 2 films, running" and len(heads) > 2
+    assert heads[-1].startswith("results/demo: 2 of 2 films")
+    assert "left" in output
+
+
+def test_a_failure_of_captions_that_are_made_alone(tmp_path, models):
+    """The target RUN.caption_vlm of a fused run has jobs of its own."""
+    project = Project(tmp_path, models)
+    zoo.plain(tmp_path, "a.mp4", frames=5, size=(64, 48))
+    project.path("c.mp4").write_bytes(b"no video")
+    run = {"recipe": "v2v", "fuse": True, "model": "one-expert", "captioner": "eye", "options": TINY}
+    project.configure(demo={**run, "clips": [{"video": "a.mp4"}, {"video": "c.mp4"}]})
+    project.run("--cores", 1, "demo.caption_vlm")
+    lines, _ = status(project)
+    assert ["caption_vlm", "1", "0", "1", "0"] in [line.split() for line in lines]
+    assert any(line.startswith("failed: steps/c/") and "c.mp4 is not a readable" in line for line in lines)
+
+
+def test_the_bytes_in_the_store_are_those_of_its_files(project):
+    configure(project, "ab")
+    project.run("--cores", 2)
+    files = [path for path in project.path("results/store").glob("??/*/**/*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    place, store = project.path("results/demo"), Store(project.path("results/store"))
+    assert store_bytes(place, store) == (size, size)
+    assert f"store: {format_bytes(size)} of this run, {format_bytes(size)} in all" in status(project)[0]
+    (place / "a.json").unlink()
+    shutil.rmtree(place / "steps/a")
+    own, everything = store_bytes(place, store)
+    assert 0 < own < size == everything
 
 
 def test_a_fused_job_of_which_parts_were_current_has_ended(project):

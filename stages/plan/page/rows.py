@@ -276,7 +276,7 @@ def ancestors(film: Item, makers: Mapping[str, tuple[str, Item]]) -> list[str]:
 def job_errors(state: RunState) -> dict[str, tuple[str, str]]:
     """The log and the error of the job that ended before it made an output, by that output."""
     found: dict[str, tuple[str, str]] = {}
-    for job in state.planned.jobs:
+    for job in state.jobs:
         if error := state.logs[job.name][1]:
             found |= {output: (job.log, error) for output in job.outputs if output in state.unfinished}
     return found
