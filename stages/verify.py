@@ -81,7 +81,7 @@ def has_provenance(film: Path) -> bool:
 
 def read_statements(film: Path) -> tuple[str, bool]:
     """What a video says of itself in its metadata and in its C2PA manifest, and whether the signature fits."""
-    from stages.media.marks import read_marks
+    from stages.media.marks import read_marks, read_xmp
     from stages.media.signature import read_signature
 
     if film.suffix != ".mp4" or not film.is_file():
@@ -89,7 +89,9 @@ def read_statements(film: Path) -> tuple[str, bool]:
     lines, is_right = [], True
     if marks := read_marks(film):
         seeds = ", ".join(map(str, marks.seed))
-        lines.append(f"its metadata: {marks.sentence[:-1]}, seed {seeds}, {Path(marks.source).name}")
+        xmp = "" if marks.source in read_xmp(film) else ", which its XMP does not say"
+        said = f"its metadata: {marks.sentence[:-1]}, seed {seeds}, {Path(marks.source).name}{xmp}"
+        lines.append("".join(letter if letter.isprintable() else " " for letter in said))  # no codes for the terminal
     try:
         signature = read_signature(film)
     except UsageError:

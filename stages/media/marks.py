@@ -55,6 +55,14 @@ class Marks:
     prompt: tuple[str, ...]
     source: str
 
+    def fit_their_types(self) -> bool:
+        """Whether values that were read are of the types that are declared."""
+        lists = (self.model, self.weights, self.seed, self.prompt)
+        if not all(isinstance(one, tuple) for one in lists):
+            return False
+        texts = (self.software, self.version, self.source, *self.model, *self.weights, *self.prompt)
+        return all(isinstance(one, str) for one in texts) and all(isinstance(one, int) for one in self.seed)
+
     @property
     def tool(self) -> str:
         return f"{self.software} {self.version}"
@@ -138,9 +146,10 @@ def read_marks(video: Path) -> Marks | None:
         with av.open(str(video)) as container:
             said = json.loads(container.metadata.get("comment", ""))
         values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in said.items()}
-        return Marks(**values) if values.get("software") == SOFTWARE else None
+        marks = Marks(**values)
     except (av.FFmpegError, OSError, ValueError, TypeError, AttributeError):
         return None
+    return marks if marks.software == SOFTWARE and marks.fit_their_types() else None
 
 
 def read_xmp(video: Path) -> str:
@@ -161,8 +170,8 @@ def boxes(video: Path) -> Iterator[tuple[bytes, int, int]]:
             file.seek(position)
             length, kind = struct.unpack(">I4s", file.read(8))
             start = position + 8
-            if length == 1:
-                (length,), start = struct.unpack(">Q", file.read(8)), position + 16
+            if length == 1:  # 64 bits follow
+                length, start = int.from_bytes(file.read(8), "big"), position + 16
             end = position + length if length else size
             if end < start:
                 return

@@ -1,5 +1,6 @@
 """Marks in the metadata of videos, read back by other programs; and C2PA manifests."""
 
+import dataclasses
 import datetime
 import json
 import shutil
@@ -81,6 +82,30 @@ def test_a_private_video_has_no_prompt_and_one_with_a_source_is_composite(tmp_pa
 def test_files_of_other_programs_have_no_marks(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"\0\0\0\0nonsense")
     assert read_marks(tmp_path / "a.mp4") is None and read_xmp(tmp_path / "a.mp4") == ""
+    (tmp_path / "b.mp4").write_bytes(b"\0\0\0\1uuid\0\0")  # ends within the 64 bits of a length
+    assert read_xmp(tmp_path / "b.mp4") == ""
+
+
+@pytest.mark.parametrize("wrong", [{"seed": 5}, {"model": [1]}, {"source": None}, {"prompt": "red"}, {"seed": ["5"]}])
+def test_marks_of_other_types_are_those_of_another_program(tmp_path, wrong):
+    class Foreign(Marks):
+        def tags(self):
+            return {"comment": json.dumps({**json.loads(super().tags()["comment"]), **wrong})}
+
+    path = write(tmp_path / "a.mp4", Foreign(**dataclasses.asdict(MARKS)))
+    assert read_marks(path) is None
+    result = CliRunner().invoke(verify_command, [str(path)])
+    assert result.exit_code == 1 and result.output.startswith("WRONG: ")
+
+
+def test_verify_says_what_the_metadata_says_without_codes_for_the_terminal(tmp_path):
+    path = write(tmp_path / "a.mp4", dataclasses.replace(MARKS, model=("wan \x1b[31m5b",)))
+    output = CliRunner().invoke(verify_command, [str(path)]).output
+    assert "Made by a generative model (wan  [31m5b) with Kinemake 1.2.3, seed 42, 43, trainedAlgorithmicMedia)" in output
+    copy = tmp_path / "copy.mp4"  # which keeps the tags, and not the box of the XMP
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", path, "-c", "copy", copy]
+    subprocess.run(command, check=True)
+    assert "which its XMP does not say" in CliRunner().invoke(verify_command, [str(copy)]).output
 
 
 # ---------------------------------------------------------------------------------------------------------------- C2PA

@@ -35,7 +35,7 @@ class Decode(WanDecode[DecodeOptions]):
             if parts := latents.fields.get(name):  # absent in latents of earlier versions
                 fields[name] = parts[1:] if skipped else parts
         frames = (to_uint8(frame) for frame in islice(decode_video(self.vae, z), skipped, None))
-        write_clip(work, frames, fields)
+        write_clip(work, frames, fields, has_source=shows_source(latents, work.options))
 
     def follow(self, path: Path, artifact: Artifact, options: DecodeOptions, output: Path) -> None:
         check_lineage(artifact, self.model)
@@ -44,7 +44,12 @@ class Decode(WanDecode[DecodeOptions]):
         z = map(self._denormalise, follow_latents(path))
         frames = map(to_uint8, decode_stream(self.vae, z))
         skipped = artifact.fields["source_frames"] if options.new_only else 0
-        write_growing(output, islice(frames, skipped, None), artifact, options)
+        write_growing(output, islice(frames, skipped, None), artifact, options, shows_source(artifact, options))
 
     def _denormalise(self, latents: torch.Tensor) -> torch.Tensor:
         return denormalise(self.vae, latents.to(self.device))
+
+
+def shows_source(latents: Artifact, options: DecodeOptions) -> bool:
+    """Whether the film begins with frames of a source."""
+    return bool(latents.fields["source_frames"]) and not options.new_only

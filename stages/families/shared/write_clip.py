@@ -28,18 +28,20 @@ def write_clip(
     frames: Generator[np.ndarray, None, None],
     fields: Mapping[str, Any],
     numbers: Iterable[int] | None = None,
+    has_source: bool = False,
 ) -> None:
     """Write frames, RGB uint8 [H, W, 3], one by one: the video, its last frame as PNG, and what the options ask for.
 
     The frames are decoded in a thread of their own, ahead of the writing, so that the device does not wait for the CPU.
     `fields` are the fields of the artifact, with width and height, without frame rate and statistics. `numbers` are the
-    numbers of the frames in the names of saved images; by default they count from 0. All frames are in memory at once only
-    for a GIF or a contact sheet. Raises ItemError if the number of frames is not `num_frames` of the fields.
+    numbers of the frames in the names of saved images; by default they count from 0. `has_source` says that the film shows
+    frames of a source. All frames are in memory at once only for a GIF or a contact sheet. Raises ItemError if the number of
+    frames is not `num_frames` of the fields.
     """
     options = work.options
     rate = Fraction(options.fps).limit_denominator(1001)
     size = fields["width"], fields["height"]
-    marks = marks_of([work.artifact("latents")], options.private)
+    marks = marks_of([work.artifact("latents")], options.private, has_source)
     codecs = {".mp4": "h264", **({".mkv": "lossless"} if options.lossless else {})}
     members, statistics, kept = [*codecs, ".last.png"], ClipStatistics(), []
     with ExitStack() as stack:
@@ -82,9 +84,11 @@ def write_clip(
     write_index(work.output, "clip", {**fields, "fps": rate_text, "statistics": statistics.summary()}, members)
 
 
-def write_growing(output: Path, frames: Iterable[np.ndarray], latents: Artifact, options: Any) -> None:
-    """Write frames, RGB uint8 [H, W, 3], of growing `latents` to a video that can be played meanwhile."""
-    size, marks = (latents.fields["width"], latents.fields["height"]), marks_of([latents], options.private)
+def write_growing(
+    output: Path, frames: Iterable[np.ndarray], latents: Artifact, options: Any, has_source: bool = False
+) -> None:
+    """Write frames, RGB uint8 [H, W, 3], of growing `latents` to a video that can be played meanwhile: see `write_clip`."""
+    size, marks = (latents.fields["width"], latents.fields["height"]), marks_of([latents], options.private, has_source)
     with VideoWriter(output, *size, options.fps, crf=options.crf, growing=True, marks=marks) as video:
         for rgb in frames:
             video.write(rgb)

@@ -17,6 +17,7 @@ from stages.families.longlive import causal, generate
 from stages.families.longlive.options import GenerateOptions, check_compile, lengths
 from stages.families.shared.film import Progress
 from stages.families.shared.wan.vae import denormalise
+from stages.media.marks import COMPOSITE, MADE, read_marks
 from stages.media.read import frames
 from stages.runtime import artifacts, memory, weights
 from stages.runtime.artifacts import KINDS
@@ -249,6 +250,8 @@ def test_decode_writes_the_whole_film_or_only_its_new_frames(latents, tmp_path):
     stage(*command, "--new-only", "-o", tmp_path / "new.json")
     whole, new = (np.stack([f.rgb for f in frames(tmp_path / f"{name}.mkv")]) for name in ("all", "new"))
     assert whole.shape == (33, 64, 64, 3) and (whole[9:] == new).all()
+    # the IPTC's terms for a video with frames of a source, and for one without
+    assert [read_marks(tmp_path / f"{name}.mp4").source for name in ("all", "new")] == [COMPOSITE, MADE]
     vae = AutoencoderKLWan.from_pretrained(MODEL, subfolder="vae")
     with torch.no_grad():
         at_once = vae.decode(denormalise(vae, load_file(latents)["latents"]), return_dict=False)[0][0]
@@ -316,6 +319,9 @@ def follow(latents, tmp_path):
 def test_decode_follow_can_leave_out_the_source(follow, tmp_path):
     follow("--new-only")
     assert len(read_growing(tmp_path / "film.mp4")) == 24
+    assert read_marks(tmp_path / "film.mp4").source == MADE
+    follow(output="whole.mp4")
+    assert read_marks(tmp_path / "whole.mp4").source == COMPOSITE
 
 
 def test_decode_follow_reports_impossible_requests(follow, tmp_path):
