@@ -41,7 +41,7 @@ def lines(run: Path, found: Status) -> list[str]:
         without = f", without {', '.join(found.unmeasured)}" if found.unmeasured else ""
         text.append(f"about {shown_time(found.left)} left{without}")
     text.append("store: {} of this run, {} in all".format(*map(format_bytes, found.store)))
-    for one in found.working:
+    for one in found.running:
         on = f" on {', '.join(one.devices)}" if one.devices else ""
         text.append(f"{one.job}{on}: {one.stage} {one.item}".rstrip())
     failures = list(found.failures.items())

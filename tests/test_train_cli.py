@@ -39,7 +39,7 @@ def test_train_help_lists_the_trainings():
         ("batchsize: 4", "has the unknown key 'batchsize': known are architecture, augment, batch_size, "),
         ("training: captioner", "is for train captioner: run train captioner --config"),
         ("batch_size: 0", "option batch_size is 0: it must be at least 1"),
-        ("batch_size: many", "option batch_size is 'many': it must be of type integer"),
+        ("batch_size: many", "option batch_size is 'many': it must be a whole number"),
         ("prediction_type: noise", "option prediction_type is 'noise': it must be one of epsilon, v_prediction, sample"),
         ("- 4", "is no table of names and values: write lines such as batch_size: 4"),
         ("architecture: small", "is no table of names and values: write lines such as batch_size: 4"),

@@ -47,11 +47,13 @@ def module_config(config: Mapping[str, Any], modify: Callable[[str], str]) -> di
     def moved(folder: str) -> str:
         return os.path.normpath(modify(f"{os.path.normpath(os.path.expanduser(folder))}/"))
 
-    results = config.get("results", "results")
-    found = {**config, "results": moved(results)}
-    if "store" in config:
-        found["store"] = moved(config["store"])
-    for run in config.get("runs") or ():
+    folders = {"results": "results", **{name: config[name] for name in ("results", "store") if name in config}}
+    runs = config.get("runs") or {}
+    if not isinstance(runs, Mapping) or not all(isinstance(folder, str) for folder in folders.values()):
+        return {**config}  # which the plan refuses
+    results = folders["results"]
+    found = {**config, **{name: moved(folder) for name, folder in folders.items()}}
+    for run in runs:
         if moved(f"{results}/{run}") != f"{found['results']}/{run}":
             raise UsageError(
                 f"replace_prefix moves {results}/{run} to {moved(f'{results}/{run}')} without its neighbours",

@@ -18,7 +18,7 @@ from stages.plan.older import BASE_CONFIG, fate_of
 from stages.plan.recipes import RECIPES, option_names
 from stages.plan.resolve import PROMPT
 from stages.plan.scores import DEFAULT, NAMES
-from stages.runtime.errors import UsageError, did_you_mean, in_quotes, is_scalar, shown
+from stages.runtime.errors import UsageError, did_you_mean, in_quotes, is_scalar, shown, type_remedy
 from stages.runtime.model import HUB_ID, PLACES
 from stages.runtime.options import DTYPES, REQUIRED, Option, merged
 from stages.runtime.stages import STAGES
@@ -414,7 +414,7 @@ def _sentence(error: Any, where: str, root: Any) -> tuple[str, str]:
             keys = f"both {' and '.join(given)}" if given else f"neither {' nor '.join(names)}"
             return f"{place} has {keys}", f"it must have one of them: {' or '.join(names)}"
         types = [one["type"] for one in rule if one["type"] != "string"] or ["string"]
-        return f"{place} is {shown(value)}", f"it must be of type {' or '.join(dict.fromkeys(types))}"
+        return f"{place} is {shown(value)}", type_remedy(types)
     if error.validator == "additionalProperties":
         known = list(error.schema["properties"])
         unknown = [key for key in value if key not in known]
@@ -448,7 +448,7 @@ def _type_remedy(rule: str, value: Any) -> str:
     """How a value of the wrong type is written right."""
     if is_scalar(value) and rule == "string":
         return in_quotes(value)
-    return f"write it as a list: [{value}]" if isinstance(value, str) and rule == "array" else f"it must be of type {rule}"
+    return f"write it as a list: [{value}]" if isinstance(value, str) and rule == "array" else type_remedy([rule])
 
 
 def _unknown_keys(error: Any, where: str, root: Any) -> str:

@@ -27,7 +27,7 @@ PAUSE = 300  # seconds without work that separate two runs; a large model takes 
 
 
 @dataclass
-class Working:
+class RunningJob:
     """A job that is under way.
 
     Attributes:
@@ -55,7 +55,7 @@ class Status:
         left: seconds of work that is left, by the seconds that items of each stage took; None if no such stage is known.
         unmeasured: stages with work left of which no item was made yet, so that `left` is without them.
         store: bytes in the store, of this run and in all.
-        working: the jobs under way.
+        running: the jobs under way.
         failures: the last reason of each failed item, by the item's output.
     """
 
@@ -66,19 +66,19 @@ class Status:
     left: float | None = None
     unmeasured: list[str] = field(default_factory=list)
     store: tuple[int, int] = (0, 0)
-    working: list[Working] = field(default_factory=list)
+    running: list[RunningJob] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
 
 
 def status(folder: Path) -> Status:
     """The state of the run in `folder`. Raises UsageError if the folder holds no run."""
     with read_state(folder) as state:
-        begun = [(job, one) for job in state.jobs if (one := working(job, *state.logs[job.name]))]
+        begun = [(job, one) for job in state.jobs if (one := running_job(job, *state.logs[job.name]))]
         results = Path(state.planned.run.folder).parent
         is_held_here = is_held(results)
         since = modified(results / LOCK) if is_held_here else time.time() - FRESH
         at_work = [one for job, one in begun if modified(job.log) >= since]
-        found = Status(bool(at_work) or (is_held_here and bool(state.unfinished)), working=at_work)
+        found = Status(bool(at_work) or (is_held_here and bool(state.unfinished)), running=at_work)
         events = [event for _, event in state.items]
         found.failures = {output: event["reason"] for output, (_, event) in state.failures.items()}
         items = [(stage_of(part.step).name, item) for job in state.planned.jobs for part in job.parts for item in part.items]
@@ -101,7 +101,7 @@ def modified(path: str | Path) -> float:
 
 def counts(items: Iterable[tuple[str, Item]], unfinished: set[str], found: Status) -> dict[str, dict[str, int]]:
     """The numbers of items by stage and state."""
-    running = Counter(one.stage for one in found.working)
+    running = Counter(one.stage for one in found.running)
     totals: dict[str, dict[str, int]] = {}
     for stage, item in items:
         row = totals.setdefault(stage, dict.fromkeys(("done", "running", "failed", "waiting"), 0))
@@ -113,7 +113,7 @@ def counts(items: Iterable[tuple[str, Item]], unfinished: set[str], found: Statu
     return totals
 
 
-def working(job: Job, events: Sequence[Mapping[str, Any]], error: str) -> Working | None:
+def running_job(job: Job, events: Sequence[Mapping[str, Any]], error: str) -> RunningJob | None:
     """What a job is at, by its log and the error that ended it; None if it has not begun or has ended."""
     if error or not events or sum(event["event"] == "shard" for event in events) >= steps_asked(job):
         return None
@@ -125,7 +125,7 @@ def working(job: Job, events: Sequence[Mapping[str, Any]], error: str) -> Workin
             item = f"{event['item']}, {event['done']} of {event['of']} {event['unit']}s"
         elif event["event"] == "item":
             item = f"after {event['item']}"
-    return Working(job.name, steps[-1] if steps else job.parts[0].stage.name, devices, item)
+    return RunningJob(job.name, steps[-1] if steps else job.parts[0].stage.name, devices, item)
 
 
 def steps_asked(job: Job) -> int:
@@ -176,4 +176,4 @@ def seconds_left(found: Status, events: Iterable[Mapping[str, Any]]) -> tuple[fl
     left = {stage: number for stage, row in found.counts.items() if (number := row["waiting"] + row["running"])}
     known = [number * fmean(seconds[stage]) for stage, number in left.items() if stage in seconds]
     unmeasured = [stage for stage in left if stage not in seconds]
-    return (sum(known) / max(1, len(found.working)) if known else None), unmeasured
+    return (sum(known) / max(1, len(found.running)) if known else None), unmeasured

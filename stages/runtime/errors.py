@@ -59,6 +59,21 @@ def is_scalar(value: Any) -> bool:
     return isinstance(value, (bool, int, float, date))
 
 
+TYPE_NAMES = {  # of JSON, as a user calls them
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a table of keys and values",
+}
+
+
+def type_remedy(types: Iterable[str]) -> str:
+    """Remedy for a value of another type than these types of JSON."""
+    return f"it must be {' or '.join(dict.fromkeys(TYPE_NAMES[name] for name in types))}"
+
+
 def text_remedy(value: Any) -> str:
     """Remedy for any value where text is required."""
     return in_quotes(value) if is_scalar(value) else "it must be text"

@@ -20,7 +20,7 @@ from types import NoneType
 from typing import Any, ClassVar, Self, dataclass_transform, get_args, get_origin, get_type_hints
 
 from stages.runtime.components import Component
-from stages.runtime.errors import UsageError, in_quotes, is_scalar, shown
+from stages.runtime.errors import UsageError, in_quotes, is_scalar, shown, type_remedy
 from stages.runtime.hub import is_source
 from stages.runtime.text import is_plain
 
@@ -110,7 +110,7 @@ class Option:
         if self.type is int and type(value) is float and value.is_integer():
             converted = int(value)
         if type(converted) is not self.type:
-            remedy = f"it must be of type {JSON_TYPES[self.type]}"
+            remedy = type_remedy([JSON_TYPES[self.type]])
             raise self._wrong(value, in_quotes(value) if self.type is str and is_scalar(value) else remedy)
         if self.type is float and not math.isfinite(converted):
             raise self._wrong(value, "it must be a finite number")

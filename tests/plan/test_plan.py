@@ -463,7 +463,7 @@ def test_caption_jobs_with_given_prompts_take_no_gpu(config, jobs):
         ),
         ({"options": {"frame_num": 80}}, "option num_frames is 80: it must be 4n\\+1, for example 81"),
         ({"options": {"guidance_scale_2": 3}}, "guidance_scale_2 is 3.0 and the 5B has one expert"),
-        ({"options": {"steps": "many"}}, "option num_inference_steps is 'many': it must be of type integer"),
+        ({"options": {"steps": "many"}}, "option num_inference_steps is 'many': it must be a whole number"),
         ({"captioner": None}, "captioner is None"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -107,19 +107,19 @@ def test_parse_converts_text_to_the_option_type(type, value, parsed):
 @pytest.mark.parametrize(
     ("type", "value", "message"),
     [
-        (int, 7.5, "option x is 7.5: it must be of type integer"),
-        (int, True, "of type integer"),
-        (int, "0x10", "of type integer"),
+        (int, 7.5, "option x is 7.5: it must be a whole number"),
+        (int, True, "a whole number"),
+        (int, "0x10", "a whole number"),
         (int, int("9" * 4000), r"option x is 9+\.\.\. \(4000 characters\): it must be at most 9"),
-        (float, [16**5000], "option x is a value of type list: it must be of type number"),
-        (float, "1_0e", "of type number"),
+        (float, [16**5000], "option x is a value of type list: it must be a number"),
+        (float, "1_0e", "a number"),
         (str, 7, 'option x is 7: it must be text: write it in quotes, such as "7"'),
         (str, True, 'it must be text: write it in quotes, such as "yes"'),
         (str, "caf\udce9", "it must be UTF-8 text without NUL"),
         (str, "a\0b", "it must be UTF-8 text without NUL"),
-        (str, ["a"], "it must be of type string"),
-        (bool, "maybe", "of type boolean"),
-        (bool, 1, "of type boolean"),
+        (str, ["a"], "it must be text"),
+        (bool, "maybe", "true or false"),
+        (bool, 1, "true or false"),
     ],
 )
 def test_parse_reports_an_invalid_value_in_one_short_sentence(type, value, message):

@@ -117,6 +117,14 @@ def test_results_that_would_be_taken_apart_are_refused(toy_project, outer):
     assert "replace_prefix moves results/demo to x without its neighbours" in process.communicate()[1]
 
 
+@pytest.mark.parametrize(("key", "value"), [("results", 3), ("store", ["a"]), ("runs", 3)])
+def test_a_wrong_type_in_the_config_of_a_module_is_reported_in_one_sentence(toy_project, outer, key, value):
+    process = toy_project.start("--snakefile", outer("", **{key: value}), "--cores", 1)
+    error = process.communicate()[1]
+    assert process.returncode == 1 and f"error: config.{key} is {value!r}: it must be " in error
+    assert "Traceback" not in error
+
+
 @pytest.mark.parametrize("config", ["{}", "None"])
 def test_a_module_without_a_config_is_refused(config, toy_project):
     toy_project.path("config.yaml").write_text("mine: 1\n")

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class LongLiveOptions(Takes):
     prompt1: str = option(
         "",
-        "Prompt that describes the source video; without it, the video is captioned. helios needs neither, since it reads "
-        "only the frames",
+        "Prompt that describes the source video; without it, the video is captioned. A model that reads only the frames "
+        "needs neither",
     )
     prompt2: str = option("", "Prompt of the film after the source video; for several prompts, use prompts")
     num_samples: int = option(1, "Number of films per clip; sample j has seed + j", unit="films", minimum=1, maximum=100)

@@ -99,7 +99,7 @@ def test_new_options_change_the_key_only_where_they_are_used():
         ({"sigmas": [1.1]}, "option sigmas is 1.1: it must be at most 1"),
         ({"sigmas": ["nan"]}, "it must be a finite number"),
         ({"timesteps": [1001]}, "option timesteps is 1001: it must be at most 1000"),
-        ({"timesteps": [937.5]}, "option timesteps is 937.5: it must be of type integer"),
+        ({"timesteps": [937.5]}, "option timesteps is 937.5: it must be a whole number"),
         (
             {"sigmas": [1, 0.5], "num_inference_steps": 40},
             "num_inference_steps is 40 and sigmas lists 2 steps as they are: leave num_inference_steps out or set it to 2",
