@@ -154,7 +154,7 @@ def write_sheet(folder: str, clips: Iterable[Clip]) -> None:
     """
     path = f"{folder}/{SHEET}"
     before = {row.place: row for row in read_rows(path, folder)} if os.path.isfile(path) else {}
-    first = [clip for clip in clips if clip.first is None]  # takes share their captions
+    first = [clip for clip in clips if clip.first_take is None]  # takes share their captions
     items = [(clip, link, item) for clip in first for link, item in caption_items(items_of(clip)).items()]
     rows = {row.place: merged(row, before.get(row.place)) for one in items if (row := made_row(*one))}
     if before or any(row.source != "given" for row in rows.values()):

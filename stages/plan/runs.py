@@ -256,7 +256,7 @@ def add_jobs(
             for item in items:
                 beside = [f"{item.output.removesuffix('.mp4')}.json"] if step == "concat" else []  # a film's description
                 for output in (item.output, *beside):
-                    if output in outputs and not (clip.first and outputs[output] == item.id):  # shared by takes
+                    if output in outputs and not (clip.first_take and outputs[output] == item.id):  # shared by takes
                         raise UsageError(
                             f"{output} of run {run.name} would be made for {outputs[output]} and for {item.id}",
                             "use {clip} in the name templates, and {link} in that of the links",

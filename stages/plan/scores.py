@@ -35,7 +35,7 @@ def items_of(clip: Clip) -> dict[str, list[Item]]:
     A model that scores belongs in a step of its own, score.NAME, whose job has a GPU.
     """
     items = RECIPES[clip.run.recipe].items
-    steps = share(items(clip), items(clip.first)) if clip.first else items(clip)
+    steps = share(items(clip), items(clip.first_take)) if clip.first_take else items(clip)
     if groups := [name for name in clip.run.scores if name in SCORES]:
         # only a new look of the source, which is propagated between keyframes, shows the source frame by frame
         aligned = any(step.startswith("propagate") for step in steps)

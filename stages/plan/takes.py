@@ -31,7 +31,7 @@ def takes_of(clip: Clip) -> list[Clip]:
     """The takes of a clip: the clip itself, and further ones that have ids, seeds and films of their own."""
     count = clip.values["recipe"]["takes"] if clip.has_takes else 1
     further = [
-        replace(clip, id=f"{clip.id}.take{take}", take=take, first=clip, values=clip.values.with_seed(take - 1))
+        replace(clip, id=f"{clip.id}.take{take}", take=take, first_take=clip, values=clip.values.with_seed(take - 1))
         for take in range(2, count + 1)
     ]
     return [clip, *further]
