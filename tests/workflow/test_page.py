@@ -269,6 +269,7 @@ def test_picks_are_exported_as_clips_and_read_again(project, visit, tmp_path):
     resolved = [json.loads(line) for line in project.path("results/demo/clips.jsonl").read_text().strip().split("\n")]
     kept = [{"prompts", "seed", *clip} for clip in CLIPS]  # what is not the run's, which the next run may have otherwise
     clips = [{**{k: v for k, v in row.items() if k in keys}, "takes": 1} for row, keys in zip(resolved, kept)]
+    assert [row.pop("take_of") for row in rows] == EXPECTED
     assert "reference" in clips[0] and "brighter" in clips[1]
     known = [{key: value for key, value in row.items() if key not in ("film", "mark", "note")} for row in rows]
     assert known == clips
@@ -311,7 +312,8 @@ def test_takes_of_a_clip_stand_together_and_the_starred_one_is_the_next_clip(vis
     assert "take 2" in takes.row("x.take2").inner_text() and "seed 8" in takes.row("x.take2").inner_text()
     takes.row("x.take2").get_by_role("button", name="Star").click()
     takes.row("y").get_by_role("button", name="Reject").click()
-    (tmp_path / "picks.jsonl").write_text(picked(takes)[1])
+    (tmp_path / "picks.jsonl").write_text(text := picked(takes)[1])
+    assert [json.loads(line)["take_of"] for line in text.splitlines()] == ["x", "x", "y", "y"]
     rows, _ = read_clips(str(tmp_path / "picks.jsonl"), "run next")
     assert [(row["id"], row["seed"], row["takes"]) for row in rows] == [("x.take2", 8, 1), ("y.take2", 8, 1)]
     rows, _ = read_clips({"films": str(tmp_path / "picks.jsonl")}, "run next")

@@ -74,6 +74,7 @@ const picks = {
     return {
       ...film.own,
       ...film.given,
+      take_of: film.clip,
       film: film.film ? `${run.folder}/${film.film}` : "",
       mark,
       note: notes.join("; "),
