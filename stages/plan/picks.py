@@ -120,7 +120,7 @@ def _take_of(row: Mapping[str, Any], ids: Collection[str], place: str) -> str | 
     if not (clip is None or isinstance(clip, str)):
         raise UsageError(f"take_of of {place} is {shown(clip)}", "it must be the id of a clip")
     if clip or not isinstance(identity, str):
-        return clip
+        return clip or None
     clip = without_take(identity)
     return clip if clip in ids else identity
 
