@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +33,13 @@ def write_posters(page: RunPage) -> None:
     there = {path.name for path in folder.iterdir()}
     for name in there - page.posters.keys():
         (folder / name).unlink()
-    for name in page.posters.keys() - there:
-        try:
+
+    def write(name: str) -> None:
+        with suppress(ItemError):  # the page shows that film without one
             write_poster(Path(page.posters[name]), folder / name)
-        except ItemError:
-            continue  # the page shows that film without one
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(write, page.posters.keys() - there))
 
 
 @click.command(no_args_is_help=True)

@@ -25,7 +25,8 @@ def made(tmp_path_factory, models, tiny_wan):  # noqa: F811
     project = Project(folder, own)
     zoo.plain(folder, "a.mp4", frames=5, size=(64, 48))
     run = {"recipe": "v2v", "fuse": True, "clips": [{"video": "a.mp4"}], "model": "one-expert", "captioner": "eye"}
-    project.configure(demo={**run, "options": {**TINY, "source_first": True}})
+    run["options"] = {**TINY, "source_first": True}
+    project.configure(demo=run, named={**run, "clips": [{"id": "scene.take2", "video": "a.mp4"}]})
     project.run("--cores", 2)
     return folder
 
@@ -125,6 +126,7 @@ def test_a_swapped_entry_of_the_store_is_named(folder):
 
 def test_a_film_made_again_has_equal_bytes(folder):
     assert "made again: equal bytes" in verify(FILM, "--remake")
+    assert "made again: equal bytes" in verify("results/named/scene.take2.mp4", "--remake")  # which is no take
 
 
 def test_a_film_that_its_inputs_do_not_make_is_named_when_made_again(folder):

@@ -21,13 +21,13 @@ from stages.runtime.errors import ItemError, UsageError, shown
 from stages.runtime.files import write_if_changed
 from stages.runtime.items import Item
 from stages.runtime.stages import stage_of
-from stages.runtime.text import read_csv
+from stages.runtime.text import as_cell, read_csv, text_of_cell
 
 SHEET = "captions.csv"  # in the folder of the run
 COLUMNS = ("clip", "link", "caption", "prompt", "source")
 BYTE_ORDER_MARK = "\ufeff"  # by which spreadsheet programs know UTF-8
 STAGE = "caption_vlm"
-EDITED, NOT_TAKEN = "edited", "edited, not taken back"  # sources of rows: in use by the run, and only in the sheet
+GIVEN, EDITED, NOT_TAKEN = "given", "edited", "edited, not taken back"  # sources of rows; the last is only in the sheet
 Edits = dict[tuple[str, int], str]  # prompt by clip and link
 
 
@@ -61,36 +61,31 @@ def read_edits(source: str | Sequence[Mapping[str, Any]], run: str, ids: Collect
 
     `ids` are the clips of the run. Raises UsageError, naming the row, for a sheet that cannot be read.
     """
-    rows = read_rows(source, run)
-    by_number = numbered(ids)
-    edits: Edits = {}
-    unknown = []
-    for row in rows:
-        clip = row.clip if row.clip in ids else by_number.get(number_of(row.clip), "")
-        if not clip:
-            unknown.append(row.clip)
-        elif row.is_edited:
-            edits[clip, row.link] = row.prompt
-    named = ", ".join(dict.fromkeys(map(shown, unknown)))
-    return edits, [f"the captions of run {run} name clips that it does not have: {named}"] if unknown else []
+    rows, known = read_rows(source, run, ids), set(ids)
+    edits = {row.place: row.prompt for row in rows if row.clip in known and row.is_edited}
+    unknown = ", ".join(dict.fromkeys(shown(row.clip) for row in rows if row.clip not in known))
+    return edits, [f"the captions of run {run} name clips that it does not have: {unknown}"] if unknown else []
 
 
-def read_rows(source: str | Sequence[Mapping[str, Any]], run: str) -> list[Row]:
-    """The rows of a sheet. Raises UsageError."""
+def read_rows(source: str | Sequence[Mapping[str, Any]], run: str, ids: Collection[str]) -> list[Row]:
+    """The rows of a sheet of a run whose clips are `ids`. Raises UsageError."""
     if isinstance(source, str):
-        found = list(read_csv(os.path.expanduser(source)))
-        if found and not any("prompt" in row for _, row in found):
+        lines = read_csv(os.path.expanduser(source))
+        found = [(place, {name: text_of_cell(cell) for name, cell in cells.items()}) for place, cells in lines]
+        if found and not any("prompt" in row or "caption" in row for _, row in found):  # blank columns are left out
             raise UsageError(
                 f"{source} has no prompt", f"its columns are {', '.join(COLUMNS[:4])}, with their names in row 1"
             )
     else:
         found = [(f"row {number} of captions of run {run}", dict(row)) for number, row in enumerate(source, 1)]
     rows: dict[tuple[str, int], Row] = {}
+    known, by_number = set(ids), numbered(ids)
     for place, cells in found:
         if "clip" not in cells:
             raise UsageError(f"{place} has no clip", f"its columns are {', '.join(COLUMNS[:4])}")
         texts = (cells.get(name, "") for name in ("caption", "prompt", "source"))
-        row = Row(cells["clip"], link_of(cells.get("link", 1), place), *texts)
+        clip = cells["clip"] if cells["clip"] in known else by_number.get(number_of(cells["clip"]), cells["clip"])
+        row = Row(clip, link_of(cells.get("link", 1), place), *texts)
         if row.place in rows:
             raise UsageError(f"{place} is the second one of clip {row.clip}, link {row.link}", "remove one of them")
         rows[row.place] = row
@@ -133,43 +128,53 @@ def caption_items(steps: Mapping[str, Sequence[Item]]) -> dict[int, Item]:
 
 
 def made_row(clip: Clip, link: int, item: Item) -> Row | None:
-    """The row of an item that captions, from its artifact; None if there is none."""
+    """The row of an item that captions, from its artifact; None if there is none, or if it has another prompt."""
     try:
         found = read_description(Path(item.output)) if os.path.isfile(item.output) else None
     except ItemError:
         return None
     if found is None or found.failure:
         return None
-    prompt = found.fields["prompt"]
-    if clip.has_edited_caption(link):
-        return Row(clip.id, link, "", prompt, EDITED)
-    by_model = "rewritten" if "request" in found.fields else "caption"
-    return Row(clip.id, link, prompt, prompt, by_model if found.fields["raw"] else "given")
+    prompt, raw = found.fields["prompt"], found.fields["raw"]
+    if given := item.options["prompt"].strip():
+        if raw or prompt != given:
+            return None
+        is_edited = clip.has_edited_caption(link)
+        return Row(clip.id, link, "" if is_edited else prompt, prompt, EDITED if is_edited else GIVEN)
+    return Row(clip.id, link, prompt, prompt, "rewritten" if "request" in found.fields else "caption") if raw else None
 
 
-def write_sheet(folder: str, clips: Iterable[Clip]) -> None:
-    """Write what is captioned of a run to the sheet in its folder. Edits that are in the sheet stay.
+def write_sheet(folder: str, clips: Sequence[Clip]) -> None:
+    """Write what is captioned of a run to the sheet in its folder. What a person wrote into the sheet stays.
 
     There is no sheet of a run all of whose prompts are given. Raises OSError; UsageError for a sheet that cannot be read.
     """
     path = f"{folder}/{SHEET}"
-    before = {row.place: row for row in read_rows(path, folder)} if os.path.isfile(path) else {}
-    first = [clip for clip in clips if clip.first is None]  # takes share their captions
+    first = [clip for clip in clips if clip.first_take is None]  # takes share their captions
     items = [(clip, link, item) for clip in first for link, item in caption_items(items_of(clip)).items()]
-    rows = {row.place: merged(row, before.get(row.place)) for one in items if (row := made_row(*one))}
-    if before or any(row.source != "given" for row in rows.values()):
-        gone = [row for place, row in before.items() if place not in rows and row.is_edited]
+    made = {(clip.id, link): made_row(clip, link, item) for clip, link, item in items}
+    # read last: a person may edit it while a run works
+    before = read_rows(path, folder, [clip.id for clip in first]) if os.path.isfile(path) else []
+    known = {row.place: row for row in before}
+    rows = [row for place, new in made.items() if (row := merged(new, known.get(place)))]
+    if before or any(row.source != GIVEN for row in rows):
+        gone = [row for row in before if row.place not in made and row.is_edited]
         has_links = {clip.id for clip, link, _ in items if link > 1}
-        write_if_changed(path, sheet_text([*rows.values(), *gone], has_links))
+        write_if_changed(path, sheet_text([*rows, *gone], has_links))
 
 
-def merged(row: Row, before: Row | None) -> Row:
-    """A row of what was made, with what a person wrote into the same row before."""
+def merged(made: Row | None, before: Row | None) -> Row | None:
+    """A row of what was made, if it was, with what a person wrote into the same row `before`."""
     if before is None:
-        return row
-    if row.source == EDITED:
-        return replace(row, caption=before.caption)
-    return replace(row, prompt=before.prompt, source=NOT_TAKEN) if before.is_edited else row
+        return made
+    if made is None:
+        return replace(before, source=NOT_TAKEN) if before.is_edited else before
+    if made.source == EDITED:
+        made = replace(made, caption=before.caption)
+        if before.source == EDITED and not before.is_edited:  # taken out of the sheet since the plan was made
+            return before
+    is_taken = made.prompt.split() == before.prompt.split()
+    return made if is_taken or not before.is_edited else replace(made, prompt=before.prompt, source=NOT_TAKEN)
 
 
 def sheet_text(rows: Iterable[Row], has_links: Collection[str]) -> str:
@@ -179,5 +184,5 @@ def sheet_text(rows: Iterable[Row], has_links: Collection[str]) -> str:
     writer.writerow(COLUMNS)
     for row in rows:
         link = row.link if row.link > 1 or row.clip in has_links else ""
-        writer.writerow([row.clip, link, row.caption, row.prompt, row.source])
+        writer.writerow([row.clip, link, as_cell(row.caption), as_cell(row.prompt), row.source])
     return BYTE_ORDER_MARK + text.getvalue()

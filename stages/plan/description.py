@@ -23,7 +23,7 @@ def describe(planned: RunPlan, models: Mapping[str, Any]) -> dict[str, str]:
     """
     run = planned.run
     fixed = {"version": PLAN_VERSION, "seed": run.seed, "shards": planned.shards}
-    rows = [resolved_row(clip) for clip in planned.clips if clip.first is None]
+    rows = [resolved_row(clip) for clip in planned.clips if clip.first_take is None]
     names = {model.name for model in run.all_models}
     options = all_options_of(run)
     given = {**rename_aliases(options, run.options), **rename_aliases(options, run.overriding)}

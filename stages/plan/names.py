@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from stages.plan.takes import without_take
+
 LONGEST_ID, LONGEST_ID_BYTES = 64, 120
 RESERVED_IDS = {"steps", "plan", "config", "score", "scores", "page"}  # names of other files of a run
 NUMBER_FIELDS = ("idx", "link", "seed", "sample", "take", "rank", "resolution")
@@ -23,12 +25,13 @@ LONGEST = 200  # bytes of a name: file systems allow 255, and names of logs and 
 
 
 def is_id(text: str) -> bool:
-    """Whether a text is an id of a clip: letters of any script, digits, dots, dashes and underscores."""
+    """Whether a text is an id of a clip, or of a take: letters of any script, digits, dots, dashes and underscores."""
+    of_clip = without_take(text)  # a picked take is a clip of the next run
     return (
         text[:1].isalnum()
         and all(map(is_part_of_id, text))
-        and len(text) <= LONGEST_ID
-        and len(text.encode()) <= LONGEST_ID_BYTES
+        and len(of_clip) <= LONGEST_ID
+        and len(of_clip.encode()) <= LONGEST_ID_BYTES
         and unicodedata.is_normalized("NFC", text)
         and text not in RESERVED_IDS
     )

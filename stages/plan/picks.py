@@ -1,19 +1,20 @@
 """Files of picks: what a person has chosen on the page of a run. A line per film says which to keep and which to leave out.
 
-A line is the clip that makes this film, as in clips.jsonl, with the `film`, its `mark` (star, reject or empty) and a `note`,
-and for a chain the `picks` of its links. So the file is a list of clips too.
+A line is the clip that makes this film, as in clips.jsonl, with the clip that it is a take of (`take_of`), the `film`, its
+`mark` (star, reject or empty) and a `note`, and for a chain the `picks` of its links. So the file is a list of clips too.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.plan.links import by_link, link_number_fault
-from stages.plan.takes import id_of_clip
+from stages.plan.names import is_id, with_digest
+from stages.plan.takes import without_take
 from stages.runtime.errors import UsageError, shown
 from stages.runtime.text import read_jsonl
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 ENDING = ".jsonl"
 STAR, REJECT = "star", "reject"
 MARKS = (STAR, REJECT, "", None)
-OF_PICKS = ("film", "mark", "note")  # keys of a row that are no inputs and no options
+OF_PICKS = ("take_of", "film", "mark", "note")  # keys of a row that are no inputs and no options
 
 Row = tuple[str, dict[str, Any]]  # where a row is, and the row
 
@@ -90,23 +91,38 @@ def kept(rows: Iterable[Row]) -> list[Row]:
 
     Raises UsageError for a wrong mark, and if all are rejected.
     """
-    found = list(rows)
+    found = _with_take_of(rows)
     if wrong := next(((place, row["mark"]) for place, row in found if row.get("mark") not in MARKS), None):
         raise UsageError(f"mark of {wrong[0]} is {shown(wrong[1])}", f"it must be {STAR}, {REJECT} or empty")
-    starred = {_clip(row) for _, row in found if row.get("mark") == STAR}
+    starred = {row["take_of"] for _, row in found if row.get("mark") == STAR} - {None}
     chosen = [
         (place, row)
         for place, row in found
-        if row.get("mark") == STAR or (row.get("mark") != REJECT and not (starred and _clip(row) in starred))
+        if row.get("mark") == STAR or (row.get("mark") != REJECT and row["take_of"] not in starred)
     ]
     if found and not chosen:
         raise UsageError(f"{found[0][0]} is rejected, and so is every other clip of this list", "keep one of them")
     return chosen
 
 
-def _clip(row: Mapping[str, Any]) -> Any:
-    """The id of the clip of which a row is a take."""
-    return id_of_clip(row["id"]) if isinstance(row.get("id"), str) else None
+def _with_take_of(rows: Iterable[Row]) -> list[Row]:
+    """The rows with the clip that each is a take of, None for a row without an id. Raises UsageError.
+
+    A row of an older file does not say it: it is the take that its id says if that clip is in the file too.
+    """
+    found = list(rows)
+    ids = {row["id"] for _, row in found if isinstance(row.get("id"), str)}
+    return [(place, {**row, "take_of": _take_of(row, ids, place)}) for place, row in found]
+
+
+def _take_of(row: Mapping[str, Any], ids: Collection[str], place: str) -> str | None:
+    identity, clip = row.get("id"), row.get("take_of")
+    if not (clip is None or isinstance(clip, str)):
+        raise UsageError(f"take_of of {place} is {shown(clip)}", "it must be the id of a clip")
+    if clip or not isinstance(identity, str):
+        return clip or None
+    clip = without_take(identity)
+    return clip if clip in ids else identity
 
 
 def as_clips(rows: Iterable[Row]) -> list[Row]:
@@ -115,13 +131,17 @@ def as_clips(rows: Iterable[Row]) -> list[Row]:
 
 
 def as_sources(rows: Iterable[Row]) -> list[Row]:
-    """Rows of picks as clips that continue their films. Raises UsageError for a row without a film."""
+    """Kept rows of picks as clips that continue their films. Raises UsageError for a row without a film."""
     found = list(rows)
     if missing := next((place for place, row in found if not isinstance(row.get("film"), str)), ""):
         raise UsageError(f"{missing} names no film", "export the picks on the page of a run")
-    return [(place, {"id": _plain(row.get("id")), "video": row["film"]}) for place, row in found]
+    return [(place, {"id": _id_of_source(row), "video": row["film"]}) for place, row in found]
 
 
-def _plain(identity: Any) -> Any:
-    """An id that is not that of a take, so that the films that continue it may have takes of their own."""
-    return identity.replace(".take", "-take") if isinstance(identity, str) else identity
+def _id_of_source(row: Mapping[str, Any]) -> Any:
+    """The id of a clip that continues a film. It is not that of a take, so that the clip may have takes of its own."""
+    identity, clip = row.get("id"), row["take_of"]
+    if not (isinstance(identity, str) and identity.startswith(f"{clip}.")):
+        return identity
+    plain = f"{clip}-{identity.removeprefix(f'{clip}.')}"
+    return plain if is_id(plain) else with_digest(plain, plain)

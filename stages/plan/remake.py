@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stages.plan.finished import CLIPS, read_config
 from stages.plan.load import load
-from stages.plan.takes import id_of_clip
+from stages.plan.scores import items_of
 from stages.plan.workflow import own_stages
 from stages.runtime.errors import JobError, UsageError
 from stages.runtime.text import read_text
@@ -24,8 +24,13 @@ def remake(folder: Path, result: Path, scratch: Path) -> Path:
     [run] = config["runs"]
     with chdir(root):
         wanted, rows = str(result.resolve()), read_text(folder / CLIPS).strip().split("\n")
-        items = [item for part in load(config, 1, whole=True).runs[0].parts for item in part.items]
-        clip = next((id_of_clip(item.id.partition("/")[0]) for item in items if item.output == wanted), None)
+        makers = {
+            item.output: clip.row_id
+            for clip in load(config, 1, whole=True).runs[0].clips
+            for items in items_of(clip).values()
+            for item in items
+        }
+        clip = makers.get(wanted)
         if clip is None:
             raise UsageError(f"{result} is not a result of run {run}", "give a film, or a link of a chain")
         (scratch / CLIPS).write_text("".join(f"{row}\n" for row in rows if json.loads(row)["id"] == clip), encoding="utf-8")

@@ -100,7 +100,7 @@ class ResolvedOptions(dict[str, dict[str, Any]]):
 class Clip:
     """A clip with resolved options; a recipe turns it into items.
 
-    The takes of a clip are clips too: `take` is the number of this one, and `first` is the first take, None in that itself.
+    The takes of a clip are clips too: `take` is the number of this one, and `first_take` the first one, None in that itself.
     """
 
     run: Run
@@ -112,7 +112,7 @@ class Clip:
     prompts: tuple[str, ...]
     values: ResolvedOptions
     take: int = 1
-    first: Clip | None = None
+    first_take: Clip | None = None
 
     @property
     def has_takes(self) -> bool:
@@ -145,16 +145,16 @@ class Clip:
 
     def prompt_to_caption(self, given: str, link: int = 1) -> str:
         """The prompt of an item that captions: that of the caption sheet, else the given one; "" for one to be captioned."""
-        return self.run.captions.get((self.row, link), given)
+        return self.run.captions.get((self.row_id, link), given)
 
     def has_edited_caption(self, link: int) -> bool:
         """Whether the caption sheet has a prompt for a link."""
-        return (self.row, link) in self.run.captions
+        return (self.row_id, link) in self.run.captions
 
     @property
-    def row(self) -> str:
+    def row_id(self) -> str:
         """The id of the clip's row, which its takes share."""
-        return self.first.id if self.first else self.id
+        return self.first_take.id if self.first_take else self.id
 
     def step(self, name: str) -> str:
         """Path of an intermediate artifact of this clip."""

@@ -27,7 +27,7 @@ from stages.plan.resolve import Clip, ResolvedOptions, Run, is_given, options_of
 from stages.plan.scores import DEFAULT, NAMES, items_of
 from stages.plan.shards import ShardSize, assign, reassign
 from stages.plan.shots import check_options
-from stages.plan.takes import id_of_clip, takes_of
+from stages.plan.takes import takes_of, without_take
 from stages.plan.trainings import TrainingJob, pending_training
 from stages.runtime.errors import UsageError, did_you_mean, shown
 from stages.runtime.files import file_fault
@@ -134,9 +134,9 @@ def distinct_ids_of(clips: Sequence[Clip]) -> list[str]:
     """The ids of clips and their takes. Raises UsageError for a clip with the id of another's take."""
     ids = [clip.id for clip in clips]
     if twice := [identity for identity, count in Counter(ids).items() if count > 1]:
-        run = clips[0].run.name
+        take = next(clip for clip in clips if clip.id == twice[0] and clip.first_take)
         raise UsageError(
-            f"clip {twice[0]} of run {run} has the id of a take of {id_of_clip(twice[0])}", "give it another id"
+            f"clip {take.id} of run {take.run.name} has the id of a take of {take.row_id}", "give it another id"
         )
     return ids
 
@@ -256,7 +256,7 @@ def add_jobs(
             for item in items:
                 beside = [f"{item.output.removesuffix('.mp4')}.json"] if step == "concat" else []  # a film's description
                 for output in (item.output, *beside):
-                    if output in outputs and not (clip.first and outputs[output] == item.id):  # shared by takes
+                    if output in outputs and not (clip.first_take and outputs[output] == item.id):  # shared by takes
                         raise UsageError(
                             f"{output} of run {run.name} would be made for {outputs[output]} and for {item.id}",
                             "use {clip} in the name templates, and {link} in that of the links",
@@ -368,7 +368,7 @@ def read_fixed(path: Path) -> dict[str, Any] | None:
         fixed = parse_json(read_text(path), str(path))
         schema.check(fixed, "fixed", str(path))
         clips = Counter(identity for shard in fixed["shards"] for identity in shard)
-        if wrong := [identity for identity in clips if not is_id(id_of_clip(identity))]:
+        if wrong := [identity for identity in clips if not is_id(without_take(identity))]:
             raise UsageError(f"{path}.shards has {shown(wrong[0])}, which is not an id")
         if twice := [identity for identity, count in clips.items() if count > 1]:
             raise UsageError(f"{path}.shards has clip {twice[0]} twice")

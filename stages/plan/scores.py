@@ -21,6 +21,7 @@ from stages.runtime.errors import ItemError
 from stages.runtime.files import write_if_changed
 from stages.runtime.items import Item
 from stages.runtime.model import Model
+from stages.runtime.text import as_cell
 
 SHAPES = "shapes"  # of clips of shapes world: `score RUN` measures it, because it reads captions and clips too
 NAMES = (*SCORES, SHAPES)
@@ -35,7 +36,7 @@ def items_of(clip: Clip) -> dict[str, list[Item]]:
     A model that scores belongs in a step of its own, score.NAME, whose job has a GPU.
     """
     items = RECIPES[clip.run.recipe].items
-    steps = share(items(clip), items(clip.first)) if clip.first else items(clip)
+    steps = share(items(clip), items(clip.first_take)) if clip.first_take else items(clip)
     if groups := [name for name in clip.run.scores if name in SCORES]:
         # only a new look of the source, which is propagated between keyframes, shows the source frame by frame
         aligned = any(step.startswith("propagate") for step in steps)
@@ -114,7 +115,7 @@ def write_tables(folder: str, rows: Sequence[Row]) -> None:
     writer.writerow(["clip", *names, "failed"])
     for row in rows:
         cells = ("" if row.figures.get(name) is None else row.figures[name] for name in names)
-        writer.writerow([row.clip, *cells, row.failed])
+        writer.writerow([row.clip, *cells, as_cell(row.failed)])
     write_if_changed(f"{folder}/{CSV}", text.getvalue())
     listed: list[dict[str, Any]] = [{"clip": row.clip, "failed": row.failed, **row.figures} for row in rows]
     write_if_changed(f"{folder}/{JSON}", json.dumps({"clips": listed}, indent=1, ensure_ascii=False) + "\n")

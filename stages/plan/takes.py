@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from stages.runtime.items import Item
 
 MOST_TAKES = 100
-TAKE = re.compile(r"\.take[1-9]\d*$")
+TAKE = re.compile(r"\.take[1-9]\d{0,2}$")
 
 
 class Takes(Options):
@@ -31,14 +31,19 @@ def takes_of(clip: Clip) -> list[Clip]:
     """The takes of a clip: the clip itself, and further ones that have ids, seeds and films of their own."""
     count = clip.values["recipe"]["takes"] if clip.has_takes else 1
     further = [
-        replace(clip, id=f"{clip.id}.take{take}", take=take, first=clip, values=clip.values.with_seed(take - 1))
+        replace(clip, id=id_of_take(clip.id, take), take=take, first_take=clip, values=clip.values.with_seed(take - 1))
         for take in range(2, count + 1)
     ]
     return [clip, *further]
 
 
-def id_of_clip(identity: str) -> str:
-    """The id of the clip of which `identity` is a take."""
+def id_of_take(identity: str, take: int) -> str:
+    """The id of a take of the clip or link `identity`."""
+    return f"{identity}.take{take}"
+
+
+def without_take(identity: str) -> str:
+    """An id without the ending that takes add. A clip of a user may have such an ending too, and be no take."""
     return TAKE.sub("", identity)
 
 

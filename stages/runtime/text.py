@@ -32,6 +32,7 @@ DELIMITERS = ",;\t"  # of CSV files, the usual one first; spreadsheets write ";"
 SEPARATOR = re.compile(r'"?sep=(\t|[^\w\s"])"?\n', re.IGNORECASE)  # before the header: the delimiter, for Excel
 MARKS = re.compile("^\ufeff+", re.MULTILINE)  # several in files that were concatenated
 UNFIT = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates: neither can be in a text file
+FORMULA = re.compile(r"'*[=+\-@]")  # how a cell begins that a spreadsheet program runs as a formula, or that is kept from it
 MAX_DEPTH = 50  # of nested tables and lists
 MAX_VALUES = 1_000_000  # with anchors, a few lines of YAML can stand for billions
 
@@ -154,6 +155,16 @@ def read_csv(path: Path | str) -> Iterator[tuple[str, dict[str, str]]]:
         if row.get(""):
             raise UsageError(f"{place} has {row['']!r} in a column without a name", "name the column in the first row")
         yield place, {name: cell for name, cell in row.items() if cell}
+
+
+def as_cell(text: str) -> str:
+    """A text as a cell of a CSV file. One that spreadsheet programs would run as a formula has a ' in front."""
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def text_of_cell(cell: str) -> str:
+    """The text of which `as_cell` has made a cell."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 def _csv_fault(error: csv.Error) -> str:

@@ -1,5 +1,6 @@
 """The caption sheet of a run: which prompts it gives, what it makes again, and what is written into it."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -38,7 +39,11 @@ def written(config, **texts):
     write_captions(planned, **texts)
     write_sheet("results/demo", planned.runs[0].clips)
     path = Path("results/demo") / SHEET
-    return [(row.clip, row.link, row.caption, row.prompt, row.source) for row in read_rows(str(path), "demo")]
+    return rows_in(path)
+
+
+def rows_in(path, ids=IDS):
+    return [(row.clip, row.link, row.caption, row.prompt, row.source) for row in read_rows(str(path), "demo", ids)]
 
 
 def prompts(config):
@@ -225,6 +230,60 @@ def test_edits_in_the_sheet_of_a_run_are_kept_by_later_ones(config):
     config["runs"]["demo"]["captions"] = str(path)  # and taken back
     assert prompts(config) == {"a": "A dog.", "b": "a cat", "c": ""}
     assert written(config) == [("a", 1, "A cat.", "A dog.", "edited"), kept[1], new, gone]
+
+
+def test_an_edit_that_the_run_has_not_taken_yet_stays_beside_an_older_one_in_use(config):
+    """Edited again before the caption was made again: after another target, an error, Ctrl-C, or while the run works."""
+    written(config, a="A cat.")
+    path = Path("results/demo") / SHEET
+    config["runs"]["demo"]["captions"] = str(path)
+    path.write_text(HEAD + "a,,A cat.,A dog.,caption\n")
+    assert written(config)[0] == ("a", 1, "A cat.", "A dog.", "edited")
+    working = plan.load(config, 1)
+    path.write_text(path.read_text().replace("A dog.", "A big dog."))
+    later = plan.load(config, 1)  # whose caption is not made yet
+    for planned in (working, later):
+        write_sheet("results/demo", planned.runs[0].clips)
+        assert rows_in(path)[0] == ("a", 1, "A cat.", "A big dog.", "edited, not taken back")
+    assert prompts(config)["a"] == "A big dog."
+    assert written(config)[0] == ("a", 1, "A cat.", "A big dog.", "edited")
+
+
+def test_an_edit_that_is_taken_out_of_the_sheet_does_not_come_back(config):
+    written(config, a="A cat.")
+    path = Path("results/demo") / SHEET
+    config["runs"]["demo"]["captions"] = str(path)
+    path.write_text(HEAD + "a,,A cat.,A dog.,caption\n")
+    written(config)
+    working = plan.load(config, 1)
+    path.write_text(HEAD + "a,,A cat.,,edited\n")  # and with it all that was in the column
+    for planned in (working, plan.load(config, 1)):
+        write_sheet("results/demo", planned.runs[0].clips)
+        assert rows_in(path)[0] == ("a", 1, "A cat.", "", "edited")
+    assert written(config, a="A cat.")[0] == ("a", 1, "A cat.", "A cat.", "caption")
+
+
+def test_an_edit_of_a_number_that_lost_its_zeros_is_the_row_of_its_clip(config):
+    config["runs"]["demo"]["clips"] = [{"id": "0007", "video": "a.mp4"}]
+    written(config, **{"0007": "A cat."})
+    path = Path("results/demo") / SHEET
+    path.write_text(HEAD + "7,,A cat.,A dog.,caption\n")
+    assert written(config, **{"0007": "A cat."}) == [("0007", 1, "A cat.", "A dog.", "edited, not taken back")]
+    path.write_text(HEAD + "7,,A cat.,A dog.,caption\n0007,,A cat.,A cow.,caption\n")
+    with pytest.raises(UsageError, match="is the second one of clip 0007, link 1: remove one of them"):
+        written(config, **{"0007": "A cat."})
+
+
+@pytest.mark.parametrize("text", ["=1+1", "- a dog", "+1", "@cat", "'=1", "''- a", "'a cat'", "a = b"])
+def test_no_prompt_is_a_formula_to_a_spreadsheet_and_each_comes_back_as_it_was(config, text):
+    assert written(config, a=text)[0] == ("a", 1, text, text, "caption")
+    path = Path("results/demo") / SHEET
+    cells = next(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+    assert cells["caption"] == cells["prompt"] and cells["prompt"].endswith(text) and cells["prompt"][0] not in "=+-@"
+    config["runs"]["demo"]["captions"] = str(path)
+    assert prompts(config)["a"] == ""
+    path.write_text(HEAD + f'a,,A cat.,"{cells["prompt"]}",caption\n')
+    assert prompts(config)["a"] == text
 
 
 def test_a_sheet_that_cannot_be_read_is_not_overwritten(config, capsys):

@@ -7,6 +7,7 @@ import pytest
 
 from stages import plan
 from stages.media.options import SCORES
+from stages.plan.scores import Row, write_tables
 from stages.plan.shards import ShardSize
 from stages.runtime.errors import UsageError
 
@@ -85,6 +86,13 @@ def test_a_translation_shows_its_source_frame_by_frame(config, run):
     clips = [{"video": "a.mp4", "prompt": "a cat"}]
     config["runs"]["demo"] = {"recipe": "fresco", "clips": clips, "model": "sd"}
     assert jobs_of(config)["demo.concat.000"].parts[1].items[0].options["aligned"] is True
+
+
+def test_no_reason_in_the_table_is_a_formula_to_a_spreadsheet(tmp_path):
+    reason = "=HYPERLINK(1).mp4 is not a readable video: mend it"
+    write_tables(str(tmp_path), [Row("a", {"drift.luma": -0.5}), Row("b", failed=reason)])
+    assert (tmp_path / "scores.csv").read_text() == f"clip,drift.luma,failed\na,-0.5,\nb,,'{reason}\n"
+    assert json.loads((tmp_path / "scores.json").read_text())["clips"][1]["failed"] == reason
 
 
 def test_a_clip_may_not_have_the_name_of_the_table(config, run):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from stages import plan
+from stages.plan.clips import read_clips
 from stages.plan.shards import CLIPS_PER_SHARD
 from stages.runtime.errors import UsageError
 
@@ -97,6 +98,56 @@ def test_clips_jsonl_holds_clips_and_not_takes(config, run):
     assert {item.output for job in plan.load(config, 1).jobs for item in job.items} == {
         item.output for job in planned.jobs for item in job.items
     }
+
+
+def films_of(clips, mark):
+    """The films of the next run of these clips, of which the first is marked."""
+    return [row["id"] for row in read_clips(write_picks({**clips[0], "mark": mark}, *clips[1:]), "next")[0]]
+
+
+@pytest.mark.parametrize("told", [{}, {"take_of": "itself"}], ids=["older file", "exported"])
+def test_a_star_says_nothing_of_other_clips_whose_names_look_like_takes(config, run, told):
+    clips = [{"id": name, "video": "a.mp4"} for name in ("scene.take1", "scene.take2", "b", "b.takeaway")]
+    clips = [{**clip, **({"take_of": clip["id"]} if told else {})} for clip in clips]
+    films = {"films": write_picks(*({**clip, "film": f"{clip['id']}.mp4"} for clip in clips))}
+    assert [row["id"] for row in read_clips(films, "next")[0]] == [clip["id"] for clip in clips]
+    assert films_of(clips, "star") == [clip["id"] for clip in clips]
+    assert films_of(clips, "reject") == [clip["id"] for clip in clips[1:]]
+
+
+def test_a_star_of_a_take_leaves_out_the_other_takes_of_its_clip(config, run):
+    clips = [{"id": name, "video": "a.mp4", "take_of": clip} for name, clip in (("c.take2", "c"), ("c", "c"), ("d", "d"))]
+    assert films_of(clips, "star") == ["c.take2", "d"]
+    clips[1] |= {"id": "hero"}  # renamed in the file
+    assert films_of(clips, "star") == ["c.take2", "d"]
+    older = [{name: value for name, value in clip.items() if name != "take_of"} for clip in clips]
+    assert films_of([{**older[0]}, {**older[1], "id": "c"}, older[2]], "star") == ["c.take2", "d"]
+
+
+def test_a_file_that_names_no_clip_of_a_take_is_refused_with_a_sentence(config, run):
+    run["clips"] = write_picks({"id": "c", "take_of": ["c"], "video": "a.mp4"})
+    assert "take_of of line 1 of picks.jsonl is ['c']: it must be the id of a clip" in fault(config)
+
+
+def test_a_star_in_a_list_without_ids_leaves_out_no_other_clip(config, run):
+    assert films_of([{"video": "a.mp4"}, {"video": "b.mp4"}, {"prompt": "a cat"}], "star") == ["a", "b", "a-cat"]
+
+
+def test_a_picked_take_of_the_longest_id_is_a_clip_of_the_next_run(config, run):
+    longest = "a" * 64
+    run["clips"] = write_picks({"id": f"{longest}.take2", "take_of": longest, "video": "a.mp4", "seed": 8, "takes": 1})
+    planned = plan.load(config, 1)
+    planned.write()
+    assert planned.runs[0].names == {f"results/demo/{longest}.take2.mp4"}
+    run["clips"] = "results/demo/clips.jsonl"
+    assert plan.load(config, 1).runs[0].names == {f"results/demo/{longest}.take2.mp4"}
+    row = {"id": f"{longest}.take2", "take_of": longest, "film": "results/demo/a.mp4"}
+    run["clips"] = {"films": write_picks(row)}
+    run["options"]["takes"] = 2
+    (first, second) = plan.load(config, 1).runs[0].clips
+    assert len(first.id) <= 64 and second.id == f"{first.id}.take2" and first.video == row["film"]
+    run["clips"] = [{"id": f"{longest}a.take2", "video": "a.mp4"}]
+    assert "an id has 1 to 64 letters" in fault(config)
 
 
 def test_names_of_films_tell_takes_apart(config, run):

@@ -58,6 +58,16 @@ def test_an_edited_caption_makes_only_its_own_clip_again(tmp_path, models):
     assert [after[0], after[2]] == [sheet[0], sheet[2]]
     assert "Nothing to be done" in project.run("--cores", 1, "demo")
 
+    text = project.path(SHEET).read_text(encoding="utf-8-sig")  # edited again, before a target that takes no caption
+    project.path(SHEET).write_text(text.replace("a red bird lands", "a blue bird lands"))
+    project.path("results/demo/steps/a/frames.json").unlink()
+    project.path("results/demo/a.mp4").unlink()
+    project.run("--cores", 1, "demo.extract_frames")
+    assert rows(project)[1] == {**sheet[1], "prompt": "a blue bird lands", "source": "edited, not taken back"}
+    project.run("--cores", 1, "demo")
+    assert rows(project)[1] == {**sheet[1], "prompt": "a blue bird lands", "source": "edited"}
+    assert project.read("demo/b.json")["fields"]["parts"][0]["prompt"] == "a blue bird lands"
+
 
 def test_an_edited_link_makes_itself_and_those_after_it_again(tmp_path, models):
     """With rewrite: next, a link is told the prompt of the clip that it continues, and shown the end of that clip."""

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from examples import toy_family
 from stages.media.read import read_image
@@ -269,6 +270,7 @@ def test_picks_are_exported_as_clips_and_read_again(project, visit, tmp_path):
     resolved = [json.loads(line) for line in project.path("results/demo/clips.jsonl").read_text().strip().split("\n")]
     kept = [{"prompts", "seed", *clip} for clip in CLIPS]  # what is not the run's, which the next run may have otherwise
     clips = [{**{k: v for k, v in row.items() if k in keys}, "takes": 1} for row, keys in zip(resolved, kept)]
+    assert [row.pop("take_of") for row in rows] == EXPECTED
     assert "reference" in clips[0] and "brighter" in clips[1]
     known = [{key: value for key, value in row.items() if key not in ("film", "mark", "note")} for row in rows]
     assert known == clips
@@ -284,6 +286,85 @@ def test_picks_are_exported_as_clips_and_read_again(project, visit, tmp_path):
     (tmp_path / "wrong.jsonl").write_text("no json")
     other.page.set_input_files("#imported", tmp_path / "wrong.jsonl")
     other.wait("document.querySelector('#summary').textContent.includes('is not a file of picks')")
+
+
+def page_of(folder, project, *changes):
+    """A page of the run `demo` whose rows are those of its clip `a` with these changes; the folder of the page."""
+    values = values_of(project, "demo")
+    rows = [{**values["rows"][0], **change} for change in changes]
+    folder.mkdir(exist_ok=True)
+    write_page(RunPage(folder, {**values, "rows": rows}))
+    for row in filter(lambda row: row["film"] == "a.mp4", rows):
+        shutil.copy(project.path("results/demo/a.mp4"), folder / row["film"])
+    return folder
+
+
+HOSTILE_NAMES = ["constructor", "toString", "valueOf", "__proto__", "hasOwnProperty"]
+
+
+def test_names_that_every_object_of_javascript_knows_are_names(project, browser, tmp_path):
+    changes = [{"name": name, "clip": name, "own": {"id": name, "seed": 1}} for name in HOSTILE_NAMES]
+    seen = Visit(browser, page_of(tmp_path, project, *changes) / "index.html")
+    assert seen.names() == HOSTILE_NAMES
+    for name in HOSTILE_NAMES:
+        assert seen.row(name).get_by_label(f"Note on {name}").input_value() == ""
+        seen.row(name).get_by_role("button", name="Star").click()
+    seen.page.reload()
+    assert [json.loads(line)["mark"] for line in picked(seen)[1].splitlines()] == ["star"] * len(HOSTILE_NAMES)
+    seen.close()
+
+
+@pytest.mark.parametrize("stored", ["null", "[1]", '"text"', "{", '{"a": null, "b": 3}', '{"a": {"mark": "x", "links": 1}}'])
+def test_a_page_does_not_trust_what_the_browser_has_stored(visit, stored):
+    demo = visit()
+    demo.page.evaluate("stored => localStorage.setItem(picks.place(page.runs[0]), stored)", stored)
+    demo.page.reload()
+    assert demo.names() == EXPECTED
+    demo.row("a").get_by_role("button", name="Star").click()
+    assert json.loads(picked(demo)[1].splitlines()[0])["mark"] == "star"
+
+
+def test_picks_of_a_clip_that_had_no_film_yet_are_found_when_it_has_one(project, browser, visit, tmp_path):
+    waiting = Visit(browser, page_of(tmp_path / "waiting", project, {"film": None, "state": "waiting"}) / "index.html")
+    waiting.row("a").get_by_role("button", name="Star").click()
+    (tmp_path / "picks.jsonl").write_text(picked(waiting)[1])
+    waiting.close()
+    demo = visit()
+    demo.page.set_input_files("#imported", tmp_path / "picks.jsonl")
+    demo.wait("document.querySelector('#summary').textContent.includes('picks of 1 films')")
+    assert demo.row("a").get_by_role("button", name="Star").get_attribute("aria-pressed") == "true"
+
+
+def test_a_film_that_cannot_be_played_is_named_and_the_others_play(project, browser, tmp_path):
+    folder = page_of(tmp_path, project, {}, {"name": "bad", "clip": "bad", "film": "bad.mp4"})
+    (folder / "bad.mp4").write_bytes(b"no video")
+    seen = Visit(browser, folder / "index.html")
+    for name in ("bad", "a"):
+        seen.row(name).get_by_label("compare").check()
+    seen.page.click("#compare")
+    seen.wait("document.querySelector('#stage .failure')")
+    assert seen.page.inner_text("#stage .failure") == "demo: bad cannot be played here: open bad.mp4 in another player"
+    seen.page.evaluate("viewer.player.seek(2)")
+    seen.page.click("#play")
+    seen.wait("viewer.player.time > 2.2")
+    seen.page.keyboard.press("Escape")
+    seen.row("bad").get_by_role("button", name="Play bad,").click()
+    seen.wait("document.querySelector('#rows .failure')")
+    assert "open bad.mp4 in another player" in seen.row("bad").locator(".failure").inner_text()
+    assert seen.row("bad").get_by_role("button", name="Play bad,").count() == 1  # its poster is there again
+    seen.close()
+
+
+def test_an_image_that_the_browser_cannot_show_keeps_its_poster(project, browser, tmp_path):
+    source = {"name": "a.tiff", "file": "a.tiff", "poster": None}
+    folder = page_of(tmp_path, project, {"source": source})
+    Image.new("RGB", (8, 8)).save(folder / "a.tiff")
+    seen = Visit(browser, folder / "index.html")
+    seen.row("a").get_by_role("button", name="Play source").click()
+    seen.page.wait_for_timeout(300)
+    assert seen.page.locator("#rows video").count() == 0
+    assert "source a.tiff" in seen.row("a").get_by_role("button", name="Play source").inner_text()
+    seen.close()
 
 
 def test_a_chain_is_a_strip_of_links_with_drift(visit):
@@ -311,7 +392,8 @@ def test_takes_of_a_clip_stand_together_and_the_starred_one_is_the_next_clip(vis
     assert "take 2" in takes.row("x.take2").inner_text() and "seed 8" in takes.row("x.take2").inner_text()
     takes.row("x.take2").get_by_role("button", name="Star").click()
     takes.row("y").get_by_role("button", name="Reject").click()
-    (tmp_path / "picks.jsonl").write_text(picked(takes)[1])
+    (tmp_path / "picks.jsonl").write_text(text := picked(takes)[1])
+    assert [json.loads(line)["take_of"] for line in text.splitlines()] == ["x", "x", "y", "y"]
     rows, _ = read_clips(str(tmp_path / "picks.jsonl"), "run next")
     assert [(row["id"], row["seed"], row["takes"]) for row in rows] == [("x.take2", 8, 1), ("y.take2", 8, 1)]
     rows, _ = read_clips({"films": str(tmp_path / "picks.jsonl")}, "run next")

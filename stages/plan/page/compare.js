@@ -25,13 +25,19 @@ class Player {
     requestAnimationFrame(follow);
   }
 
+  /** The videos that the browser can show. */
+  get playable() {
+    return this.videos.filter((video) => !video.error);
+  }
+
   get duration() {
-    return Math.max(0, ...this.videos.map((video) => video.duration || 0));
+    return Math.max(0, ...this.playable.map((video) => video.duration || 0));
   }
 
   /** The longest film is the clock, so that the time goes on until all have ended. */
   get clock() {
-    return this.videos.reduce((longest, video) => ((video.duration || 0) > (longest.duration || 0) ? video : longest));
+    const videos = this.playable.length ? this.playable : this.videos;
+    return videos.reduce((longest, video) => ((video.duration || 0) > (longest.duration || 0) ? video : longest));
   }
 
   get time() {
@@ -45,7 +51,7 @@ class Player {
       this.seek(0).then(() => this.isPlaying && this.play());
       return;
     }
-    for (const video of this.videos) {
+    for (const video of this.playable) {
       if (video === clock || clock.currentTime >= video.duration) continue;
       const behind = clock.currentTime - video.currentTime;
       if (Math.abs(behind) > 4 * this.frame) video.currentTime = clock.currentTime;
@@ -59,7 +65,7 @@ class Player {
   async play() {
     await this.seek(this.clock.ended ? 0 : this.time);
     this.isPlaying = true;
-    await Promise.all(this.videos.map((video) => video.play().catch(() => {})));
+    await Promise.all(this.playable.map((video) => video.play().catch(() => {})));
   }
 
   pause() {
@@ -67,14 +73,14 @@ class Player {
     this.videos.forEach((video) => video.pause());
   }
 
-  /** All films at a time, in seconds; resolves when each shows it. */
+  /** All films at a time, in seconds; resolves when each shows it, or cannot be shown. */
   seek(time) {
     return Promise.all(
-      this.videos.map((video) => {
+      this.playable.map((video) => {
         const target = Math.max(0, Math.min(time, (video.duration || time) - this.frame / 2));
         if (Math.abs(video.currentTime - target) < 1e-4 && !video.seeking) return null;
         return new Promise((done) => {
-          video.addEventListener("seeked", done, { once: true });
+          for (const end of ["seeked", "error"]) video.addEventListener(end, done, { once: true });
           video.currentTime = target;
         });
       }),
@@ -115,6 +121,7 @@ const viewer = {
     const videos = films.map((film) =>
       element("video", { src: urlOf(film.run, film.film), muted: true, preload: "auto", playsInline: true, "aria-label": film.label }),
     );
+    videos.forEach((video, place) => video.addEventListener("error", () => tellFault(video.parentElement, films[place].label, films[place].film)));
     byId("stage").replaceChildren(
       ...films.map((film, place) => element("figure", {}, videos[place], element("figcaption", {}, film.label))),
     );

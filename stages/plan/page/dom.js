@@ -33,13 +33,13 @@ function fillSelect(select, pairs) {
 
 /** A relative URL of a file of a run, whose `base` is one already: each part of its path is escaped, so no name can be a scheme or a query. */
 function urlOf(run, path) {
-  if (run.files?.[path]) return run.files[path];
+  if (run.files && Object.hasOwn(run.files, path)) return run.files[path];
   const parts = path.split("/").map(encodeURIComponent).join("/");
   return path.startsWith("/") ? parts : `./${run.base}${parts}`;
 }
 
 /** Whether a file of a run can be opened: a page that is one file has only some of them in it. */
-const isHere = (run, path) => Boolean(path) && (!run.files || path in run.files);
+const isHere = (run, path) => Boolean(path) && (!run.files || Object.hasOwn(run.files, path));
 
 /** A link to a file of a run, or its name alone where the file is not here. */
 function fileLink(run, path) {

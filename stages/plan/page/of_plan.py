@@ -17,19 +17,21 @@ REPORT = "report.html"  # the page of a run as one file
 
 
 def write_pages(plan: Plan) -> str:
-    """Write the pages of the runs that had work, and the common page of all runs. Returns a sentence about them."""
-    folders = [planned.run.folder for planned in plan.worked]
-    if not folders:
-        return ""
-    if fault := run_page(*folders):  # the films are there, whatever becomes of the page
-        return f"warning: the page of {', '.join(folders)} is not written: {fault}"
-    runs = [Path(planned.run.folder) for planned in plan.runs]
+    """Write the pages of the runs that had work, and the common page of all runs. Returns a line about each that is not
+    written, and one about the page to open.
+    """
+    lines = []
+    for planned in plan.worked:
+        if fault := run_page(planned.run.folder):  # the films are there, whatever becomes of the page
+            lines.append(f"warning: the page of {planned.run.folder} is not written: {fault}")
+    runs = [Path(planned.run.folder) for planned in plan.runs] if plan.worked else []
     runs = [run for run in runs if (run / FOLDER / DATA).is_file()]
     try:
-        page = write_common_page(plan.results, runs) if len(runs) > 1 else runs[0] / INDEX
+        if runs:
+            lines.append(f"page: {write_common_page(plan.results, runs) if len(runs) > 1 else runs[0] / INDEX}")
     except OSError as error:
-        return f"warning: the page of {plan.results} is not written: {error}"
-    return f"page: {page}"
+        lines.append(f"warning: the page of {plan.results} is not written: {error}")
+    return "\n".join(lines)
 
 
 def write_single_pages(plan: Plan) -> dict[str, str]:

@@ -14,7 +14,7 @@ class Film {
 
   /** The value of a score, or undefined. */
   score(name) {
-    return this.scores[this.run.places[name]];
+    return this.scores[this.run.places.get(name)];
   }
 
   /** Seconds of all stages. */
@@ -60,7 +60,7 @@ const THEME = "kinemake:theme";
 const page = {
   runs: [],
   films: [],
-  figures: {},
+  figures: new Map(), // what is known of each score
   chosen: new Set(),
   current: -1,
 
@@ -83,10 +83,10 @@ const page = {
     const run = { ...values, base: source.replace(/page\/data\.js$/, "") };
     run.hasPoster = new Set(run.posters);
     run.figures = values.figures.map(({ name, ...about }) => {
-      this.figures[name] = about;
+      this.figures.set(name, about);
       return name;
     });
-    run.places = Object.fromEntries(run.figures.map((name, place) => [name, place]));
+    run.places = new Map(run.figures.map((name, place) => [name, place]));
     const takes = new Map();
     values.rows.forEach((row) => takes.set(row.clip, Math.max(takes.get(row.clip) ?? 1, row.take)));
     run.rows = values.rows.map((row) => new Film(run, { ...row, takes: takes.get(row.clip) }, (this.count = (this.count ?? 0) + 1)));
@@ -103,13 +103,13 @@ const page = {
       else {
         const values = [...new Set(this.films.map(value))].filter((one) => one !== undefined).map(String);
         values.sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
-        fillSelect(select, [["", all], ...values.slice(0, MOST_CHOICES).map((one) => [one, STATES[one] ?? one])]);
+        fillSelect(select, [["", all], ...values.slice(0, MOST_CHOICES).map((one) => [one, name === "state" ? STATES[one] : one])]);
         select.closest("label").hidden = values.length < (name === "stage" ? 1 : 2);
       }
     }
     const names = [...new Set(this.runs.flatMap((run) => run.figures))];
     const arrow = { higher: " ↑", lower: " ↓" };
-    const labelled = names.map((name) => [name, `${name}${arrow[this.figures[name].better] ?? ""}`]);
+    const labelled = names.map((name) => [name, `${name}${arrow[this.figures.get(name).better] ?? ""}`]);
     fillSelect(byId("figure"), [["", "any"], ...labelled]);
     fillSelect(byId("sort"), [...Object.entries(SORTS).map(([name, [label]]) => [name, label]), ...labelled]);
     byId("filters").querySelector("fieldset").hidden = !names.length;
@@ -132,12 +132,12 @@ const page = {
 
   /** The scores that the page sorts or filters by. */
   wanted() {
-    return [byId("sort").value, byId("figure").value].filter((name) => this.figures[name]);
+    return [byId("sort").value, byId("figure").value].filter((name) => this.figures.has(name));
   },
 
   show() {
     const key = byId("sort").value;
-    const value = SORTS[key]?.[1] ?? ((film) => film.score(key));
+    const value = this.figures.has(key) ? (film) => film.score(key) : SORTS[key][1];
     const isDescending = byId("direction").value === "descending";
     const films = passing(this.films, this.filters());
     const ordered = key || !isDescending ? sorted(films, value, isDescending) : films.reverse();
@@ -151,7 +151,7 @@ const page = {
 
   /** The better end of a score comes first when it is chosen. */
   sortBy(name) {
-    this.setDescending(this.figures[name]?.better === "higher");
+    this.setDescending(this.figures.get(name)?.better === "higher");
     this.show();
   },
 

@@ -4,7 +4,7 @@
 const picks = {
   /** The picks of a film: { mark, note, links: { link number: take number } }. */
   of(film) {
-    return film.run.picks[film.name] ?? { mark: "", note: "", links: {} };
+    return film.run.picks.get(film.name) ?? readPick({});
   },
 
   set(film, change) {
@@ -15,8 +15,8 @@ const picks = {
   assign(film, change) {
     const pick = { ...this.of(film), ...change };
     const isEmpty = !pick.mark && !pick.note && !Object.keys(pick.links).length;
-    if (isEmpty) delete film.run.picks[film.name];
-    else film.run.picks[film.name] = pick;
+    if (isEmpty) film.run.picks.delete(film.name);
+    else film.run.picks.set(film.name, pick);
   },
 
   toggle(film, mark) {
@@ -41,15 +41,16 @@ const picks = {
 
   /** Read the picks of a run; a page inside another one may have no storage. */
   load(run) {
-    run.picks = {};
+    run.picks = new Map(); // by the name of a film
     try {
-      run.picks = JSON.parse(localStorage.getItem(this.place(run)) ?? "{}");
+      const kept = JSON.parse(localStorage.getItem(this.place(run)) ?? "{}");
+      run.picks = new Map(Object.entries(kept ?? {}).map(([name, pick]) => [name, readPick(pick)]));
     } catch {}
   },
 
   save(run) {
     try {
-      localStorage.setItem(this.place(run), JSON.stringify(run.picks));
+      localStorage.setItem(this.place(run), JSON.stringify(Object.fromEntries(run.picks)));
     } catch {}
   },
 
@@ -74,6 +75,7 @@ const picks = {
     return {
       ...film.own,
       ...film.given,
+      take_of: film.clip,
       film: film.film ? `${run.folder}/${film.film}` : "",
       mark,
       note: notes.join("; "),
@@ -83,23 +85,34 @@ const picks = {
 
   /** Read back a file of picks. Returns the number of films that it has picks of. Throws for a file of another kind. */
   import(runs, text) {
-    const films = new Map(); // by path, and by clip where a clip has no film yet
-    for (const film of runs.flatMap((run) => run.rows)) {
-      films.set(film.film ? `${film.run.folder}/${film.film}` : `clip ${film.own.id}`, film);
-    }
+    const all = runs.flatMap((run) => run.rows);
+    const byPath = new Map(all.filter((film) => film.film).map((film) => [`${film.run.folder}/${film.film}`, film]));
+    const madeFirst = [...all].sort((a, b) => Boolean(b.film) - Boolean(a.film)); // so that a clip without a film is found before
+    const byClip = new Map(madeFirst.map((film) => [film.own.id, film])); // for picks that were exported before the film was made
     let found = 0;
     for (const line of text.split("\n").filter((one) => one.trim())) {
       const row = JSON.parse(line);
-      const film = films.get(row.film || `clip ${row.id}`);
+      const film = row.film ? byPath.get(row.film) : byClip.get(row.id);
       if (!film) continue;
-      const links = Object.fromEntries((row.picks ?? []).map((pick) => pick.split(": ").map(Number)));
-      this.assign(film, { mark: ["star", "reject"].includes(row.mark) ? row.mark : "", note: String(row.note ?? ""), links });
+      const links = Object.fromEntries((row.picks ?? []).map((pick) => pick.split(": ")));
+      this.assign(film, readPick({ ...row, links }));
       found += 1;
     }
     runs.forEach((run) => this.save(run));
     return found;
   },
 };
+
+/** A pick from the browser's storage or from a file, which may hold anything. */
+function readPick(given) {
+  const { mark, note, links } = given ?? {};
+  const numbers = Object.entries(links ?? {}).map((pair) => pair.map(Number));
+  return {
+    mark: ["star", "reject"].includes(mark) ? mark : "",
+    note: typeof note === "string" ? note : "",
+    links: Object.fromEntries(numbers.filter((pair) => pair.every((one) => Number.isInteger(one) && one > 0))),
+  };
+}
 
 /** JSON without the characters that some programs take for the end of a line. */
 const oneLine = (json) => json.replace(/[\u0085\u2028\u2029]/g, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);

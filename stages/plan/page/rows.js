@@ -24,16 +24,28 @@ function posterButton(run, path, poster, label) {
 function startVideo(button, run, path, label) {
   stopVideo();
   const source = urlOf(run, path);
-  const isImage = /\.(png|jpe?g|webp|avif|gif|bmp)$/i.test(path);
-  if (isImage) {
-    button.replaceChildren(element("img", { src: source, alt: label }));
+  if (/\.(png|jpe?g|webp|avif|gif|bmp|tiff?)$/i.test(path)) {
+    const image = element("img", { src: source, alt: label });
+    image.decode().then(() => button.replaceChildren(image), () => {}); // the poster stays where a browser cannot show it
     return;
   }
   const video = element("video", { src: source, controls: true, loop: true, muted: true, preload: "none", "aria-label": label });
   video.className = "poster";
   playing = { video, button };
+  video.addEventListener("error", () => {
+    if (playing?.video !== video) return;
+    stopVideo();
+    tellFault(button.parentElement, label, path);
+  });
   button.replaceWith(video);
   video.play().catch(() => {});
+}
+
+/** Say in the figure of a video that it cannot be played. */
+function tellFault(figure, label, path) {
+  const text = `${label} cannot be played here: open ${path} in another player`;
+  figure.querySelector(".failure")?.remove();
+  figure.append(element("p", { className: "failure", role: "alert" }, text));
 }
 
 /** Put the poster back in the place of the film that plays. */
@@ -128,7 +140,7 @@ function scores(film, page) {
     "dl",
     { className: "scores" },
     names.slice(0, 8).map((name) => [
-      element("dt", { title: page.figures[name]?.help ?? "" }, name),
+      element("dt", { title: page.figures.get(name)?.help ?? "" }, name),
       element("dd", {}, shownNumber(film.score(name))),
     ]),
   );

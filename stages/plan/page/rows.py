@@ -105,7 +105,7 @@ class _Reader:
         given = {name: value for name, value in resolved.items() if name in ("takes", "picks") or usual.get(name) != value}
         row = {
             "order": (clip.index, clip.take, film.id),
-            "clip": (clip.first or clip).id,
+            "clip": clip.row_id,
             "take": clip.take,
             "name": self._inside(film.output).removesuffix(".mp4"),
             "own": own,

@@ -24,9 +24,8 @@ const twoRuns = {
 
   show() {
     const runs = ["run-a", "run-b"].map((id) => this.page.runs[Number(byId(id).value)]);
-    const key = (film) => (film.take > 1 ? `${film.clip}.take${film.take}` : film.clip); // a picked take is a clip of that id
-    const others = new Map(runs[1].rows.map((film) => [key(film), film]));
-    const pairs = runs[0].rows.map((film) => [film, others.get(key(film))]).filter(([, other]) => other);
+    const others = new Map(runs[1].rows.map((film) => [film.own.id, film])); // a picked take is a clip of that id
+    const pairs = runs[0].rows.map((film) => [film, others.get(film.own.id)]).filter(([, other]) => other);
     const changed = new Map(); // an option and its two values -> number of clips
     for (const pair of pairs) {
       for (const name of changedOptions(pair)) {
@@ -73,7 +72,7 @@ function meansTable(runs, pairs) {
     if (!both.length) continue;
     const means = [0, 1].map((place) => both.reduce((sum, values) => sum + values[place], 0) / both.length);
     if (means[0] === means[1]) continue;
-    const { better } = twoRuns.page.figures[name] ?? {};
+    const { better } = twoRuns.page.figures.get(name);
     const isBetter = better ? (better === "higher") === means[1] > means[0] : null;
     rows.push([name, ...means.map(shownNumber), isBetter === null ? "" : isBetter ? "B is better" : "A is better", String(both.length)]);
   }

@@ -12,7 +12,7 @@ from stages.plan.links import TEXT, LinkValues, link_fault, link_length_fault, l
 from stages.plan.names import template_fault
 from stages.plan.picks import is_picks_file, picks_by_clip
 from stages.plan.recipes import v2v
-from stages.plan.takes import MOST_TAKES
+from stages.plan.takes import MOST_TAKES, id_of_take
 from stages.runtime.errors import UsageError, did_you_mean, shown
 from stages.runtime.options import HANDOVERS, Handover, option
 
@@ -253,9 +253,9 @@ def picked_clip(clip: Clip, link: Link, encoded: str, pixels: str) -> dict[str, 
     jobs: dict[str, list[Item]] = {f"{stage}.{label}": [] for stage in ("generate", "decode", *(["score"] if by else []))}
     takes, scores = [], []
     for number, latents in enumerate(latents_of(clip, link), 1):
-        called = f"{label}.take{number}"
+        called = id_of_take(label, number)
         seed = link.seed + BETWEEN_TAKES * (number - 1)
-        takes.append(f"{pixels.removesuffix('.json')}.take{number}.json")
+        takes.append(f"{id_of_take(pixels.removesuffix('.json'), number)}.json")
         jobs[f"generate.{label}"].append(clip.item("generate", latents, label=called, encoded=encoded, seed=seed))
         jobs[f"decode.{label}"].append(clip.item("decode", takes[-1], label=called, latents=latents, lossless=True))
         if by:
