@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ import click
 import yaml
 
 from stages.families import FAMILIES
+from stages.plan.clips import derived_id
 from stages.plan.families import ROLES
+from stages.plan.names import with_digest
 from stages.plan.older import BASE_CONFIG, OLD_NAMES, translate, with_old_config
 from stages.plan.recipes import RECIPES, options_of_recipe
 from stages.runtime.ask import ask_model_and_prompts
 from stages.runtime.calls import command_line, run_snakemake
 from stages.runtime.cli import DEBUG, PathType, StageCommand, clean_errors, merged_parameters
-from stages.runtime.errors import UsageError
+from stages.runtime.errors import UsageError, shown
 from stages.runtime.lease import visible_devices
 from stages.runtime.model import declared_entries, find_model
 from stages.runtime.options import Family
@@ -107,7 +110,7 @@ def config_of(
         texts = [*(prompt or ()), *(prompts or ()), *(text for text in inputs if not is_list(text))]
         if not inputs and not texts and sys.stdin.isatty():
             run["model"], texts = ask_model_and_prompts(declaring, families_of(recipe), run.get("model", ""))
-        clips: Any = [{"prompt": text} for text in texts] or (inputs[0] if inputs else None)
+        clips: Any = with_distinct_ids("prompt", texts) or (inputs[0] if inputs else None)
     else:
         clips = clips_of(recipe, inputs, prompts)
         run["options"] |= {"prompt": prompt} if prompt else {}
@@ -142,7 +145,22 @@ def clips_of(recipe: str, inputs: Sequence[str], prompts: str | None) -> Any:
         raise UsageError(f"--prompts is {prompts} and the input is no folder", "give --prompt TEXT")
     if len(inputs) == 1 and is_list(inputs[0]):
         return inputs[0]
-    return [{kind: path} for path in inputs]
+    return with_distinct_ids(kind, inputs)
+
+
+def with_distinct_ids(kind: str, inputs: Sequence[str]) -> list[dict[str, str]]:
+    """Clips of a kind of input: video, image or prompt. Where their names would give one id, ids end in a hash of the input.
+
+    Raises UsageError for an input that is given twice.
+    """
+    if twice := [text for text, count in Counter(inputs).items() if count > 1]:
+        raise UsageError(f"the {kind} {shown(twice[0])} is given twice", "give it once, and --takes 2 for two films")
+    ids = [derived_id({kind: text}) for text in inputs]
+    count = Counter(ids)
+    return [
+        {kind: text} if count[identity] == 1 else {"id": with_digest(identity, text), kind: text}
+        for identity, text in zip(ids, inputs)
+    ]
 
 
 def check_inputs(recipe: str, clips: Any) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
 from stages.runtime.cli import DEBUG, PathType, clean_errors
-from stages.runtime.errors import UsageError
+from stages.runtime.errors import KinemakeError, UsageError
 
 FILE = PathType(exists=True, dir_okay=False)
 
@@ -25,21 +26,35 @@ def main(films: tuple[Path, ...], key: Path, certificates: Path, algorithm: str,
     The film itself stays as it is, since a signature is another one each time. `verify` reads both. Needs the package
     c2pa-python: pip install 'kinemake[c2pa]'.
     """
-    from stages.media.marks import read_marks
-    from stages.media.signature import ALGORITHMS, read_signature, sign
+    from stages.media.signature import ALGORITHMS, library
 
     if algorithm not in ALGORITHMS:
         raise UsageError(f"there is no algorithm {algorithm!r}", f"choose from {', '.join(ALGORITHMS)}")
+    library()
+    failed = False
     for film in films:
         copy = output / film.name if output else film.with_suffix(".signed.mp4")
-        if copy.exists():
-            raise UsageError(f"{copy} exists", "remove it, or give another --output")
-        if (marks := read_marks(film)) is None:
-            raise UsageError(f"{film} does not say that Kinemake made it", "give a film that is as Kinemake wrote it")
-        if (signed := read_signature(film)) is not None:
-            raise UsageError(f"{film} is already signed, by {signed.signer}", "give the film that it is a copy of")
-        sign(film, copy, marks, key, certificates, algorithm)
-        click.echo(f"{copy}: signed")
+        try:
+            write_signed(film, copy, key, certificates, algorithm)
+            click.echo(f"{copy}: signed")
+        except KinemakeError as error:
+            click.echo(f"error: {error}", err=True)
+            failed = True
+    sys.exit(failed)
+
+
+def write_signed(film: Path, copy: Path, key: Path, certificates: Path, algorithm: str) -> None:
+    """Write a signed copy of a film. Raises UsageError and ItemError for what cannot be signed."""
+    from stages.media.marks import read_marks
+    from stages.media.signature import read_signature, sign
+
+    if copy.exists():
+        raise UsageError(f"{copy} exists", "remove it, or give another --output")
+    if (marks := read_marks(film)) is None:
+        raise UsageError(f"{film} does not say that Kinemake made it", "give a film that is as Kinemake wrote it")
+    if (signed := read_signature(film)) is not None:
+        raise UsageError(f"{film} is already signed, by {signed.signer}", "give the film that it is a copy of")
+    sign(film, copy, marks, key, certificates, algorithm)
 
 
 main.params.append(DEBUG)

@@ -80,12 +80,17 @@ def has_provenance(film: Path) -> bool:
 
 
 def read_statements(film: Path) -> tuple[str, bool]:
-    """What a video says of itself in its metadata and in its C2PA manifest, and whether the signature fits."""
+    """What a video says of itself in its metadata and in its C2PA manifest, and whether the signature fits.
+
+    Raises ItemError for an empty file.
+    """
     from stages.media.marks import read_marks, read_xmp
     from stages.media.signature import read_signature
 
     if film.suffix != ".mp4" or not film.is_file():
         return "", True
+    if not film.stat().st_size:
+        raise ItemError(f"{film} is empty", "copy it again, or make it again")
     lines, is_right = [], True
     if marks := read_marks(film):
         seeds = ", ".join(map(str, marks.seed))

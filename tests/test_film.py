@@ -9,6 +9,7 @@ import yaml
 from click.testing import CliRunner
 
 from stages import convert, film, plan, train
+from stages.plan.clips import read_clips
 
 ROOT = Path(__file__).parents[1]
 MODELS = {"Wan2.2-I2V-A14B": "shapes-wan-14b", "Wan2.2-TI2V-5B": "shapes-wan-5b", "realistic": "shapes-fresco"}
@@ -128,7 +129,7 @@ def test_film_notes_options_that_are_no_longer_needed(folder, started_configs):
         ("v2v input.mp4", [{"video": "input.mp4"}]),
         ("v2v videos --prompts prompts", {"videos": "videos", "prompts": "prompts"}),
         ("v2v clips.jsonl", "clips.jsonl"),
-        ("dynamicrafter bear.png prompts/256/bear.png", [{"image": "bear.png"}, {"image": "prompts/256/bear.png"}]),
+        ("dynamicrafter bear.png prompts/256", [{"image": "bear.png"}, {"image": "prompts/256"}]),
         ("dynamicrafter prompts/256", {"images": "prompts/256"}),
         ("text2video 'a cat' 'a dog'", [{"prompt": "a cat"}, {"prompt": "a dog"}]),
         ("text2video prompts/car.txt", "prompts/car.txt"),
@@ -137,6 +138,17 @@ def test_film_notes_options_that_are_no_longer_needed(folder, started_configs):
 def test_film_takes_a_file_several_files_a_folder_or_a_list(folder, started_configs, line, clips):
     assert run(*shlex.split(line)).exit_code == 0
     assert next(iter(started_configs[0]["runs"].values()))["clips"] == clips
+
+
+def test_film_takes_inputs_whose_names_or_beginnings_are_equal(folder, started_configs):
+    long = "A cinematic wide shot of a lonely lighthouse on a cliff at dusk"
+    assert run("text2video", f"{long}, by Turner", f"{long}, by Hokusai", "a cat").exit_code == 0
+    assert run("dynamicrafter", "bear.png", "prompts/256/bear.png").exit_code == 0
+    found = [read_clips(next(iter(config["runs"].values()))["clips"], "the run")[0] for config in started_configs]
+    assert [len({row["id"] for row in rows}) for rows in found] == [3, 2]
+    assert found[0][2]["id"] == "a-cat" and found[1][0]["id"].startswith("bear-")
+    result = run("text2video", "a cat", "a cat")
+    assert result.exit_code == 2 and "the prompt 'a cat' is given twice: give it once, and --takes 2" in result.output
 
 
 @pytest.mark.parametrize(("given", "results"), [("", "videos/video_conditional"), ("--results mine", "mine")])

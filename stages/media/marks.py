@@ -100,10 +100,10 @@ def marks_of(works: Sequence[Artifact], private: bool, composite: bool = False) 
 
     prompts, room = [], MOST_TEXT
     for prompt in () if private else distinct("prompt"):
-        room -= len(prompt)
-        if room < 0:
+        if not room:
             break
-        prompts.append(prompt)
+        prompts.append(prompt[:room])
+        room -= len(prompts[-1])
     composite = composite or any(work.kind == "propagated" for work in works)
     return Marks(
         software=SOFTWARE,

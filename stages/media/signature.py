@@ -56,7 +56,8 @@ def sign(video: Path, output: Path, marks: Marks, key: Path, chain: Path, algori
         info = c2pa.C2paSignerInfo(algorithm.encode(), *texts, None)
         signer = c2pa.Signer.from_info(info)
     except (c2pa.C2paError, OSError) as error:
-        raise UsageError(f"{key} and {chain} cannot sign ({one_line(error)})", f"give PEM files for {algorithm}") from None
+        remedy = f"give PEM files for {algorithm}, the key as openssl pkcs8 -topk8 -nocrypt -in {key} writes it"
+        raise UsageError(f"{key} and {chain} cannot sign ({one_line(error)})", remedy) from None
     try:
         with replacing(output) as temporary:
             c2pa.Builder.from_json(json.dumps(manifest)).sign_file(video, temporary, signer)

@@ -83,7 +83,7 @@ def _identity(row: Mapping[str, Any], place: str) -> str:
         if not is_plain(row.get(kind, "")):
             raise UsageError(f"the name of the {kind} of {place} is not UTF-8", "rename the file")
     if "id" not in row:
-        return slug(Path(named_by).stem if "video" in row or "image" in row else named_by[:48])
+        return derived_id(row)
     identity = row["id"]
     if not isinstance(identity, str):
         raise UsageError(f"the id of {place} is {shown(identity)}", text_remedy(identity))
@@ -94,6 +94,12 @@ def _identity(row: Mapping[str, Any], place: str) -> str:
             f"and is not {', '.join(sorted(RESERVED_IDS))}",
         )
     return identity
+
+
+def derived_id(row: Mapping[str, str]) -> str:
+    """The id of a row that has none: from the name of its video or image, or from its prompt."""
+    file = row.get("video", row.get("image"))
+    return slug(Path(file).stem if file is not None else row["prompt"][:48])
 
 
 def _folder_rows(source: Mapping[str, Any], warnings: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:

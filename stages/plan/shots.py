@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from stages.plan.takes import MOST_TAKES
 from stages.runtime.errors import UsageError, did_you_mean, shown, text_remedy
 from stages.runtime.text import read_jsonl, read_yaml
 
 PREVIOUS, TEXT = "previous", "text"  # what a shot goes on from unless it says otherwise, and a prompt alone
 KEYS = ("film", "shot", "prompt", "seconds", "frames", "seed", "takes", "from")
-LIMITS: dict[str, tuple[tuple[type, ...], float]] = {  # types and least value of each number
-    "seconds": ((int, float), 0.01),
-    "frames": ((int,), 1),
-    "seed": ((int,), 0),
-    "takes": ((int,), 1),
+LIMITS: dict[str, tuple[tuple[type, ...], float, float]] = {  # types, least and largest value of each number
+    "seconds": ((int, float), 0.01, 99_999),
+    "frames": ((int,), 1, 999_999),
+    "seed": ((int,), 0, 10**18 - 1),
+    "takes": ((int,), 1, MOST_TAKES),
 }
 SEEDS = 10**6  # that are derived from names of shots
 OPTIONS = ("links", "num_videos", "link_names", "link_prompts", "link_seeds", "link_frames", "link_takes", "link_sources")
@@ -65,10 +66,10 @@ def check_shot(place: str, row: Mapping[str, Any]) -> None:
             raise UsageError(f"{key} of {place} is {shown(row[key])}", text_remedy(row[key]))
     for key in LIMITS:
         number: Any = row.get(key, 1)
-        kinds, least = LIMITS[key]
-        if type(number) not in kinds or number < least:
+        kinds, least, largest = LIMITS[key]
+        if type(number) not in kinds or not least <= number <= largest:  # nan is in no range
             kind = "number" if float in kinds else "whole number"
-            raise UsageError(f"{key} of {place} is {shown(number)}", f"it must be a {kind} from {least}")
+            raise UsageError(f"{key} of {place} is {shown(number)}", f"it must be a {kind} from {least} to {largest}")
     if "shot" not in row:
         raise UsageError(f"{place} has no shot", "give it a name, such as shot: arrival")
     source = row.get("from", PREVIOUS)

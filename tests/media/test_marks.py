@@ -5,13 +5,14 @@ import datetime
 import json
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stages.media.marks import COMPOSITE, MADE, Marks, boxes, read_marks, read_xmp
+from stages.media.marks import COMPOSITE, MADE, Marks, boxes, marks_of, read_marks, read_xmp
 from stages.media.write import VideoWriter
 from stages.sign import main as sign_command
 from stages.verify import main as verify_command
@@ -79,9 +80,19 @@ def test_a_private_video_has_no_prompt_and_one_with_a_source_is_composite(tmp_pa
     assert ffmpeg_tags(path)["description"].startswith("Made from a video by a generative model")
 
 
+def test_the_first_20000_characters_of_all_prompts_are_in_the_metadata():
+    fields = {"family": "wan", "variant": "5b", "seed": 1, "prompt": ""}
+    parts = ["a" * 15_000, "b" * 15_000, "c"]
+    clip = SimpleNamespace(kind="clip", provenance=[], fields={**fields, "part_prompts": parts})
+    assert marks_of([clip], private=False).prompt == ("a" * 15_000, "b" * 5_000)
+    assert marks_of([clip], private=True).prompt == ()
+
+
 def test_files_of_other_programs_have_no_marks(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"\0\0\0\0nonsense")
     assert read_marks(tmp_path / "a.mp4") is None and read_xmp(tmp_path / "a.mp4") == ""
+    (tmp_path / "empty.mp4").touch()
+    assert f"WRONG: {tmp_path}/empty.mp4 is empty" in CliRunner().invoke(verify_command, [f"{tmp_path}/empty.mp4"]).output
     (tmp_path / "b.mp4").write_bytes(b"\0\0\0\1uuid\0\0")  # ends within the 64 bits of a length
     assert read_xmp(tmp_path / "b.mp4") == ""
 
@@ -193,12 +204,12 @@ def test_a_signed_copy_that_was_changed_is_not_valid(signer, tmp_path):
 def test_only_a_film_that_says_what_made_it_is_signed(signer, tmp_path):
     """The manifest would state of any other video that Kinemake's models made it."""
     strange = zoo.plain(tmp_path, "camera.mp4", frames=3)
-    result = call(sign_command, strange, *signer)
-    assert result.exit_code == 2 and f"{strange} does not say that Kinemake made it" in result.output
     film = write(tmp_path / "a.mp4")
-    assert call(sign_command, film, *signer).exit_code == 0
+    result = call(sign_command, strange, film, *signer)
+    assert result.exit_code == 1 and f"{strange} does not say that Kinemake made it" in result.output
+    assert (tmp_path / "a.signed.mp4").exists()  # the other film is signed all the same
     result = call(sign_command, tmp_path / "a.signed.mp4", *signer)
-    assert result.exit_code == 2 and "a.signed.mp4 is already signed, by A Signer" in result.output
+    assert result.exit_code == 1 and "a.signed.mp4 is already signed, by A Signer" in result.output
 
 
 def test_a_copy_that_cannot_be_signed_is_not_there(signer, tmp_path):
@@ -209,6 +220,22 @@ def test_a_copy_that_cannot_be_signed_is_not_there(signer, tmp_path):
     assert call(sign_command, film, *signer[:3], lone).exit_code != 0
     assert [path.name for path in tmp_path.glob("*.mp4")] == ["a.mp4"]
     assert call(sign_command, film, *signer).exit_code == 0
+
+
+def test_a_key_in_another_form_is_refused_with_the_command_that_converts_it(signer, tmp_path):
+    from cryptography.hazmat.primitives import serialization
+
+    film, (_, key, *chain) = write(tmp_path / "a.mp4"), signer
+    own = serialization.load_pem_private_key(key.read_bytes(), None)
+    form = serialization.PrivateFormat.TraditionalOpenSSL  # SEC 1, as openssl ecparam -genkey writes it
+    raw = tmp_path / "raw.pem"
+    raw.write_bytes(own.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    result = call(sign_command, film, "--key", raw, *chain)
+    assert result.exit_code == 1 and f"openssl pkcs8 -topk8 -nocrypt -in {raw}" in result.output
+    if shutil.which("openssl"):
+        command = ["openssl", "pkcs8", "-topk8", "-nocrypt", "-in", raw, "-out", tmp_path / "key.pem"]
+        subprocess.run(command, check=True)
+        assert call(sign_command, film, "--key", tmp_path / "key.pem", *chain).exit_code == 0
 
 
 def test_what_cannot_sign_is_one_sentence(signer, tmp_path):

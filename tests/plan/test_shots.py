@@ -1,5 +1,6 @@
 """Shot lists: films as lists of shots, which become the links of a chain."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,12 @@ def test_a_shot_list_may_be_jsonl_with_a_film_named_by_the_file(config, run):
             {"shot": "a", "from": "a.mp4", "seconds": 0},
             "seconds of shot 1 of shots.yaml is 0: it must be a number from",
         ),
+        (
+            {"shot": "a", "from": "a.mp4", "seconds": 100000},
+            "seconds of shot 1 of shots.yaml is 100000: it must be a number from 0.01 to 99999",
+        ),
+        ({"shot": "a", "from": "a.mp4", "seconds": math.nan}, "seconds of shot 1 of shots.yaml is nan: it must be a number"),
+        ({"shot": "a", "from": "a.mp4", "takes": 101}, "takes of shot 1 of shots.yaml is 101: it must be a whole number"),
         ({"shot": "a", "from": "txt"}, "from of shot 1 of shots.yaml is 'txt': name a video or an image, previous or text"),
     ],
 )
