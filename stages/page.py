@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stages.runtime.cli import DEBUG, PathType, clean_errors
-from stages.runtime.errors import ItemError, UsageError
+from stages.runtime.errors import ItemError, KinemakeError, UsageError
 
 if TYPE_CHECKING:
     from stages.plan.page.rows import RunPage
@@ -61,16 +62,24 @@ def main(runs: tuple[Path, ...], output: Path | None, single: Path | None, debug
         raise UsageError(f"--single takes one run, and here are {len(runs)}", "give it a run at a time")
     if single and output:
         raise UsageError(f"--single {single} and --output {output} are both given", "leave one of them out")
-    runs = tuple(dict.fromkeys(runs))
-    for page in map(read_page, runs):
+    written, failed = [], False
+    for run in dict.fromkeys(runs):
+        try:
+            page = read_page(run)
+        except KinemakeError as error:
+            click.echo(f"error: {error}", err=True)
+            failed = True
+            continue
         write_posters(page)
         if single:
             write_single_page(single, page)
             click.echo(single)
         else:
             click.echo(write_page(page))
-    if len(runs) > 1 or output:
-        click.echo(write_common_page(output or runs[0].parent, runs))
+            written.append(run)
+    if len(written) > 1 or (output and written):
+        click.echo(write_common_page(output or written[0].parent, written))
+    sys.exit(failed)
 
 
 main.params.append(DEBUG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stages.runtime.cli import DEBUG, PathType, clean_errors
-from stages.runtime.errors import format_bytes
+from stages.runtime.errors import KinemakeError, format_bytes
 from stages.runtime.table import table
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def lines(run: Path, found: Status) -> list[str]:
     for one in found.running:
         on = f" on {', '.join(one.devices)}" if one.devices else ""
         text.append(f"{one.job}{on}: {one.stage} {one.item}".rstrip())
-    failures = list(found.failures.items())
+    failures = list(found.causes.items())
     text += [f"failed: {os.path.relpath(output, run)}: {reason}" for output, reason in failures[:MOST_FAILURES]]
     if len(failures) > MOST_FAILURES:
         text.append(f"and {len(failures) - MOST_FAILURES} more failures: see steps/logs")
@@ -66,13 +67,19 @@ def main(runs: tuple[Path, ...], watch: bool, every: float, debug: bool) -> None
 
     with suppress(KeyboardInterrupt):
         while True:
-            start = time.monotonic()
-            found = {run: status(run) for run in runs}
+            start, found, faults = time.monotonic(), {}, []
+            for run in runs:
+                try:
+                    found[run] = status(run)
+                except KinemakeError as error:
+                    faults.append(f"error: {error}")
             if watch:
                 click.clear()
-            click.echo("\n".join(line for run, one in found.items() for line in lines(run, one)))
+            click.echo("\n".join(line for run, one in found.items() for line in lines(run, one)), nl=bool(found))
+            for fault in faults:
+                click.echo(fault, err=True)
             if not watch or not any(one.is_running for one in found.values()):
-                return
+                sys.exit(bool(faults))
             time.sleep(max(every, time.monotonic() - start))
 
 

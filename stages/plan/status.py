@@ -57,6 +57,7 @@ class Status:
         store: bytes in the store, of this run and in all.
         running: the jobs under way.
         failures: the last reason of each failed item, by the item's output.
+        causes: those failures that did not come with an input, which had failed before.
     """
 
     is_running: bool
@@ -68,6 +69,7 @@ class Status:
     store: tuple[int, int] = (0, 0)
     running: list[RunningJob] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    causes: dict[str, str] = field(default_factory=dict)
 
 
 def status(folder: Path) -> Status:
@@ -80,7 +82,10 @@ def status(folder: Path) -> Status:
         at_work = [one for job, one in begun if modified(job.log) >= since]
         found = Status(bool(at_work) or (is_held_here and bool(state.unfinished)), running=at_work)
         events = [event for _, event in state.items]
-        found.failures = {output: event["reason"] for output, (_, event) in state.failures.items()}
+        failures = {output: event for output, (_, event) in state.failures.items()}
+        found.failures = {output: event["reason"] for output, event in failures.items()}
+        own = {output for output, event in failures.items() if event.get("failed_in", event["stage"]) == event["stage"]}
+        found.causes = {output: reason for output, reason in found.failures.items() if output in own}
         items = [(stage_of(part.step).name, item) for job in state.planned.jobs for part in job.parts for item in part.items]
         found.counts = counts(items, state.unfinished, found)
         films = [item.output for stage, item in items if stage == "concat"]

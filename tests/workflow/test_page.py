@@ -85,6 +85,12 @@ def test_a_run_writes_its_page_and_says_where(project):
         assert project.path(f"results/{run}/index.html").is_file()
 
 
+def test_a_folder_that_is_no_run_stops_no_page_of_another(project):
+    command = ("-P", "-m", "stages.page", "results/none", "results/bright")
+    output, error = finish(project.start(*command, program="python"), fails=1)
+    assert output == "results/bright/index.html\n" and "results/none is not the folder of a run" in error
+
+
 def test_the_page_of_a_finished_run_starts_no_job(project):
     project_files = {name: state for name, state in project.files().items() if "/page" in name or name.endswith(".html")}
     assert project_files

@@ -44,7 +44,11 @@ def test_the_status_of_a_run_that_failed_and_of_one_that_is_done(project):
     lines, counts = status(project)
     assert lines[0] == "results/demo: 2 of 3 films, no run is at work"
     assert counts == {stage: {"done": 2, "running": 0, "failed": 1, "waiting": 0} for stage in STAGES}
-    assert any(line.startswith("failed: steps/c/frames.json: c.mp4 is not a readable") for line in lines)
+    (failure,) = (line for line in lines if line.startswith("failed:"))  # that of the later stages came with their input
+    assert failure.startswith("failed: steps/c/frames.json: c.mp4 is not a readable")
+    both = ("-P", "-m", "stages.status", "results/none", "results/demo")
+    output, error = finish(project.start(*both, program="python"), fails=1)
+    assert output.splitlines() == lines and error.startswith("error: ") and "none is not the folder of a run" in error
     configure(project, "ab")
     project.run("--cores", 2)
     lines, counts = status(project)
