@@ -90,7 +90,7 @@ def status(folder: Path) -> Status:
         found.counts = counts(items, state.unfinished, found)
         films = [item.output for stage, item in items if stage == "concat"]
         found.films = sum(film not in state.unfinished for film in films), len(films)
-        found.per_hour = films_per_hour(events)
+        found.per_hour = films_per_hour([event for events, _ in state.logs.values() for event in events])
         found.left, found.unmeasured = seconds_left(found, events)
         found.store = store_bytes(Path(state.planned.run.folder), Store(Path(state.planned.run.store)))
         return found
@@ -149,16 +149,16 @@ def store_bytes(folder: Path, store: Store) -> tuple[int, int]:
 
 
 def films_per_hour(events: Sequence[Mapping[str, Any]]) -> float | None:
-    """Films made per hour of work, by the events of the items; None without such a film."""
-    films = sum(event["stage"] == "concat" and event["status"] == "made" for event in events)
+    """Films made per hour of work, by the events in logs; None without such a film."""
+    films = sum(event.get("stage") == "concat" and event.get("status") == "made" for event in events)
     seconds = seconds_at_work(events)
     return 3600 * films / seconds if films and seconds else None
 
 
 def seconds_at_work(events: Iterable[Mapping[str, Any]]) -> float:
-    """The time in which jobs were at work on items, one or several at once.
+    """The time in which jobs were at work, one or several at once, by the events in their logs.
 
-    Shorter breaks count too, in which models are loaded; those of PAUSE seconds or more are between runs.
+    Breaks in which models are loaded count too; those of PAUSE seconds or more are between runs.
     """
     total, end = 0.0, 0.0
     for start, stop in sorted((event["time"] - event.get("seconds", 0), event["time"]) for event in events):

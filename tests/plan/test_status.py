@@ -23,6 +23,11 @@ def test_the_time_between_two_runs_is_no_work():
     assert films_per_hour(events) == pytest.approx(3600 * 2 / (110 + 110))
 
 
+def test_the_time_from_the_start_of_a_job_to_its_first_item_counts():
+    events = [{"event": "lease", "time": 1000.0}, event("generate", 1100, 50), event("concat", 1101, 1)]
+    assert films_per_hour(events) == pytest.approx(3600 / 101)
+
+
 def test_films_that_were_taken_from_the_store_are_not_counted():
     assert films_per_hour([event("concat", 10, 0, "reused"), event("concat", 11, 0, "reused")]) is None
     assert films_per_hour([]) is None
