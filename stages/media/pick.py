@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from stages.media.options import PickOptions
 from stages.media.scores.figures import HIGHER, parse_pick
-from stages.runtime.artifacts import Artifact, member_path, write_index
+from stages.runtime.artifacts import KINDS, Artifact, member_path, write_index
 from stages.runtime.errors import ItemError
 from stages.runtime.log import log
 from stages.runtime.store import LINKED, place
@@ -14,12 +14,19 @@ from stages.runtime.worker import Work, Worker
 
 
 class Pick(Worker[PickOptions]):
-    """Writes `clip`: the chosen take, with what it was chosen by."""
+    """Writes `clip`: the chosen take, with what it was chosen by. Of takes with latents it writes those: `latents`."""
 
     def check(self, work: Work[PickOptions]) -> None:
         takes, scores, options = work.artifacts("clips"), scores_of(work), work.options
         if options.take > len(takes):
             raise ItemError(f"take {options.take} is asked for, and there are {len(takes)}", "name one of them")
+        kind = "latents" if "latents" in work.inputs else "clip"
+        if not work.item.output.endswith(KINDS[kind].suffix):
+            raise ItemError(f"output {work.item.output} is to hold {kind}", f"give it the ending {KINDS[kind].suffix}")
+        if kind == "latents" and (count := len(work.artifacts("latents"))) != len(takes):
+            raise ItemError(
+                f"there are {len(takes)} takes and {count} latents", "give the latents of each take, in the same order"
+            )
         if not options.take and options.by and len(scores) != len(takes):
             raise ItemError(
                 f"there are {len(takes)} takes and {len(scores)} scores", "give the scores of each take, in the same order"
@@ -35,6 +42,8 @@ class Pick(Worker[PickOptions]):
             if figure:
                 reason = f"no take has the figure {figure}"
                 log("warning", item=work.item.id, reason=reason, remedy="the first is picked: pick by another figure")
+        if "latents" in work.inputs:
+            return place(work.artifacts("latents")[take - 1].path, work.output, linked=False)
         chosen = takes[take - 1]
         for suffix in chosen.members:
             target = member_path(work.output, suffix)

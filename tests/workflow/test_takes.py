@@ -99,6 +99,25 @@ def test_picks_overrule_the_figure_and_more_takes_make_only_those(takes, best):
     assert made(project)["concat"] == 0
 
 
+def test_by_latents_more_takes_make_only_those_and_a_single_one_stays(takes):
+    """The pick of each link stays, so that what follows it is current, as by frame."""
+
+    def again(**options):
+        takes.configure(chain=chain(handover="latents", known_latents=2, frame_num=9, links=3, **options))
+        takes.run("--cores", 2)
+        return made(takes)
+
+    assert again() == {"extract_frames": 1, "encode": 3, "generate": 3, "decode": 3, "concat": 1}
+    more = again(takes=2, picks=["1: 1", "2: 1"])
+    assert (more["encode"], more["generate"], more["decode"]) == (0, 3, 3)
+    more = again(takes=3, picks=["1: 1", "2: 1"])
+    assert (more["encode"], more["generate"], more["decode"], more["pick"]) == (0, 3, 3, 5)
+    more = again(takes=3, picks=["1: 3", "2: 1"])
+    assert (more["encode"], more["generate"]) == (2, 6)
+    first, other = (takes.path(f"results/chain/steps/a/link01/{name}.safetensors") for name in ("picked", "latents.take3"))
+    assert artifacts.read(first, ("latents",)).digest == artifacts.read(other, ("latents",)).digest
+
+
 def test_a_file_of_picks_is_obeyed_and_the_takes_stay(takes):
     row = {"id": "a", "video": "a.mp4", "film": "results/chain/a.mp4", "mark": "", "note": "", "picks": ["1: 3"]}
     takes.path("picks.jsonl").write_text(json.dumps(row) + "\n")
