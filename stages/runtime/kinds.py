@@ -97,7 +97,10 @@ RATE_FIELDS = {"fps": Field('frames per second, as text with a fraction: "24/1"'
 PROMPT_FIELDS = {"prompt": Field("prompt", TEXT), "raw": Field("raw caption", TEXT)}
 SEED_FIELDS = {"seed": Field("seed of the noise", SEED)}
 SOURCE_FIELD = Field("facts of the video: stream, size, orientation, rate, duration, declared frames, codec, colour", SOURCE)
-PICK = record({"take": {**COUNT, "minimum": 1}, "of": COUNT, "by": TEXT, "values": array({"type": ["number", "null"]})})
+PICK = record(
+    {"take": {**COUNT, "minimum": 1}, "of": COUNT, "by": TEXT, "values": array({"type": ["number", "null"]})},
+    {"failed": array({**COUNT, "minimum": 1})},
+)
 PART_FRAMES = Field(
     "of a film with several prompts: frames of each, in order, of longlive those of the source first",
     array({**COUNT, "minimum": 1}),
@@ -259,7 +262,8 @@ KINDS = {
                 "repeated_frames": REPEATED_FRAMES,
                 "frames": Field("of fresco: the keyframes, as extract_frames lists them", FRAMES, False),
                 "pick": Field(
-                    "of a picked take: its number, the number of takes, the figure that decided and its value in each take",
+                    "of a picked take: its number, the number of takes, the figure that decided and its value in each take, "
+                    "and the numbers of the takes that failed",
                     PICK,
                     False,
                 ),

@@ -8,13 +8,18 @@ NESTED_EXTRAS = ("frames", "caption", "diffusion")  # optional dependencies, eac
 
 @dataclass(frozen=True)
 class Input:
-    """An input of a stage. `kinds` are the allowed artifact kinds; "file" stands for a user's own media file."""
+    """An input of a stage. `kinds` are the allowed artifact kinds; "file" stands for a user's own media file.
+
+    With `may_fail` the stage is given a failure in the place of an artifact, and decides what that means. Any other failure
+    is passed on.
+    """
 
     name: str
     kinds: tuple[str, ...]
     help: str
     required: bool = True
     many: bool = False
+    may_fail: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,9 +119,16 @@ STAGES = {
             "pick",
             1,
             (
-                Input("clips", ("clip",), "the takes: clips of the same kind, of which one is chosen", many=True),
                 Input(
-                    "scores", ("scores",), "the scores of each take, in the order of the takes", required=False, many=True
+                    "clips", ("clip",), "the takes: clips of the same kind, of which one is chosen", many=True, may_fail=True
+                ),
+                Input(
+                    "scores",
+                    ("scores",),
+                    "the scores of each take, in the order of the takes",
+                    required=False,
+                    many=True,
+                    may_fail=True,
                 ),
                 Input(
                     "latents",
@@ -124,6 +136,7 @@ STAGES = {
                     "the latents of each take, of which those of the chosen one are written in the place of its clip",
                     required=False,
                     many=True,
+                    may_fail=True,
                 ),
             ),
             ("clip", "latents"),
