@@ -112,6 +112,18 @@ BLOCK_FIELD = Field(
 SOURCE_FRAMES = Field(
     "of a film of blocks: frames of the source, of longlive those at the beginning of the film", COUNT, False
 )
+PAST_TENSORS = (
+    TensorSpec(
+        "history", (1, "C", "", "h", "w"), ("F32",), "of helios: the latents that a next chunk reads, old ones first", False
+    ),
+    TensorSpec(
+        "first_latent",
+        (1, "C", 1, "h", "w"),
+        ("F32",),
+        "of helios: the first latent of the film",
+        False,
+    ),
+)
 REPEATED_FRAMES = Field("frames at its beginning that repeat the last ones of what it continues; 1 if absent", COUNT, False)
 PART_PROMPTS = Field("of a film with several prompts: the prompt of each part, in order", array(TEXT), False)
 HALF_OR_FULL = ("BF16", "F16", "F32")
@@ -199,7 +211,7 @@ KINDS = {
                 TensorSpec("image_embeds", (1, "N", "D"), HALF_OR_FULL, "image tokens of the first frame", False),
                 TensorSpec("negative_image_embeds", (1, "N", "D"), HALF_OR_FULL, "image tokens of a grey image", False),
                 TensorSpec("image_latents", (1, "C", "", "h", "w"), ("F32",), "normalised condition latents", False),
-                TensorSpec("past_latents", (1, "C", "", "h", "w"), ("F32",), "latents that the clip goes on from", False),
+                *PAST_TENSORS,
                 TensorSpec(
                     "mask", (1, "", "T", "h", "w"), ("U8",), "1 where the condition is given, 0 where it is generated", False
                 ),
@@ -240,7 +252,7 @@ KINDS = {
                 "loop": Field("of dynamicrafter: whether the clip ends where it began", FLAG, False),
                 "frames": Field("of fresco: the keyframes, as extract_frames lists them", FRAMES, False),
             },
-            tensors=(TensorSpec("latents", (1, "C", "T", "h", "w"), ("F32",), "final latents"),),
+            tensors=(TensorSpec("latents", (1, "C", "T", "h", "w"), ("F32",), "final latents"), *PAST_TENSORS),
         ),
         Kind(
             "clip",

@@ -25,17 +25,17 @@ class Decode(WanDecode[DecodeOptions]):
         latents = work.artifact("latents")
         chunks = latents.tensors()["latents"].split(latents.fields["block"], dim=2)
         fields = carry(self.model, work, latents, "seed", "part_frames", "part_prompts", repeated_frames=0)
-        write_clip(work, self._frames(chunks, latents), fields)
+        write_clip(work, self._frames(chunks), fields)
 
     def follow(self, path: Path, artifact: Artifact, options: DecodeOptions, output: Path) -> None:
         check_lineage(artifact, self.model)
         chunks = in_chunks(follow_latents(path), artifact.fields["block"])
-        write_growing(output, self._frames(chunks, artifact), artifact, options)
+        write_growing(output, self._frames(chunks), artifact, options)
 
-    def _frames(self, chunks: Iterable[torch.Tensor], latents: Artifact) -> Generator[np.ndarray, None, None]:
-        """The frames, uint8 [H, W, 3], of chunks [1, C, F, h, w], without those behind the end of the film."""
-        every = (frame for chunk in chunks for frame in decode_video(self.vae, denormalise(self.vae, chunk.to(self.device))))
-        yield from map(to_uint8, islice(every, latents.fields["num_frames"]))
+    def _frames(self, chunks: Iterable[torch.Tensor]) -> Generator[np.ndarray, None, None]:
+        """The frames, uint8 [H, W, 3], of chunks [1, C, F, h, w]."""
+        for chunk in chunks:
+            yield from map(to_uint8, decode_video(self.vae, denormalise(self.vae, chunk.to(self.device))))
 
 
 def in_chunks(latents: Iterable[torch.Tensor], block: int) -> Iterable[torch.Tensor]:

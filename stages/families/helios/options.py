@@ -31,7 +31,7 @@ from stages.families.shared.wan.options import (
 from stages.media.options import WriteOptions
 from stages.runtime.components import Component
 from stages.runtime.errors import UsageError, shown
-from stages.runtime.options import DTYPE, FRAME, LATENTS, Family, Handover, Implementation, Training, option
+from stages.runtime.options import DTYPE, FRAME, LATENTS, NO_IMAGE, Family, Handover, Implementation, Training, option
 from stages.runtime.sizes import check_size, not_multiple, parse_size, size_text
 
 BASE, MID, DISTILLED = VARIANTS = ("base", "mid", "distilled")
@@ -63,11 +63,6 @@ def window(latents: int) -> int:
 def chunks(frames: int, latents: int) -> int:
     """Number of chunks of a clip of at least this many frames."""
     return max(1, -(-frames // window(latents)))
-
-
-def film_frames(chunks: int, latents: int) -> int:
-    """Frames of a clip of whole chunks: the pipeline cuts up to three at the end, so that 4n+1 are left."""
-    return (chunks * window(latents) - 1) // 4 * 4 + 1
 
 
 def parts_of(encoded: Mapping[str, Any]) -> dict[str, list]:
@@ -143,8 +138,8 @@ def fit_first_frame(variant: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def handovers(variant: str) -> dict[str, Handover]:
-    """How the links of a chain go on: from the last frames, or from the last latents with the first frame of the source."""
-    return {FRAME: Handover(), LATENTS: Handover(from_latents=True, keeps_image=True)}
+    """How the links of a chain go on: from the last frames, or from the latents, as if one film went on."""
+    return {FRAME: Handover(), LATENTS: Handover(from_latents=True, image=NO_IMAGE)}
 
 
 def detect(folder: Path) -> str | None:
@@ -221,8 +216,7 @@ class EncodeOptions(PromptOptions, TextLengthOption, DtypeOption, VaeTilingOptio
     )
     num_frames: int = option(
         132,
-        "Frames of the clip, rounded up to whole chunks; up to three frames are cut at the end, so that 4n+1 are left: of "
-        "132 frames 129 are left, of 33 all",
+        "Frames of the clip, rounded up to whole chunks: 100 are 132",
         unit="frames",
         minimum=1,
         maximum=10**6,

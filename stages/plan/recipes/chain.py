@@ -14,7 +14,7 @@ from stages.plan.picks import is_picks_file, picks_by_clip
 from stages.plan.recipes import v2v
 from stages.plan.takes import MOST_TAKES
 from stages.runtime.errors import UsageError, did_you_mean, shown
-from stages.runtime.options import HANDOVERS, Handover, option
+from stages.runtime.options import BEFORE, FIRST, HANDOVERS, NO_IMAGE, Handover, option
 
 if TYPE_CHECKING:
     from stages.plan.resolve import Clip
@@ -215,8 +215,11 @@ def start_of(
     start: dict[str, Any] = {"num_frames": link.num_frames} if link.num_frames else {}
     if link.source == TEXT:
         return start
-    start |= {"image": anchor if link.source or handover.keeps_image else pixels[-1], **handover.options}
-    if handover.from_latents and not link.source:
+    start |= handover.options
+    if link.source:
+        return start | {"image": anchor}
+    start["image"] = {BEFORE: pixels[-1], FIRST: anchor, NO_IMAGE: ""}[handover.image]
+    if handover.from_latents:
         start["past"] = past_of(clip, links[link.number - 2])
     return start
 
