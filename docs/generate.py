@@ -130,7 +130,7 @@ def artifacts_page() -> str:
     """Every kind of file between the stages."""
     parts = ["# Artifacts\n", "`make generated` writes this page from `stages/runtime/kinds.py`.\n"]
     for kind in KINDS.values():
-        writer = next(stage.name for stage in STAGES.values() if stage.writes == kind.name)
+        writer = next(stage.name for stage in STAGES.values() if kind.name in stage.writes)
         parts.append(f"## `{kind.name}` ({kind.suffix}), by `{writer}`\n\n{kind.help}\n")
         rows = "".join(
             f"| `{name}`{'' if field.required else ' (optional)'} | {field.help} |\n" for name, field in kind.fields.items()

@@ -36,7 +36,7 @@ def run(manifest: Path, config: Path | None, **values: Any) -> None:
         log("step", stage=stage.name, items=len(items))
         families = {name: family for name, family in ALL_FAMILIES.items() if stage.name in family.stages}
         possible = [item for item in items if unmade.isdisjoint(item.files)]
-        marking = replace(settings, mark_failed=stage.writes != "film")
+        marking = replace(settings, mark_failed="film" not in stage.writes)
         unmarked, failed = attempt_items(stage, families, possible, config, marking)
         failures += unmarked
         unmade |= failed if not marking.mark_failed else set()

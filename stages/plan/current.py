@@ -166,9 +166,10 @@ def family_of(clip: Clip, item: Item, stage: str) -> Family:
 
 
 def is_current(record: ResultRecord | None, lineage: Lineage, lineages: Lineages) -> bool:
-    """Whether the result with this record has the requested lineage."""
+    """Whether the result with this record has the requested lineage, and nothing of it failed."""
     return (
         record is not None
+        and record.whole
         and record.fingerprint == lineage.fingerprint
         and record.has_sources(lineage.sources)
         and record.has_weights(lineages.weights_digests(lineage))

@@ -80,7 +80,7 @@ class Part:
 
     @property
     def makes_films(self) -> bool:
-        return self.stage.writes == "film"
+        return "film" in self.stage.writes
 
     @property
     def requested(self) -> Mapping[str, int]:

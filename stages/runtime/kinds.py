@@ -97,7 +97,10 @@ RATE_FIELDS = {"fps": Field('frames per second, as text with a fraction: "24/1"'
 PROMPT_FIELDS = {"prompt": Field("prompt", TEXT), "raw": Field("raw caption", TEXT)}
 SEED_FIELDS = {"seed": Field("seed of the noise", SEED)}
 SOURCE_FIELD = Field("facts of the video: stream, size, orientation, rate, duration, declared frames, codec, colour", SOURCE)
-PICK = record({"take": {**COUNT, "minimum": 1}, "of": COUNT, "by": TEXT, "values": array({"type": ["number", "null"]})})
+PICK = record(
+    {"take": {**COUNT, "minimum": 1}, "of": COUNT, "by": TEXT, "values": array({"type": ["number", "null"]})},
+    {"failed": array({**COUNT, "minimum": 1})},
+)
 PART_FRAMES = Field(
     "of a film with several prompts: frames of each, in order, of longlive those of the source first",
     array({**COUNT, "minimum": 1}),
@@ -108,6 +111,18 @@ BLOCK_FIELD = Field(
 )
 SOURCE_FRAMES = Field(
     "of a film of blocks: frames of the source, of longlive those at the beginning of the film", COUNT, False
+)
+PAST_TENSORS = (
+    TensorSpec(
+        "history", (1, "C", "", "h", "w"), ("F32",), "of helios: the latents that a next chunk reads, old ones first", False
+    ),
+    TensorSpec(
+        "first_latent",
+        (1, "C", 1, "h", "w"),
+        ("F32",),
+        "of helios: the first latent of the film",
+        False,
+    ),
 )
 REPEATED_FRAMES = Field("frames at its beginning that repeat the last ones of what it continues; 1 if absent", COUNT, False)
 PART_PROMPTS = Field("of a film with several prompts: the prompt of each part, in order", array(TEXT), False)
@@ -196,7 +211,7 @@ KINDS = {
                 TensorSpec("image_embeds", (1, "N", "D"), HALF_OR_FULL, "image tokens of the first frame", False),
                 TensorSpec("negative_image_embeds", (1, "N", "D"), HALF_OR_FULL, "image tokens of a grey image", False),
                 TensorSpec("image_latents", (1, "C", "", "h", "w"), ("F32",), "normalised condition latents", False),
-                TensorSpec("past_latents", (1, "C", "", "h", "w"), ("F32",), "latents that the clip goes on from", False),
+                *PAST_TENSORS,
                 TensorSpec(
                     "mask", (1, "", "T", "h", "w"), ("U8",), "1 where the condition is given, 0 where it is generated", False
                 ),
@@ -237,7 +252,7 @@ KINDS = {
                 "loop": Field("of dynamicrafter: whether the clip ends where it began", FLAG, False),
                 "frames": Field("of fresco: the keyframes, as extract_frames lists them", FRAMES, False),
             },
-            tensors=(TensorSpec("latents", (1, "C", "T", "h", "w"), ("F32",), "final latents"),),
+            tensors=(TensorSpec("latents", (1, "C", "T", "h", "w"), ("F32",), "final latents"), *PAST_TENSORS),
         ),
         Kind(
             "clip",
@@ -259,7 +274,8 @@ KINDS = {
                 "repeated_frames": REPEATED_FRAMES,
                 "frames": Field("of fresco: the keyframes, as extract_frames lists them", FRAMES, False),
                 "pick": Field(
-                    "of a picked take: its number, the number of takes, the figure that decided and its value in each take",
+                    "of a picked take: its number, the number of takes, the figure that decided and its value in each take, "
+                    "and the numbers of the takes that failed",
                     PICK,
                     False,
                 ),

@@ -8,6 +8,7 @@ from typing import Any
 
 from stages.runtime.errors import ItemError
 
+UNKNOWN = ""  # in the place of a digest: that of what a failure was made of
 REPLACED = "run again when no other run works in this folder"
 
 
@@ -75,8 +76,10 @@ def one_digest_each(names: Sequence[str], found: Iterable[tuple[Sequence[int], S
         if len(places) != len(digests):
             raise ItemError("an input of the item derives from other files than the plan knows", REPLACED)
         for place, digest in zip(places, digests):
-            if known.setdefault(place, digest) != digest:
+            earlier = known.get(place, UNKNOWN)
+            if UNKNOWN not in (earlier, digest) and earlier != digest:
                 raise ItemError(f"{names[place]} was replaced after an earlier item had read it", "run again")
+            known[place] = earlier or digest
     if len(known) != len(names):
         raise ItemError("the item derives from other files than the plan knows", REPLACED)
     return [(name, known[place]) for place, name in enumerate(names)]

@@ -27,7 +27,7 @@ from stages.runtime.files import remove
 from stages.runtime.inputs import PassedOn, digests, file_option, iter_inputs, open_input
 from stages.runtime.items import Item
 from stages.runtime.key import digest_options, digest_work
-from stages.runtime.lineage import REPLACED, Lineage, one_digest_each
+from stages.runtime.lineage import REPLACED, UNKNOWN, Lineage, one_digest_each
 from stages.runtime.log import log, log_about
 from stages.runtime.model import Model
 from stages.runtime.options import GPUS, Family, gpus_of_model
@@ -100,6 +100,8 @@ class ItemRun:
     states: States = field(default_factory=dict)  # of the files that the key depends on
     ways: States = field(default_factory=dict)  # of the links and folders that lead to the user's files and the weights
     made_of: tuple[Contents, Contents] | None = None  # the user's files and the weights of a planned item
+    without: dict[Failure, None] = field(default_factory=dict)  # the failures in the place of inputs, each once
+    whole: bool = True  # whether no failure is in the place of what a planned item is made of
     again: bool = False  # the second attempt, after a file changed during the first
 
     def changed(self) -> Path | None:
@@ -163,10 +165,15 @@ class Loop:
             for spec in self.stage.inputs
             if spec.name in run.item.inputs
         }
-        for opened in iter_inputs(run.inputs):
-            if isinstance(opened, Artifact) and opened.failure:
-                raise PassedOn(opened.failure)
-            if isinstance(opened, Artifact):
+        run.without = {}
+        for spec in self.stage.inputs:
+            for opened in iter_inputs({spec.name: run.inputs.get(spec.name, [])}):
+                if not isinstance(opened, Artifact):
+                    continue
+                if opened.failure and not spec.may_fail:
+                    raise PassedOn(opened.failure)
+                if opened.failure:
+                    run.without[opened.failure] = None
                 run.states |= file_states(artifact_files(opened))
         if self._model and self.implementation.needs_model(run.options):
             run.weights, states, ways = self._weights
@@ -181,8 +188,10 @@ class Loop:
     def _made_of(self, run: ItemRun, lineage: Lineage) -> tuple[Contents, Contents]:
         """The user's files and the weights behind the item, earlier stages included, with their digests.
 
-        Raises ItemError for an input that is not the one of the plan, and for a file that was replaced between stages.
+        What a failure was made of is not known. Raises ItemError for an input that is not the one of the plan, and for a
+        file that was replaced between stages.
         """
+        run.whole = not run.without
         sources: list[tuple[Sequence[int], list[str]]] = []
         weights: list[tuple[Sequence[int], list[str]]] = []
         opened = [*iter_inputs(run.inputs), *chain(*run.files.values())]
@@ -191,9 +200,14 @@ class Loop:
             if not isinstance(one, Artifact):
                 sources.append((origin.sources, [digest]))
                 continue
+            if one.failure:
+                sources.append((origin.sources, [UNKNOWN] * len(origin.sources)))
+                weights.append((origin.weights, [UNKNOWN] * len(origin.weights)))
+                continue
             made = read_record(one.path)
             if made is None or made.fingerprint != origin.fingerprint or made.changed(one.path):
                 raise ItemError(f"{one.path} is not what the plan of this run knows", REPLACED)
+            run.whole = run.whole and made.whole
             sources.append((origin.sources, [digest for _, digest in made.sources]))
             weights.append((origin.weights, [digest for _, digest in made.weights]))
         if run.weights:
@@ -242,12 +256,15 @@ class Loop:
         self.report.made += status == "made"
         self.report.reused += status == "reused"
         self._log_item(run, seconds=round(run.seconds, 3), memory_saving=run.memory_saving)
+        for failure in run.without:
+            reason = f"made without {failure.item}, which failed in {failure.stage}: {failure.reason}"
+            log("warning", item=run.item.id, reason=reason, remedy=failure.remedy)
 
     def _write_record(self, run: ItemRun, published: Mapping[str, str]) -> None:
         """Write the record of a planned item. `published` are the digests of its files, by name."""
         assert run.made_of is not None
         output = Path(run.item.output)
-        write_record(output, ResultRecord.of(output, run.item.fingerprint, *run.made_of, published))
+        write_record(output, ResultRecord.of(output, run.item.fingerprint, *run.made_of, published, run.whole))
 
     # ------------------------------------------------------------------------------------------------------------ work
 

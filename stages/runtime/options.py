@@ -466,6 +466,7 @@ class Implementation:
 
 FRAME, LATENTS = "frame", "latents"
 HANDOVERS = (FRAME, LATENTS)
+BEFORE, FIRST, NO_IMAGE = "before", "first", ""
 
 
 @dataclass(frozen=True)
@@ -474,13 +475,14 @@ class Handover:
 
     Attributes:
         from_latents: the link starts from the latents of the one before, else from its last frames.
-        keeps_image: each link is also given the image that the first one starts from, in the place of its own last frames.
+        image: what encode is given as the image: BEFORE, the clip before; FIRST, the image that the first link starts from;
+            NO_IMAGE where the latents suffice.
         options: options of encode that belong to it.
         fault: function option values -> (reason, remedy) if the values do not suffice for it, else None.
     """
 
     from_latents: bool = False
-    keeps_image: bool = False
+    image: str = BEFORE
     options: Mapping[str, Any] = field(default_factory=dict)
     fault: Callable[[Mapping[str, Any]], tuple[str, str] | None] = lambda values: None
 

@@ -24,21 +24,29 @@ class ResultRecord:
         sources: the user's files, as (path, SHA-256).
         weights: the files of models, as (MODEL for STAGE, digest). Both lists are in the order of the work.
         files: the result's own files, by path relative to its folder: (size in bytes, mtime in ns, SHA-256).
+        whole: False if the item, or an earlier one, was made without something that failed: the next plan tries that again.
     """
 
     fingerprint: str
     sources: Contents
     weights: Contents
     files: Mapping[str, tuple[int, int, str]]
+    whole: bool = True
 
     @classmethod
     def of(
-        cls, output: Path, fingerprint: str, sources: Contents, weights: Contents, digests: Mapping[str, str]
+        cls,
+        output: Path,
+        fingerprint: str,
+        sources: Contents,
+        weights: Contents,
+        digests: Mapping[str, str],
+        whole: bool = True,
     ) -> ResultRecord:
         """The record of a published result. `digests` are those of its files, by name."""
         states = {name: os.stat(output.parent / name) for name in digests}
         files = {name: (states[name].st_size, states[name].st_mtime_ns, digest) for name, digest in digests.items()}
-        return cls(fingerprint, sources, weights, files)
+        return cls(fingerprint, sources, weights, files, whole)
 
     def changed(self, output: Path) -> list[str]:
         """The result's files that are missing or have other content. Their times may differ, as after a copy."""
@@ -74,7 +82,8 @@ def read_record(output: Path) -> ResultRecord | None:
         fields = json.loads(read_plain(record_path(output), LARGEST_RECORD))
         sources, weights = ([(str(one), str(digest)) for one, digest in fields[name]] for name in ("sources", "weights"))
         files = {str(name): (int(size), int(time), str(digest)) for name, (size, time, digest) in fields["files"].items()}
-        return ResultRecord(str(fields["fingerprint"]), sources, weights, files) if output.name in files else None
+        whole = fields.get("whole", True) is True
+        return ResultRecord(str(fields["fingerprint"]), sources, weights, files, whole) if output.name in files else None
     except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 

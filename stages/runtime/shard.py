@@ -77,12 +77,13 @@ def batch_by_model(
     stage: Stage, families: Mapping[str, Family], items: Sequence[Item], config: Path | None
 ) -> tuple[list[Batch], dict[str, Failure]]:
     """Group items by model, with options resolved. Also the failures of items whose model is unknown, by output path."""
-    suffix = artifacts.KINDS[stage.writes].suffix
+    suffixes = tuple(artifacts.KINDS[kind].suffix for kind in stage.writes)
     batches: dict[tuple[str, str], Batch] = {}
     failures = {}
     for item in items:
-        if not item.output.endswith(suffix):
-            raise UsageError(f"output {item.output} does not end with {suffix}", f"{stage.name} writes {suffix}")
+        if not item.output.endswith(suffixes):
+            known = " or ".join(suffixes)
+            raise UsageError(f"output {item.output} does not end with {known}", f"{stage.name} writes {known}")
         if os.path.isdir(item.output):
             raise UsageError(f"output {item.output} is a folder", "remove it, or choose another output")
         try:

@@ -8,13 +8,18 @@ NESTED_EXTRAS = ("frames", "caption", "diffusion")  # optional dependencies, eac
 
 @dataclass(frozen=True)
 class Input:
-    """An input of a stage. `kinds` are the allowed artifact kinds; "file" stands for a user's own media file."""
+    """An input of a stage. `kinds` are the allowed artifact kinds; "file" stands for a user's own media file.
+
+    With `may_fail` the stage is given a failure in the place of an artifact, and decides what that means. Any other failure
+    is passed on.
+    """
 
     name: str
     kinds: tuple[str, ...]
     help: str
     required: bool = True
     many: bool = False
+    may_fail: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Stage:
     name: str
     version: int
     inputs: tuple[Input, ...]  # the first one is the command's positional argument
-    writes: str
+    writes: tuple[str, ...]  # the kinds of its output
     help: str
     extra: str
     model: bool = True
@@ -43,7 +48,7 @@ STAGES = {
             "extract_frames",
             1,
             (Input("video", ("file", "clip"), "the video from which frames are extracted, or an image"),),
-            "frames",
+            ("frames",),
             "Extract frames from a video: upright, with square pixels, at the requested size.",
             "frames",
             model=False,
@@ -53,7 +58,7 @@ STAGES = {
             "caption_vlm",
             2,
             (Input("video", ("file", "clip"), "the video or image to describe"),),
-            "caption",
+            ("caption",),
             "Describe a video or an image with a vision-language model, or use a given prompt.",
             "caption",
             repeatable="video",
@@ -69,16 +74,9 @@ STAGES = {
                     required=False,
                 ),
                 Input("caption", ("caption",), "the prompt, from caption_vlm", required=False),
-                Input(
-                    "past",
-                    ("latents",),
-                    "the latents of the clip that the new one goes on from, or those of each take of it",
-                    required=False,
-                    many=True,
-                ),
-                Input("picked", ("clip",), "the take that pick chose: which of several pasts is meant", required=False),
+                Input("past", ("latents",), "the latents of the clip that the new one goes on from", required=False),
             ),
-            "encoded",
+            ("encoded",),
             "Encode a prompt, and a first frame if there is one, into the inputs of the denoiser.",
             "diffusion",
             repeatable=PROMPT,
@@ -87,7 +85,7 @@ STAGES = {
             "generate",
             1,
             (Input("encoded", ("encoded",), "the output of encode"),),
-            "latents",
+            ("latents",),
             "Denoise an encoded condition to the latents of a new clip.",
             "diffusion",
             minutes=90,
@@ -100,7 +98,7 @@ STAGES = {
                 Input("frames", ("frames",), "all frames of the clip, from extract_frames --select all"),
                 Input("keys", ("frames", "clip"), "translated keyframes of the same clip, with their indices"),
             ),
-            "propagated",
+            ("propagated",),
             "Propagate translated keyframes to the frames between them.",
             "propagate",
             model=False,
@@ -110,7 +108,7 @@ STAGES = {
             "decode",
             2,
             (Input("latents", ("latents",), "the output of generate"),),
-            "clip",
+            ("clip",),
             "Decode latents to pixels: a video and its lossless last frame.",
             "diffusion",
             minutes=10,
@@ -121,12 +119,27 @@ STAGES = {
             "pick",
             1,
             (
-                Input("clips", ("clip",), "the takes: clips of the same kind, of which one is chosen", many=True),
                 Input(
-                    "scores", ("scores",), "the scores of each take, in the order of the takes", required=False, many=True
+                    "clips", ("clip",), "the takes: clips of the same kind, of which one is chosen", many=True, may_fail=True
+                ),
+                Input(
+                    "scores",
+                    ("scores",),
+                    "the scores of each take, in the order of the takes",
+                    required=False,
+                    many=True,
+                    may_fail=True,
+                ),
+                Input(
+                    "latents",
+                    ("latents",),
+                    "the latents of each take, of which those of the chosen one are written in the place of its clip",
+                    required=False,
+                    many=True,
+                    may_fail=True,
                 ),
             ),
-            "clip",
+            ("clip", "latents"),
             "Choose one of several takes: the one with the best figure of the scores, or the one that is named.",
             "frames",
             model=False,
@@ -143,7 +156,7 @@ STAGES = {
                     required=False,
                 ),
             ),
-            "film",
+            ("film",),
             "Join clips into one film, encoded once and without duplicate frames at the seams.",
             "frames",
             model=False,
@@ -156,7 +169,7 @@ STAGES = {
                 Input("film", ("film", "clip", "file"), "the film, the index of a clip, or any video"),
                 Input("source", ("file",), "the video that the film continues or shows in a new look", required=False),
             ),
-            "scores",
+            ("scores",),
             "Measure a film: faulty frames, motion, flicker, seams, drift, and likeness to a reference.",
             "frames",
             minutes=5,

@@ -63,6 +63,30 @@ def test_the_first_is_picked_with_a_warning_where_no_take_has_the_figure(tmp_pat
     assert artifacts.read(tmp_path / "link.json", ("clip",)).fields["pick"]["take"] == 1
 
 
+def failure(path):
+    artifacts.write_failure(path, artifacts.Failure("decode", path.stem, "the disk is odd", "mend it"))
+
+
+def test_among_takes_of_which_some_failed_the_others_are_compared(tmp_path, clips):
+    """The best one failed, and the scores of another."""
+    given = scores(tmp_path, repeated=[1, 3, 2])
+    failure(tmp_path / "a.json")
+    failure(tmp_path / "2.scores.json")
+    stage("pick", *clips, *given, "--by", "motion.repeated_frames", "-o", tmp_path / "link.json")
+    stage("pick", *clips, "-o", tmp_path / "first.json")
+    found = [artifacts.read(tmp_path / name, ("clip",)).fields["pick"] for name in ("link.json", "first.json")]
+    assert found[0] == {"take": 2, "of": 3, "by": "motion.repeated_frames", "values": [None, 3, None], "failed": [1]}
+    assert (found[1]["take"], found[1]["failed"]) == (2, [1])
+
+
+def test_a_pick_fails_if_the_take_that_is_asked_for_did_or_all_did(tmp_path, clips):
+    failure(tmp_path / "b.json")
+    assert "the disk is odd: mend it" in stage("pick", *clips, "--take", 2, "-o", tmp_path / "link.json", fails=1)
+    assert "the disk is odd: mend it" in stage("pick", clips[1], clips[1], "-o", tmp_path / "link.json", fails=1)
+    assert not (tmp_path / "link.json").exists()
+    stage("pick", *clips, "--take", 3, "-o", tmp_path / "link.json")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -36,7 +36,7 @@ def test_the_5b_goes_on_from_its_own_latents_and_the_last_frames_of_the_source(c
     links = encodes(config)
     assert "past" not in links["link01"].inputs
     for before, label in (("link01", "link02"), ("link02", "link03")):
-        assert links[label].inputs["past"] == [f"results/demo/steps/a/{before}/latents.safetensors"]
+        assert links[label].inputs["past"] == f"results/demo/steps/a/{before}/latents.safetensors"
         assert links[label].inputs["image"] == f"results/demo/a/video_{before[-2:]}_a.json"
     (frames,) = (item for job in plan.load(config, 1).jobs for item in job.items if item.output.endswith("frames.json"))
     assert (frames.options["select"], frames.options["count"]) == ("tail", 9)
@@ -54,24 +54,35 @@ def test_the_14b_goes_on_from_its_last_latent_and_one_image(config, chain):
     links = encodes(config)
     assert {item.inputs["image"] for item in links.values()} == {"results/demo/steps/a/frames.json"}
     assert all(item.options["padding"] == "zeros" for item in links.values())
-    assert links["link03"].inputs["past"] == ["results/demo/steps/a/link02/latents.safetensors"]
+    assert links["link03"].inputs["past"] == "results/demo/steps/a/link02/latents.safetensors"
 
 
-def test_helios_goes_on_from_its_latents_and_the_source(config, chain):
+def test_helios_goes_on_from_its_latents_alone(config, chain):
     chain |= {"model": "helios"}
     del chain["options"]["known_latents"], chain["captioner"]
     links = encodes(config)
-    assert {item.inputs["image"] for item in links.values()} == {"results/demo/steps/a/frames.json"}
-    assert links["link02"].inputs["past"] == ["results/demo/steps/a/link01/latents.safetensors"]
+    assert links["link01"].inputs["image"] == "results/demo/steps/a/frames.json"
+    assert links["link02"].inputs["past"] == "results/demo/steps/a/link01/latents.safetensors"
+    assert "image" not in links["link02"].inputs
 
 
 def test_of_several_takes_a_link_goes_on_from_the_latents_of_the_picked_one(config, chain):
     chain["options"] |= {"link_takes": ["2: 2"], "pick": ["motion.smoothness"]}
-    links = encodes(config)
-    steps = "results/demo/steps/a"
-    assert links["link02"].inputs["past"] == [f"{steps}/link01/latents.safetensors"]
-    assert links["link03"].inputs["past"] == [f"{steps}/link02/latents{take}.safetensors" for take in ("", ".take2")]
-    assert [links[label].inputs.get("picked") for label in ("link02", "link03")] == [None, "results/demo/a/video_02_a.json"]
+    links, steps = encodes(config), "results/demo/steps/a"
+    assert links["link02"].inputs["past"] == f"{steps}/link01/latents.safetensors"
+    assert links["link03"].inputs["past"] == f"{steps}/link02/picked.safetensors"
+    clip, latents = (
+        item
+        for job in plan.load(config, 1).jobs
+        for item in job.items
+        if item.id.startswith("a/link02") and "clips" in item.inputs
+    )
+    assert clip.output == links["link03"].inputs["image"] and latents.output == links["link03"].inputs["past"]
+    assert latents.inputs == {
+        **clip.inputs,
+        "latents": [f"{steps}/link02/latents{take}.safetensors" for take in ("", ".take2")],
+    }
+    assert latents.options == clip.options  # so that both are of the same take
 
 
 @pytest.mark.parametrize(

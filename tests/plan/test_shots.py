@@ -86,10 +86,8 @@ def test_helios_goes_on_from_latents_after_a_shot_from_text(config, run):
     write([SHOTS[3], {"shot": "rain", "prompt": "rain"}, {"shot": "sun", "prompt": "the sun"}])
     found = items(config)
     starts = [found[f"steps/town/link0{n}/encoded.safetensors"].inputs for n in (2, 3)]
-    assert {inputs["image"] for inputs in starts} == {"results/demo/town/video_01_town.json"}
-    assert [inputs["past"] for inputs in starts] == [
-        [f"results/demo/steps/town/link0{n}/latents.safetensors"] for n in (1, 2)
-    ]
+    assert not any("image" in inputs for inputs in starts)
+    assert [inputs["past"] for inputs in starts] == [f"results/demo/steps/town/link0{n}/latents.safetensors" for n in (1, 2)]
 
 
 def test_a_further_shot_changes_only_what_goes_on_from_it(config, run):

@@ -84,6 +84,36 @@ def test_a_failed_input_passes_its_first_reason_on_without_work(tmp_path):
     assert artifacts.read_failure(tmp_path / "later.json") == report.failures[0]
 
 
+def test_an_item_is_made_without_an_input_that_may_fail_and_the_next_plan_knows(tmp_path, capsys):
+    """Also of what is made of it, in whose record another input has the digest that the failure does not know."""
+    first = planned(item(tmp_path, "a", "bad"))
+    toys.loop(tmp_path / "store").run([first])
+    video, caption = (
+        Input("video", ("file", "caption"), "a text file or a caption"),
+        Input("more", ("caption",), "a caption"),
+    )
+    lenient = replace(toys.STAGE, inputs=(replace(video, may_fail=True), caption))
+    second = follow(first, tmp_path)
+    report = toys.loop(tmp_path / "store", stage=lenient).run([second])
+    assert (report.made, report.failures) == (1, []) and not read_record(tmp_path / "b.json").whole
+    assert '"reason": "made without a, which failed in toy: the toy is bad", "remedy": "mend it"' in capsys.readouterr().err
+
+    other = replace(first, id="c", output=str(tmp_path / "c.json"), options={**first.options, "factor": 2})
+    (tmp_path / "a.txt").write_text("good")
+    toys.loop(tmp_path / "store").run([other])
+    known = Origin(first.lineage.fingerprint, [0], [])
+    lineage = Lineage("work on d", first.lineage.sources, (), (Origin("work on b", [0], []), known))
+    inputs = {"video": second.output, "more": other.output}
+    last = replace(second, id="d", inputs=inputs, output=str(tmp_path / "d.json"), lineage=lineage)
+    assert toys.loop(tmp_path / "store", stage=lenient).run([last]).made == 1
+    record = read_record(tmp_path / "d.json")
+    assert not record.whole and record.sources == [(first.inputs["video"], hashlib.sha256(b"good").hexdigest())]
+
+    toys.loop(tmp_path / "store").run([first])
+    toys.loop(tmp_path / "store", stage=lenient).run([second])
+    assert read_record(tmp_path / "b.json").whole
+
+
 def test_a_failure_does_not_enter_the_store(tmp_path):
     bad = item(tmp_path, "a", "bad")
     toys.loop(tmp_path / "store").run([bad])

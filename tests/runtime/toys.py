@@ -12,7 +12,7 @@ from stages.runtime.store import Store
 from stages.runtime.worker import Worker
 from tests.records import fields
 
-STAGE = Stage("toy", 1, (Input("video", ("file", "caption"), "a text file or a caption"),), "caption", "A toy.", "frames")
+STAGE = Stage("toy", 1, (Input("video", ("file", "caption"), "a text file or a caption"),), ("caption",), "A toy.", "frames")
 
 
 class ToyOptions(Options):

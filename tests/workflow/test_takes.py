@@ -99,6 +99,54 @@ def test_picks_overrule_the_figure_and_more_takes_make_only_those(takes, best):
     assert made(project)["concat"] == 0
 
 
+def test_by_latents_more_takes_make_only_those_and_a_single_one_stays(takes):
+    """The pick of each link stays, so that what follows it is current, as by frame."""
+
+    def again(**options):
+        takes.configure(chain=chain(handover="latents", known_latents=2, frame_num=9, links=3, **options))
+        takes.run("--cores", 2)
+        return made(takes)
+
+    assert again() == {"extract_frames": 1, "encode": 3, "generate": 3, "decode": 3, "concat": 1}
+    more = again(takes=2, picks=["1: 1", "2: 1"])
+    assert (more["encode"], more["generate"], more["decode"]) == (0, 3, 3)
+    more = again(takes=3, picks=["1: 1", "2: 1"])
+    assert (more["encode"], more["generate"], more["decode"], more["pick"]) == (0, 3, 3, 5)
+    more = again(takes=3, picks=["1: 3", "2: 1"])
+    assert (more["encode"], more["generate"]) == (2, 6)
+    first, other = (takes.path(f"results/chain/steps/a/link01/{name}.safetensors") for name in ("picked", "latents.take3"))
+    assert artifacts.read(first, ("latents",)).digest == artifacts.read(other, ("latents",)).digest
+
+
+@pytest.mark.parametrize("handover", [{}, {"handover": "latents", "known_latents": 2, "frame_num": 9}])
+def test_a_take_that_failed_falls_out_until_the_next_run(project, handover):
+    """The first take of the first link, in whose place is a folder. It would be picked."""
+    zoo.plain(project.folder, "a.mp4", frames=9, size=(64, 48))
+    options = {"links": 2, "link_takes": ["1: 2"], "seed": 70 + len(handover), **handover}
+    in_the_way, film = project.path("results/failing/a/video_01_a.take1.mkv"), project.path("results/failing/a.mp4")
+    film.unlink(missing_ok=True)
+    if in_the_way.exists():
+        in_the_way.unlink()
+    in_the_way.mkdir(parents=True)
+    project.configure(failing=chain(**options))
+    report = project.run("--cores", 2)
+    pick = project.read("failing/a/video_01_a.json")["fields"]["pick"]
+    assert (pick["take"], pick["failed"]) == (2, [1])
+    assert "made without a/link01.take1, which failed in decode:" in report and f"{in_the_way.name} is a folder" in report
+    old = film.read_bytes()
+
+    project.configure(failing=chain(**options, picks=["1: 1"]))
+    assert f"{in_the_way.name} is a folder" in project.run("--cores", 2, fails=1)
+    assert film.read_bytes() == old
+
+    in_the_way.rmdir()
+    project.configure(failing=chain(**options))
+    project.run("--cores", 2)
+    pick = project.read("failing/a/video_01_a.json")["fields"]["pick"]
+    assert pick["take"] == 1 and "failed" not in pick and film.read_bytes() != old
+    assert "Nothing to be done" in project.run("--cores", 2)
+
+
 def test_a_file_of_picks_is_obeyed_and_the_takes_stay(takes):
     row = {"id": "a", "video": "a.mp4", "film": "results/chain/a.mp4", "mark": "", "note": "", "picks": ["1: 3"]}
     takes.path("picks.jsonl").write_text(json.dumps(row) + "\n")

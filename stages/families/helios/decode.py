@@ -33,7 +33,7 @@ class Decode(WanDecode[DecodeOptions]):
         write_growing(output, self._frames(chunks, artifact), artifact, options)
 
     def _frames(self, chunks: Iterable[torch.Tensor], latents: Artifact) -> Generator[np.ndarray, None, None]:
-        """The frames, uint8 [H, W, 3], of chunks [1, C, F, h, w], without those behind the end of the film."""
+        """The frames, uint8 [H, W, 3], of chunks [1, C, F, h, w], without those behind the end of the clip."""
         every = (frame for chunk in chunks for frame in decode_video(self.vae, denormalise(self.vae, chunk.to(self.device))))
         yield from map(to_uint8, islice(every, latents.fields["num_frames"]))
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from stages.families.helios.options import FAMILY, LATENT, EncodeOptions, chunks, film_frames, window
+from stages.families.helios.options import FAMILY, LATENT, EncodeOptions, chunks, clip_frames, window
 from stages.families.shared.item import (
     check_against_model,
     check_finite,
@@ -34,13 +34,15 @@ from stages.runtime.log import log
 from stages.runtime.sizes import parse_size
 from stages.runtime.worker import Work
 
+PAST = ("history", "first_latent")  # of the latents of a clip, for the next one
+
 
 class Encode(WanEncode[EncodeOptions]):
     """Writes `encoded`: prompt_embeds [P, L, D] of P prompts, negative_prompt_embeds [1, L, D].
 
     With a source also image_moments [1, 2 C, 1, h, w] of its first frame, and video_moments [1, 2 C, T, h, w] of the chunks
-    at its end; of a single frame, those of the chunk in which it stands still. With a past also past_latents
-    [1, C, T, h, w], which take the place of those chunks.
+    at its end; of a single frame, those of the chunk in which it stands still. With a past instead its history
+    [1, C, N, h, w] and first_latent [1, C, 1, h, w], as they are.
     """
 
     kind = "HeliosPipeline"
@@ -51,8 +53,13 @@ class Encode(WanEncode[EncodeOptions]):
         check_past(work, FAMILY, self.model.variant)
         if past := past_of(work):
             check_lineage(past, self.model)
-            if "image" not in work.inputs:
-                raise ItemError(f"item {work.item.id} has a past and no image", "give the film's first frame: encode IMAGE")
+            if missing := [name for name in PAST if name not in past.shapes]:
+                raise ItemError(f"{past.path} lacks {missing[0]}", "make it again with generate")
+            if "image" in work.inputs:
+                raise ItemError(
+                    f"item {work.item.id} has a past and an image",
+                    "leave one out: the past knows how its film began",
+                )
         if len(options.switch_frame_indices) != len(options.next_prompts):
             raise ItemError(
                 f"item {work.item.id} has {len(options.switch_frame_indices)} switch_frame_indices "
@@ -95,7 +102,7 @@ class Encode(WanEncode[EncodeOptions]):
             self.model,
             work,
             film_size(work),
-            film_frames(count, block),
+            clip_frames(count, block, options.whole_chunks),
             prompts_of(work)[0],
             raw,
             prompts=prompts_of(work),
@@ -108,7 +115,8 @@ class Encode(WanEncode[EncodeOptions]):
             log("lengths", item=work.item.id, asked=options.num_frames, num_frames=fields["num_frames"])
         tensors = {**texts, **(self._moments(source, window(block)) if source else {})}
         if past := past_of(work):
-            tensors["past_latents"] = past.tensors()["latents"]
+            made = past.tensors()
+            tensors |= {name: made[name] for name in PAST}
         for name, tensor in tensors.items():
             check_finite(tensor, f"{name} of {work.item.id}")
         write_tensors(work.output, "encoded", fields, tensors)
@@ -148,6 +156,6 @@ def frames_of(work: Work[EncodeOptions]) -> list[Image.Image]:
 
 
 def film_size(work: Work[EncodeOptions]) -> tuple[int, int]:
-    """Width and height of the source's frames, else of option size."""
-    source = work.optional("image")
+    """Width and height of the source's frames, or of the past's, else of option size."""
+    source = work.optional("image") or past_of(work)
     return size_of(source) if source else parse_size(work.options.size)

@@ -36,7 +36,11 @@ from stages.runtime.worker import Work, Worker
 
 
 class Generate(Worker[GenerateOptions]):
-    """Writes `latents` float32 [1, C, T, h, w] of whole chunks, without the source."""
+    """Writes `latents` float32 [1, C, T, h, w] of whole chunks, without the source.
+
+    Beside them it writes what a next chunk would read: the history [1, C, N, h, w], which is the last latents, those of the
+    source or of the clip before among them, and the first_latent of the film.
+    """
 
     def check(self, work: Work[GenerateOptions]) -> None:
         encoded = work.artifact("encoded")
@@ -93,17 +97,21 @@ class Generate(Worker[GenerateOptions]):
                 prompt = prompts[which[number]][None]
                 near = past.to(self.device, dtype)
                 model = Prediction(self.transformer, dtype, near, prompt, negative, options.history_sizes)
-                chunk = self._chunk(model, shape, number, options).cpu()
+                begins = number == 0 and "history" not in tensors
+                chunk = self._chunk(model, shape, number, options, begins).to("cpu", torch.float32)
                 check_finite(chunk, f"chunk {number} of {work.item.id}", PRECISION_OR_GUIDANCE)
                 film.add(chunk)
             past = past.after(chunk)
         seals = seal_blocks(keys, film.latents)
-        write_tensors(work.output, "latents", {**carried, "seals": seals}, {"latents": film.latents})
+        made = {"latents": film.latents, "history": past.history, "first_latent": past.prefix}
+        write_tensors(work.output, "latents", {**carried, "seals": seals}, made)
         film.progress.finish()
 
     def _past(self, encoded: Artifact, options: GenerateOptions) -> Past:
-        """What lies before the first chunk: the source with noise on it, or nothing."""
+        """What lies before the first chunk: the clip before, the source with noise on it, or nothing."""
         tensors, fields, length = encoded.tensors(), encoded.fields, sum(options.history_sizes)
+        if "history" in tensors:
+            return Past(tensors["first_latent"], latest([tensors["history"]], length))
         vae = read_config(self.model.folder() / "vae")
         if not fields["source_frames"]:
             stride = vae.get("scale_factor_spatial", 8)
@@ -119,16 +127,18 @@ class Generate(Worker[GenerateOptions]):
             options.video_noise_sigma,
             generator(options.seed, SOURCE),
         )
-        return Past(prefix, latest([tensors.get("past_latents", history)], length))
+        return Past(prefix, latest([history], length))
 
-    def _chunk(self, model: Prediction, shape: tuple[int, ...], number: int, options: GenerateOptions) -> torch.Tensor:
-        """Denoise a chunk of this shape, float32, on the device."""
+    def _chunk(
+        self, model: Prediction, shape: tuple[int, ...], number: int, options: GenerateOptions, begins: bool
+    ) -> torch.Tensor:
+        """Denoise a chunk of this shape on the device. `begins` says that it is the first one of a film."""
         draws = generator(options.seed, number + 1)
         noise = torch.randn(shape, generator=draws).to(self.device)
         scale, stages = options.guidance_scale, options.pyramid_num_inference_steps_list
         if self.model.variant not in PYRAMIDS:
             return denoise(model, self.scheduler, noise, options.num_inference_steps, scale)
-        amplify = options.amplify_first_chunk and number == 0 and self.model.variant == DISTILLED
+        amplify = options.amplify_first_chunk and begins and self.model.variant == DISTILLED
         return denoise_pyramid(model, self.scheduler, noise, stages, scale, options.zero_init_steps, amplify, draws)
 
 

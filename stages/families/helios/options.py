@@ -31,7 +31,7 @@ from stages.families.shared.wan.options import (
 from stages.media.options import WriteOptions
 from stages.runtime.components import Component
 from stages.runtime.errors import UsageError, shown
-from stages.runtime.options import DTYPE, FRAME, LATENTS, Family, Handover, Implementation, Training, option
+from stages.runtime.options import DTYPE, FRAME, LATENTS, NO_IMAGE, Family, Handover, Implementation, Training, option
 from stages.runtime.sizes import check_size, not_multiple, parse_size, size_text
 
 BASE, MID, DISTILLED = VARIANTS = ("base", "mid", "distilled")
@@ -65,9 +65,10 @@ def chunks(frames: int, latents: int) -> int:
     return max(1, -(-frames // window(latents)))
 
 
-def film_frames(chunks: int, latents: int) -> int:
-    """Frames of a clip of whole chunks: the pipeline cuts up to three at the end, so that 4n+1 are left."""
-    return (chunks * window(latents) - 1) // 4 * 4 + 1
+def clip_frames(chunks: int, latents: int, whole: bool) -> int:
+    """Frames of a clip of chunks: all of them, or without the up to three that the pipeline cuts, so that 4n+1 are left."""
+    frames = chunks * window(latents)
+    return frames if whole else (frames - 1) // 4 * 4 + 1
 
 
 def parts_of(encoded: Mapping[str, Any]) -> dict[str, list]:
@@ -143,8 +144,9 @@ def fit_first_frame(variant: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def handovers(variant: str) -> dict[str, Handover]:
-    """How the links of a chain go on: from the last frames, or from the last latents with the first frame of the source."""
-    return {FRAME: Handover(), LATENTS: Handover(from_latents=True, keeps_image=True)}
+    """How the links of a chain go on: from the last frames, or from the latents, as if one film went on."""
+    by_latents = Handover(from_latents=True, image=NO_IMAGE, options={"whole_chunks": True})
+    return {FRAME: Handover(), LATENTS: by_latents}
 
 
 def detect(folder: Path) -> str | None:
@@ -236,6 +238,9 @@ class EncodeOptions(PromptOptions, TextLengthOption, DtypeOption, VaeTilingOptio
         unit=LATENT,
         minimum=1,
         maximum=10**6,
+    )
+    whole_chunks: bool = option(
+        False, "Cut no frames at the end of the clip, because another clip goes on from its latents", set_by_recipe=True
     )
     num_latent_frames_per_chunk: int = option(9, CHUNK_HELP, unit=LATENT, minimum=2, maximum=1024)
     num_conditioning_frames: int = option(

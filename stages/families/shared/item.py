@@ -124,29 +124,11 @@ def check_past(work: Work, family: Family, variant: str) -> None:
     if "past" in work.inputs and LATENTS not in family.handovers(variant):
         able = f"{family.name} {variant}".strip()
         raise ItemError(f"item {work.item.id} has a past and {able} starts from frames alone", "leave --past out")
-    if "picked" in work.inputs and "past" not in work.inputs:
-        raise ItemError(
-            f"item {work.item.id} has a picked clip and no past", "give the latents of the takes, or leave it out"
-        )
 
 
 def past_of(work: Work) -> Artifact | None:
-    """The latents that the item goes on from, None without: of several takes, those of the one that `pick` chose.
-
-    Raises ItemError if it is not known which take that is.
-    """
-    if "past" not in work.inputs:
-        return None
-    takes = work.artifacts("past")
-    if len(takes) == 1:
-        return takes[0]
-    pick = work.artifact("picked").fields.get("pick") if "picked" in work.inputs else None
-    if pick is None or pick["of"] != len(takes):
-        raise ItemError(
-            f"item {work.item.id} has {len(takes)} pasts, and no clip that pick chose among as many takes",
-            "give one --past, or that clip: --picked CLIP.json",
-        )
-    return takes[pick["take"] - 1]
+    """The latents that the item goes on from; None without."""
+    return work.artifact("past") if "past" in work.inputs else None
 
 
 def check_lineage(artifact: Artifact, model: Model) -> None:

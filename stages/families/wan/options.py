@@ -47,6 +47,7 @@ from stages.runtime.errors import UsageError
 from stages.runtime.options import (
     DTYPE,
     DTYPES,
+    FIRST,
     FRAME,
     LATENTS,
     REQUIRED,
@@ -203,7 +204,7 @@ def handovers(variant: str) -> dict[str, Handover]:
     if variant == "5b":
         return {FRAME: Handover(), LATENTS: Handover(from_latents=True, fault=known_latents_fault)}
     if variant == "14b":
-        svi = Handover(from_latents=True, keeps_image=True, options={"padding": "zeros"}, fault=svi_fault)
+        svi = Handover(from_latents=True, image=FIRST, options={"padding": "zeros"}, fault=svi_fault)
         return {FRAME: Handover(), LATENTS: svi}
     return {FRAME: Handover()}
 

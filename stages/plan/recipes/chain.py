@@ -14,7 +14,7 @@ from stages.plan.picks import is_picks_file, picks_by_clip
 from stages.plan.recipes import v2v
 from stages.plan.takes import MOST_TAKES, id_of_take
 from stages.runtime.errors import UsageError, did_you_mean, shown
-from stages.runtime.options import HANDOVERS, Handover, option
+from stages.runtime.options import BEFORE, FIRST, HANDOVERS, NO_IMAGE, Handover, option
 
 if TYPE_CHECKING:
     from stages.plan.resolve import Clip
@@ -135,13 +135,17 @@ def items(clip: Clip) -> dict[str, list[Item]]:
             jobs[f"caption_vlm.{link.label}"] = [clip.item("caption_vlm", captions[owner], label=link.label, **given)]
         encoded = clip.step(f"{link.label}/encoded.safetensors")
         start = start_of(clip, links, link, handover, anchor, pixels)
+        hands_latents = handover.from_latents and link.number < len(links) and not links[link.number].source
         text = {"prompt": link.prompt} if link.source == TEXT else {"caption": captions[owner]}
         jobs[f"encode.{link.label}"] = [clip.item("encode", encoded, label=link.label, **start, **text)]
         name = clip.result(f"{clip.id}/{recipe.link_name}", link=link.number, seed=link.seed)
         pixels.append(name.removesuffix(".mp4") + ".json")
         if link.source == TEXT:
             anchor = pixels[-1]
-        jobs |= (new_clip if link.takes == 1 else picked_clip)(clip, link, encoded, pixels[-1])
+        if link.takes == 1:
+            jobs |= new_clip(clip, link, encoded, pixels[-1])
+        else:
+            jobs |= picked_clip(clip, link, encoded, pixels[-1], hands_latents)
     front = {"source": links[0].source} if recipe.source_first else {}
     files = [path.rpartition("/")[2].replace(".json", ".mp4") for path in pixels]
     names = [links[0].source.rpartition("/")[2], *(link.name or file for link, file in zip(links, files))]
@@ -209,14 +213,14 @@ def start_of(
     `anchor` is the image that the links since the last cut started from, or the clip that started from text.
     """
     start: dict[str, Any] = {"num_frames": link.num_frames} if link.num_frames else {}
+    start |= handover.options
     if link.source == TEXT:
         return start
-    start |= {"image": anchor if link.source or handover.keeps_image else pixels[-1], **handover.options}
-    if handover.from_latents and not link.source:
-        before = links[link.number - 2]
-        start["past"] = latents_of(clip, before)
-        if before.takes > 1:
-            start["picked"] = pixels[-1]
+    if link.source:
+        return start | {"image": anchor}
+    start["image"] = {BEFORE: pixels[-1], FIRST: anchor, NO_IMAGE: ""}[handover.image]
+    if handover.from_latents:
+        start["past"] = past_of(clip, links[link.number - 2])
     return start
 
 
@@ -234,8 +238,13 @@ def handover_of(clip: Clip, recipe: ChainOptions) -> Handover:
 
 def latents_of(clip: Clip, link: Link) -> list[str]:
     """The paths of the latents of each take of a link."""
-    numbers = ("", *(f".take{take}" for take in range(2, link.takes + 1)))
-    return [clip.step(f"{link.label}/latents{number}.safetensors") for number in numbers]
+    names = ["latents", *(id_of_take("latents", take) for take in range(2, link.takes + 1))]
+    return [clip.step(f"{link.label}/{name}.safetensors") for name in names]
+
+
+def past_of(clip: Clip, link: Link) -> str:
+    """The path of the latents that the next link goes on from: of several takes, those of the picked one."""
+    return latents_of(clip, link)[0] if link.takes == 1 else clip.step(f"{link.label}/picked.safetensors")
 
 
 def new_clip(clip: Clip, link: Link, encoded: str, pixels: str) -> dict[str, list[Item]]:
@@ -247,12 +256,15 @@ def new_clip(clip: Clip, link: Link, encoded: str, pixels: str) -> dict[str, lis
     }
 
 
-def picked_clip(clip: Clip, link: Link, encoded: str, pixels: str) -> dict[str, list[Item]]:
-    """The items that make the takes of a link, and pick the one with the best figure, or that of the link, as its clip."""
-    by, label = figure_of(clip), link.label
+def picked_clip(clip: Clip, link: Link, encoded: str, pixels: str, hands_latents: bool) -> dict[str, list[Item]]:
+    """The items that make the takes of a link, and pick the one with the best figure, or that of the link, as its clip.
+
+    With `hands_latents` also those that pick its latents.
+    """
+    by, label, every = figure_of(clip), link.label, latents_of(clip, link)
     jobs: dict[str, list[Item]] = {f"{stage}.{label}": [] for stage in ("generate", "decode", *(["score"] if by else []))}
     takes, scores = [], []
-    for number, latents in enumerate(latents_of(clip, link), 1):
+    for number, latents in enumerate(every, 1):
         called = id_of_take(label, number)
         seed = link.seed + BETWEEN_TAKES * (number - 1)
         takes.append(f"{id_of_take(pixels.removesuffix('.json'), number)}.json")
@@ -261,8 +273,11 @@ def picked_clip(clip: Clip, link: Link, encoded: str, pixels: str) -> dict[str, 
         if by:
             scores.append(clip.step(f"{label}/take{number}.scores.json"))
             jobs[f"score.{label}"].append(score_of_take(clip, by, takes[-1], scores[-1], called))
-    picked = clip.item("pick", pixels, label=label, clips=takes, scores=scores, by=by, take=link.take)
-    jobs[f"pick.{label}"] = [picked]
+    given = {"clips": takes, "scores": scores, "by": by, "take": link.take}
+    jobs[f"pick.{label}"] = [clip.item("pick", pixels, label=label, **given)]
+    if hands_latents:
+        past = clip.item("pick", past_of(clip, link), label=f"{label}.latents", latents=every, **given)
+        jobs[f"pick.{label}"].append(past)
     return jobs
 
 

@@ -1,6 +1,8 @@
 import pytest
+import torch
 from PIL import Image
 
+from stages.families.helios import generate
 from stages.runtime import artifacts
 from tests import zoo
 from tests.commands import stage
@@ -8,8 +10,9 @@ from tests.tiny import helios
 
 BLOCK, HISTORY = 3, (4, 2, 1)  # chunks of 9 frames
 SIZE = {"base": 64, "mid": 128, "distilled": 64}
-FILM = 19  # frames asked for: three chunks, of which 25 frames are left
-MADE = 25
+SEED = 7
+FILM = 19  # frames asked for
+MADE, SHOWN = 27, 25  # frames of three chunks, and those that the pipeline shows
 PROMPT, NEGATIVE = "a small  blue bird &amp; a lake, café", "static, blurred"
 
 
@@ -18,6 +21,13 @@ def tiny_helios(tmp_path_factory):
     """Folders of tiny models by variant."""
     folder = tmp_path_factory.mktemp("helios")
     return {variant: helios.make(folder / variant, variant) for variant in SIZE}
+
+
+@pytest.fixture
+def one_generator(monkeypatch):
+    """One generator draws all noise of a film, as in the pipeline."""
+    draws = torch.Generator("cpu").manual_seed(SEED)
+    monkeypatch.setattr(generate, "generator", lambda seed, number: draws)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from stages.families.helios import generate
 from stages.families.helios.history import Past, latest, predict
 from stages.families.helios.noise import generator
-from stages.families.helios.options import FAMILY, check_generation, chunks, film_frames
+from stages.families.helios.options import FAMILY, check_generation, chunks, clip_frames
 from stages.families.helios.pyramid import square_noise
 from stages.families.helios.train import of_wan
 from stages.media.marks import read_marks
@@ -22,7 +22,7 @@ from stages.runtime.artifacts import KINDS
 from stages.runtime.errors import UsageError
 from stages.runtime.options import resolve
 from tests.commands import stage
-from tests.families.helios.conftest import BLOCK, HISTORY, MADE, PROMPT, SIZE, encode
+from tests.families.helios.conftest import BLOCK, HISTORY, MADE, PROMPT, SHOWN, SIZE, encode
 from tests.tiny import helios
 
 SIZES = [flag for number in HISTORY for flag in ("--history-sizes", number)]
@@ -47,16 +47,19 @@ def latents(encoded, tmp_path_factory):
     return generated(encoded, tmp_path_factory.mktemp("latents") / "latents.safetensors")
 
 
-@pytest.mark.parametrize(("asked", "made"), [(1, 33), (33, 33), (34, 65), (99, 97), (100, 129), (132, 129), (133, 165)])
-def test_a_film_has_the_frames_of_whole_chunks_but_for_those_that_the_pipeline_cuts(asked, made):
-    assert film_frames(chunks(asked, 9), 9) == made
+@pytest.mark.parametrize(
+    ("asked", "made", "whole"), [(1, 33, 33), (33, 33, 33), (34, 65, 66), (99, 97, 99), (100, 129, 132), (133, 165, 165)]
+)
+def test_a_clip_has_whole_chunks_without_the_frames_that_the_pipeline_cuts(asked, made, whole):
+    assert clip_frames(chunks(asked, 9), 9, whole=False) == made
+    assert clip_frames(chunks(asked, 9), 9, whole=True) == whole
 
 
 def test_decode_writes_the_frames_that_encode_declares(latents, encoded, tmp_path):
-    assert artifacts.read(encoded, KINDS).fields["num_frames"] == MADE and latents.shape[2] == 3 * BLOCK
+    assert artifacts.read(encoded, KINDS).fields["num_frames"] == SHOWN and latents.shape[2] == 3 * BLOCK
     generated(encoded, tmp_path / "l.safetensors")
     stage("decode", tmp_path / "l.safetensors", "-o", tmp_path / "clip.json", "--lossless")
-    assert len(list(frames(tmp_path / "clip.mkv"))) == MADE
+    assert len(list(frames(tmp_path / "clip.mkv"))) == SHOWN
     assert artifacts.read(tmp_path / "clip.json", KINDS).fields["repeated_frames"] == 0
 
 
@@ -72,12 +75,12 @@ def chunks_made(monkeypatch):
     """The numbers of the chunks that are denoised, in order. A chunk that `dies_at` holds is interrupted, once."""
     made, dies_at, whole = [], set(), generate.Generate._chunk
 
-    def chunk(self, model, shape, number, options):
+    def chunk(self, model, shape, number, *arguments):
         made.append(number)
         if number in dies_at:
             dies_at.remove(number)
             raise KeyboardInterrupt
-        return whole(self, model, shape, number, options)
+        return whole(self, model, shape, number, *arguments)
 
     monkeypatch.setattr(generate.Generate, "_chunk", chunk)
     return made, dies_at
@@ -109,7 +112,7 @@ def test_another_prompt_from_a_chunk_on_leaves_the_chunks_before_it(latents, tin
     encode(tmp_path / "e.safetensors", tiny_helios["base"], 64, *switched)
     ours = generated(tmp_path / "e.safetensors", tmp_path / "l.safetensors")
     assert [torch.equal(*pair) for pair in zip(ours.split(BLOCK, 2), latents.split(BLOCK, 2))] == [True, False, False]
-    assert artifacts.read(tmp_path / "l.safetensors", KINDS).fields["part_frames"] == [9, MADE - 9]
+    assert artifacts.read(tmp_path / "l.safetensors", KINDS).fields["part_frames"] == [9, SHOWN - 9]
 
 
 def test_a_film_takes_the_chunks_before_a_change_from_the_film_in_its_place(tiny_helios, tmp_path, chunks_made):
@@ -182,7 +185,7 @@ def test_decode_follows_a_film_that_is_made(tiny_helios, encoded, latents, tmp_p
     with subprocess.Popen(list(map(str, command))) as process:
         generated(encoded, output)
         assert process.wait(120) == 0
-    assert len(list(frames(tmp_path / "film.mp4"))) == MADE
+    assert len(list(frames(tmp_path / "film.mp4"))) == SHOWN
     assert read_marks(tmp_path / "film.mp4") is not None
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from stages.media.read import frames
+from stages.runtime import artifacts
 from tests import zoo
 from tests.commands import events, stage
 from tests.families.wan.conftest import NEGATIVE, PROMPT
@@ -76,18 +77,28 @@ def test_of_several_takes_the_5b_goes_on_from_the_latents_of_the_picked_one(clip
     folder, _, _, latents = clips["5b"]
     stage("generate", folder / "e.safetensors", "-o", tmp_path / "l2.safetensors", "--seed", 9, "--dtype", "float32")
     stage("decode", tmp_path / "l2.safetensors", "-o", tmp_path / "take2.json", "--lossless")
-    takes, picked = (folder / "clip.json", tmp_path / "take2.json"), tmp_path / "picked.json"
-    pasts = ("--known-latents", 3, "--past", folder / "l.safetensors", "--past", tmp_path / "l2.safetensors")
+    takes, picked, past = (
+        (folder / "clip.json", tmp_path / "take2.json"),
+        tmp_path / "picked.json",
+        tmp_path / "p.safetensors",
+    )
+    of_each = ("--latents", folder / "l.safetensors", "--latents", tmp_path / "l2.safetensors")
     known = []
     for take in (1, 2):
         stage("pick", *takes, "-o", picked, "--take", take)
-        encode(tiny_wan["5b"], picked, tmp_path / "e.safetensors", *pasts, "--picked", picked)
+        stage("pick", *takes, *of_each, "-o", past, "--take", take)
+        encode(tiny_wan["5b"], picked, tmp_path / "e.safetensors", "--known-latents", 3, "--past", past)
         known.append(load_file(tmp_path / "e.safetensors")["image_latents"][:, :, 1:])
     other = load_file(tmp_path / "l2.safetensors")["latents"]
     assert torch.equal(known[0], latents[:, :, -2:]) and torch.equal(known[1], other[:, :, -2:])
-    for which in ((), ("--picked", folder / "clip.json")):
-        stderr = encode(tiny_wan["5b"], picked, tmp_path / "none.safetensors", *pasts, *which, fails=1)
-        assert "has 2 pasts, and no clip that pick chose among as many takes: give one --past, or that clip" in stderr
+    second = artifacts.read(tmp_path / "l2.safetensors", ("latents",))
+    assert artifacts.read(past, ("latents",)).digest == second.digest  # so that what follows is the same as without takes
+    for wrong, output, sentence in (
+        (of_each[:2], past, "there are 2 takes and 1 latents: give the latents of each take, in the same order"),
+        (of_each, picked, f"output {picked} is to hold latents: give it the ending .safetensors"),
+        ((), past, f"output {past} is to hold clip: give it the ending .json"),
+    ):
+        assert sentence in stage("pick", *takes, *wrong, "-o", output, "--take", 2, fails=1)
 
 
 def test_a_source_that_is_too_short_gives_what_it_has_with_a_warning(clips, tiny_wan, tmp_path):
