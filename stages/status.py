@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stages.runtime.cli import DEBUG, PathType, clean_errors
-from stages.runtime.errors import KinemakeError, format_bytes
+from stages.runtime.errors import KinemakeError, format_bytes, printable
 from stages.runtime.table import table
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def lines(run: Path, found: Status) -> list[str]:
     text += [f"failed: {os.path.relpath(output, run)}: {reason}" for output, reason in failures[:MOST_FAILURES]]
     if len(failures) > MOST_FAILURES:
         text.append(f"and {len(failures) - MOST_FAILURES} more failures: see steps/logs")
-    return [line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..." for line in text]
+    return [line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..." for line in map(printable, text)]
 
 
 @click.command(no_args_is_help=True)

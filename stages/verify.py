@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stages.runtime.cli import DEBUG, PathType, clean_errors
-from stages.runtime.errors import ItemError, KinemakeError, UsageError
+from stages.runtime.errors import ItemError, KinemakeError, UsageError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,8 +95,7 @@ def read_statements(film: Path) -> tuple[str, bool]:
     if marks := read_marks(film):
         seeds = ", ".join(map(str, marks.seed))
         xmp = "" if marks.source in read_xmp(film) else ", which its XMP does not say"
-        said = f"its metadata: {marks.sentence[:-1]}, seed {seeds}, {Path(marks.source).name}{xmp}"
-        lines.append("".join(letter if letter.isprintable() else " " for letter in said))  # no codes for the terminal
+        lines.append(f"its metadata: {marks.sentence[:-1]}, seed {seeds}, {Path(marks.source).name}{xmp}")
     try:
         signature = read_signature(film)
     except UsageError:
@@ -155,21 +154,23 @@ def main(films: tuple[Path, ...], remake: bool, debug: bool) -> None:
         try:
             marks, is_signed_well = read_statements(film)
             if marks and not has_provenance(film):  # such as a signed copy, which went out into the world
-                click.echo(f"{film}: {'right' if is_signed_well else 'WRONG'} (there is no JSON beside it; {marks})")
+                state = "right" if is_signed_well else "WRONG"
+                click.echo(printable(f"{film}: {state} (there is no JSON beside it; {marks})"))
                 failed = failed or not is_signed_well
                 continue
             found = check(film)
             again, is_right = check_again(film) if remake else ("", True)
         except KinemakeError as error:
-            click.echo(f"WRONG: {error}")
+            click.echo(printable(f"WRONG: {error}"))
             failed = True
             continue
         is_right = is_right and is_signed_well and not found.faults
         absent = f", {len(found.absent)} not there to compare" if found.absent else ""
         summary = f"{found.checked} files, models and entries compared{absent}"
-        click.echo(f"{film}: {'right' if is_right else 'WRONG'} ({'; '.join(filter(None, (summary, again, marks)))})")
+        state, remarks = "right" if is_right else "WRONG", "; ".join(filter(None, (summary, again, marks)))
+        click.echo(printable(f"{film}: {state} ({remarks})"))
         for fault in found.faults:
-            click.echo(f"  {fault}")
+            click.echo(printable(f"  {fault}"))
         failed = failed or not is_right
     sys.exit(failed)
 

@@ -154,3 +154,7 @@ def test_files_that_are_no_result_are_named_one_by_one(folder):
     output = verify("missing.mp4", "config.yaml", FILM, fails=1)
     assert "missing.mp4 does not exist" in output and "config.yaml is not a whole Kinemake file" in output
     assert f"{FILM}: right (" in output
+
+
+def test_names_of_files_print_no_control_characters(folder):
+    assert verify("a\x1b[2J\u202e.mp4", fails=1).replace("\n", "").isprintable()

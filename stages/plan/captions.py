@@ -57,14 +57,17 @@ class Row:
 
 
 def read_edits(source: str | Sequence[Mapping[str, Any]], run: str, ids: Collection[str]) -> tuple[Edits, list[str]]:
-    """The edited prompts of a sheet, a file or a list of rows, and a warning about clips that the run does not have.
+    """The edited prompts of a sheet, a file or a list of rows, and warnings about it: clips unknown to the run, and no rows.
 
     `ids` are the clips of the run. Raises UsageError, naming the row, for a sheet that cannot be read.
     """
     rows, known = read_rows(source, run, ids), set(ids)
     edits = {row.place: row.prompt for row in rows if row.clip in known and row.is_edited}
     unknown = ", ".join(dict.fromkeys(shown(row.clip) for row in rows if row.clip not in known))
-    return edits, [f"the captions of run {run} name clips that it does not have: {unknown}"] if unknown else []
+    warnings = [f"the captions of run {run} name clips that it does not have: {unknown}"] if unknown else []
+    if isinstance(source, str) and not rows:
+        warnings.append(f"the captions {source} of run {run} have no rows, so no prompt of it is taken")
+    return edits, warnings
 
 
 def read_rows(source: str | Sequence[Mapping[str, Any]], run: str, ids: Collection[str]) -> list[Row]:

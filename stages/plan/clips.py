@@ -18,22 +18,23 @@ from stages.runtime.text import is_plain, read_csv, read_jsonl, read_lines, read
 OWN = ("id", "video", "image", "prompt", "prompts")  # keys of a row that are not options
 
 
-def read_clips(source: Any, where: str) -> tuple[list[dict[str, Any]], list[str]]:
+def read_clips(source: Any, where: str, has_links: bool = True) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows of a run's `clips`, and warnings about them. Each row has a unique id.
 
+    `has_links` says whether the clips of the run have links, as those of a chain do.
     Raises UsageError, naming the row, for an unreadable file and for an invalid or duplicate id.
     """
     warnings: list[str] = []
     if isinstance(source, list):
         rows = [(f"clip {number} of {where}", dict(row)) for number, row in enumerate(source, 1)]
     elif isinstance(source, Mapping) and "films" in source:
-        rows = as_sources(kept(read_picks(source["films"])))
+        rows = as_sources(kept(read_picks(source["films"])), source["films"], warnings)
     elif isinstance(source, Mapping) and "shots" in source:
         rows = read_shots(source["shots"])
     elif isinstance(source, Mapping):
         rows = list(_folder_rows(source, warnings))
     else:
-        rows = as_clips(kept(_file_rows(Path(os.path.expanduser(source)))))
+        rows = as_clips(kept(_file_rows(Path(os.path.expanduser(source)))), has_links)
     if not rows:
         raise UsageError(
             f"{where} has no clips" if isinstance(source, (list, Mapping)) else f"{source} has no clips", "add some"

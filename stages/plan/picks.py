@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stages.plan.links import by_link, link_number_fault
 from stages.plan.names import is_id, with_digest
 from stages.plan.takes import without_take
-from stages.runtime.errors import UsageError, shown
+from stages.runtime.errors import UsageError, shown, text_remedy
 from stages.runtime.text import read_jsonl
 
 if TYPE_CHECKING:
@@ -125,17 +125,36 @@ def _take_of(row: Mapping[str, Any], ids: Collection[str], place: str) -> str | 
     return clip if clip in ids else identity
 
 
-def as_clips(rows: Iterable[Row]) -> list[Row]:
-    """Rows of picks as clips that are made once more."""
-    return [(place, {key: value for key, value in row.items() if key not in OF_PICKS}) for place, row in rows]
+def as_clips(rows: Iterable[Row], has_links: bool) -> list[Row]:
+    """Rows of picks as clips that are made once more, without the picks of their links if these clips have none."""
+    found = []
+    for place, row in rows:
+        left_out = OF_PICKS if has_links or "mark" not in row else (*OF_PICKS, "picks")
+        found.append((place, {key: value for key, value in row.items() if key not in left_out}))
+    return found
 
 
-def as_sources(rows: Iterable[Row]) -> list[Row]:
-    """Kept rows of picks as clips that continue their films. Raises UsageError for a row without a film."""
-    found = list(rows)
-    if missing := next((place for place, row in found if not isinstance(row.get("film"), str)), ""):
-        raise UsageError(f"{missing} names no film", "export the picks on the page of a run")
-    return [(place, {"id": _id_of_source(row), "video": row["film"]}) for place, row in found]
+def as_sources(rows: Iterable[Row], path: str, warnings: list[str]) -> list[Row]:
+    """Kept rows of the picks in `path` as clips that continue their films. Those without a film are left out with a warning.
+
+    Raises UsageError if none has a film.
+    """
+    sources: list[Row] = []
+    without: list[str] = []
+    for place, row in rows:
+        film = row.get("film") or ""
+        if not isinstance(film, str):
+            raise UsageError(f"film of {place} is {shown(film)}", text_remedy(film))
+        if film.strip():
+            sources.append((place, {"id": _id_of_source(row), "video": film}))
+        else:
+            without.append(str(row.get("id", place)))
+    if not sources:
+        raise UsageError(f"no clip that {path} keeps has a film", "make films, and export the picks of their run anew")
+    if without:
+        named = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+        warnings.append(f"clips of {path} without a film are left out: {named}")
+    return sources
 
 
 def _id_of_source(row: Mapping[str, Any]) -> Any:

@@ -229,11 +229,12 @@ def resolve_options(run: Run, own: Mapping[str, Any]) -> ResolvedOptions:
     """The option values of a clip with options of its `own`. Raises UsageError for an unknown option or an invalid value."""
     recipe = RECIPES[run.recipe]
     known = {name for option in all_options_of(run) for name in (option.name, *option.aliases)}
-    if unknown := [name for name in {**run.options, **own} if name not in known]:
+    of_run = [name for name in run.options if name not in known]
+    if unknown := of_run or [name for name in own if name not in known]:
         hints = [f"{name} ({hint})" if (hint := did_you_mean(name, known)) else name for name in unknown]
         such = "options" if len(unknown) > 1 else "option"
         remedy = f"recipe {run.recipe} and its models have no such {such}: leave {'them' if len(unknown) > 1 else 'it'} out"
-        raise UsageError(f"run {run.name} sets {', '.join(hints)}", remedy)
+        raise UsageError(f"{f'run {run.name}' if of_run else 'it'} sets {', '.join(hints)}", remedy)
     values = {}
     for name in (*run.models, "media", "recipe"):
         model, options = run.models.get(name), options_of(run, name)

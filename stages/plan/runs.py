@@ -88,7 +88,9 @@ def plan_run(
     """A run with its clips and shards, but without jobs: see `add_jobs`. Raises UsageError."""
     entry = config["runs"][name]
     fixed = read_fixed(Path(folder) / FIXED)
-    found, warnings = read_clips(entry["clips"], f"run {name}")
+    recipe = RECIPES[entry["recipe"]]
+    has_links = any(option.name == "picks" for option in recipe.OPTIONS.declared)
+    found, warnings = read_clips(entry["clips"], f"run {name}", has_links)
     if isinstance(entry["clips"], Mapping) and "shots" in entry["clips"]:
         check_options({**entry.get("options", {}), **config.get("options", {})}, name)
     edits, remarks = read_edits(entry.get("captions", ()), name, [row["id"] for row in found])
@@ -96,7 +98,6 @@ def plan_run(
     film = entry.get("name", "{clip}.mp4")
     if fault := template_fault(film):
         raise UsageError(f"name of run {name} is {shown(film)}", fault)
-    recipe = RECIPES[entry["recipe"]]
     run = Run(
         name=name,
         folder=folder,

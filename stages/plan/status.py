@@ -49,7 +49,7 @@ class Status:
 
     Attributes:
         is_running: whether a run of Snakemake is in the results folder, or a job wrote a moment ago.
-        counts: for each stage the numbers of items that are done, running, failed and waiting.
+        counts: for each stage, in the order of the work, the numbers of items that are done, running, failed and waiting.
         films: the numbers of films that are done and of all.
         per_hour: films made per hour of work, by the logs; None if they have no film that was made.
         left: seconds of work that is left, by the seconds that items of each stage took; None if no such stage is known.
@@ -86,7 +86,8 @@ def status(folder: Path) -> Status:
         found.failures = {output: event["reason"] for output, event in failures.items()}
         own = {output for output, event in failures.items() if event.get("failed_in", event["stage"]) == event["stage"]}
         found.causes = {output: reason for output, reason in found.failures.items() if output in own}
-        items = [(stage_of(part.step).name, item) for job in state.planned.jobs for part in job.parts for item in part.items]
+        parts = sorted(state.planned.parts, key=lambda part: state.planned.steps.index(part.step))
+        items = [(stage_of(part.step).name, item) for part in parts for item in part.items]
         found.counts = counts(items, state.unfinished, found)
         films = [item.output for stage, item in items if stage == "concat"]
         found.films = sum(film not in state.unfinished for film in films), len(films)
@@ -105,12 +106,14 @@ def modified(path: str | Path) -> float:
 
 
 def counts(items: Iterable[tuple[str, Item]], unfinished: set[str], found: Status) -> dict[str, dict[str, int]]:
-    """The numbers of items by stage and state."""
-    running = Counter(one.stage for one in found.running)
+    """The numbers of items, which are in the order of the work, by stage and state. A failure is one of all that need it."""
+    running, failed = Counter(one.stage for one in found.running), set(found.failures)
     totals: dict[str, dict[str, int]] = {}
     for stage, item in items:
         row = totals.setdefault(stage, dict.fromkeys(("done", "running", "failed", "waiting"), 0))
-        state = "failed" if item.output in found.failures else "waiting" if item.output in unfinished else "done"
+        if item.output in unfinished and not failed.isdisjoint(item.files):
+            failed.add(item.output)
+        state = "failed" if item.output in failed else "waiting" if item.output in unfinished else "done"
         row[state] += 1
     for stage, row in totals.items():
         row["running"] = min(running[stage], row["waiting"])

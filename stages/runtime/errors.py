@@ -34,6 +34,11 @@ def one_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def printable(text: str) -> str:
+    """A text for the terminal: a space stands for each control character, such as those that colour or turn the text."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def shown(value: Any) -> str:
     """A value as text for a message, at most about 80 characters."""
     try:

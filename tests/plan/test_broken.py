@@ -248,6 +248,13 @@ def test_summarise_skips_truncated_log_lines(config):
     assert plan.summarise(planned) == "items: 2 made, 0 reused from the store, 0 failed\n"
 
 
+def test_summarise_prints_no_control_characters_of_prompts_and_paths(config):
+    planned = plan.load(config, 1)
+    planned.runs[0].warnings.append("a\x1b[2J\u202eb")
+    assert "a [2J b" in (text := plan.summarise(planned))
+    assert text.replace("\n", "").isprintable()
+
+
 def test_summarise_always_names_what_failed(config):
     """Also a killed job of weights, and an error of Snakemake itself."""
     planned = plan.load(config, 1)

@@ -105,6 +105,14 @@ def test_clips_and_links_that_a_run_does_not_have_are_warned_of(config):
     ]
 
 
+@pytest.mark.parametrize("text", ["", HEAD])
+def test_a_sheet_without_rows_is_named_in_a_warning(config, text):
+    """Edits that an earlier run took from it would vanish without a word."""
+    Path("sheet.csv").write_text(text)
+    config["runs"]["demo"]["captions"] = "sheet.csv"
+    assert plan.load(config, 1).warnings == ["the captions sheet.csv of run demo have no rows, so no prompt of it is taken"]
+
+
 # --------------------------------------------------------------------------------------------------------- taken back
 
 

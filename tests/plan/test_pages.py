@@ -3,6 +3,9 @@
 from pathlib import Path
 
 from stages import plan
+from stages.plan.page.rows import read_page
+from tests.plan.test_captions import write_captions
+from tests.plan.test_plan import CHAIN
 
 
 def test_a_run_whose_page_cannot_be_written_stops_no_other_page(config):
@@ -20,3 +23,13 @@ def test_a_run_whose_page_cannot_be_written_stops_no_other_page(config):
     assert Path("results/three/index.html").is_file()
     Path("results/one/page").unlink()
     assert plan.write_pages(planned).endswith("page: results/index.html")
+
+
+def test_the_caption_beside_a_source_is_that_of_the_link_that_starts_from_it(config):
+    clips = [{"id": name, "video": "a.mp4"} for name in "ab"]
+    clips[1] |= {"link_prompts": ["1: a cat"]}  # of its links the second alone is captioned
+    config["runs"]["demo"] |= {**CHAIN, "clips": clips}
+    planned = plan.load(config, 1)
+    planned.write()
+    write_captions(planned)
+    assert [row["caption"] for row in read_page(Path("results/demo")).values["rows"]] == ["A a/link01.", ""]

@@ -1,8 +1,26 @@
 """The figures of `status` from the events of logs: by plain arithmetic."""
 
+from pathlib import Path
+
 import pytest
 
-from stages.plan.status import Status, films_per_hour, seconds_left
+from stages.plan.status import Status, counts, films_per_hour, seconds_left
+from stages.runtime.items import Item
+from stages.status import lines
+
+
+def test_items_whose_inputs_have_failed_do_not_wait():
+    film = Item("a", {"clips": ["a.json"]}, "a.mp4")
+    items = [("decode", Item("a", {}, "a.json")), ("concat", film), ("score", Item("a", {"film": "a.mp4"}, "a.scores.json"))]
+    found = counts(items, {item.output for _, item in items}, Status(False, failures={"a.json": "no reason"}))
+    assert {stage: (row["failed"], row["waiting"]) for stage, row in found.items()} == dict.fromkeys(
+        ("decode", "concat", "score"), (1, 0)
+    )
+
+
+def test_lines_have_no_control_characters():
+    failures = {"/run/a\x1b[2J.mp4": "\u202e is no video"}
+    assert all(line.isprintable() for line in lines(Path("/run"), Status(False, failures=failures)))
 
 
 def event(stage, end, seconds, status="made"):

@@ -129,6 +129,25 @@ def test_a_file_that_names_no_clip_of_a_take_is_refused_with_a_sentence(config, 
     assert "take_of of line 1 of picks.jsonl is ['c']: it must be the id of a clip" in fault(config)
 
 
+def test_the_next_run_goes_on_from_the_films_that_were_made_and_names_the_clips_without_one(config, run):
+    rows = [{"id": name, "video": f"{name}.mp4", "mark": "", "film": film} for name, film in (("a", "a.mp4"), ("b", ""))]
+    run["clips"] = {"films": write_picks(*rows, {"id": "c", "mark": "reject", "film": ""})}
+    (planned,) = plan.load(config, 1).runs
+    assert [(clip.id, clip.video) for clip in planned.clips] == [("a", "a.mp4")]
+    assert planned.warnings == ["clips of picks.jsonl without a film are left out: b"]
+    run["clips"] = {"films": write_picks(rows[1])}
+    assert fault(config).startswith("no clip that picks.jsonl keeps has a film: make films")
+    run["clips"] = {"films": write_picks({"id": "a", "film": 3})}
+    assert fault(config).startswith("film of line 1 of picks.jsonl is 3: it must be text")
+
+
+def test_picks_of_a_chain_are_clips_of_a_recipe_without_links(config, run):
+    run["clips"] = write_picks({"id": "a", "video": "a.mp4", "mark": "", "picks": ["2: 2"]})
+    assert [clip.id for clip in plan.load(config, 1).runs[0].clips] == ["a"]
+    run["clips"] = write_picks({"id": "a", "video": "a.mp4", "mark": "", "links": 3})
+    assert fault(config).startswith("clip a of run demo: it sets links: recipe v2v and its models have no such option")
+
+
 def test_a_star_in_a_list_without_ids_leaves_out_no_other_clip(config, run):
     assert films_of([{"video": "a.mp4"}, {"video": "b.mp4"}, {"prompt": "a cat"}], "star") == ["a", "b", "a-cat"]
 

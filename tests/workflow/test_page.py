@@ -392,6 +392,44 @@ def test_shots_have_their_names_sources_and_seams(visit):
     assert ["motion ×" in text for text in links] == [False, True, False]  # at a cut nothing goes on
 
 
+def test_links_stand_beside_each_other_and_all_of_them_can_be_seen(project, browser, tmp_path):
+    """Only the second link has takes, and only the third a source."""
+    links = values_of(project, "shots")["rows"][0]["links"]
+    links[1]["takes"] = [{**links[1]["takes"][0], "take": take} for take in (1, 2, 3)]
+    folder = page_of(tmp_path, project, {"links": links})
+    widths = []
+    for width in (1280, 400):
+        seen = Visit(browser, folder / "index.html", width=width)
+        strip = seen.page.locator(".strip")
+        assert len({round(one.bounding_box()["y"]) for one in strip.locator("li figure:first-of-type .poster").all()}) == 1
+        widths.append([round(one.bounding_box()["width"]) for one in strip.locator("li").all()])
+        last = strip.get_by_role("button", name="Star link 3")
+        last.scroll_into_view_if_needed()
+        box, right = last.bounding_box(), strip.evaluate("strip => strip.getBoundingClientRect().right")
+        assert box["x"] + box["width"] <= right
+        seen.close()
+    assert widths[0] == widths[1]  # no link is squeezed
+
+
+def test_seams_that_stall_or_jump_are_marked_and_the_worst_is_found_by_sorting(project, browser, tmp_path):
+    link = values_of(project, "shots")["rows"][0]["links"][1]
+
+    def film(name, *ratios):
+        seams = [{**link["seam"], "motion_ratio": ratio} for ratio in ratios]
+        return {"name": name, "clip": name, "links": [{**link, "link": n, "seam": seam} for n, seam in enumerate(seams, 2)]}
+
+    films = [film("fine", 0.86, 1.02, None), film("faulty", 0.31, 1.9), film("worst", 0.6, 4.0), film("unmoved", None)]
+    seen = Visit(browser, page_of(tmp_path, project, *films) / "index.html")
+    texts = {name: seen.row(name).locator(".seam").all_inner_texts() for name in ("fine", "faulty", "worst")}
+    assert texts["fine"] == ["motion × 0.86", "motion × 1.02", "motion × –"]
+    assert texts["faulty"] == ["stalls × 0.31", "motion × 1.90"] and texts["worst"] == ["motion × 0.60", "jumps × 4.00"]
+    assert seen.page.locator(".seam.faulty").all_inner_texts() == ["stalls × 0.31", "jumps × 4.00"]
+    seen.page.select_option("#sort", "seam")
+    seen.page.click("#direction")
+    assert seen.names() == ["worst", "faulty", "fine", "unmoved"]
+    seen.close()
+
+
 def test_takes_of_a_clip_stand_together_and_the_starred_one_is_the_next_clip(visit, tmp_path):
     takes = visit("results/takes/index.html")
     assert takes.names() == ["x", "x.take2", "y", "y.take2"]

@@ -13,7 +13,7 @@ from tests import zoo
 from tests.commands import wait_for
 from tests.workflow.conftest import TINY, Project, finish
 
-STAGES = ("extract_frames", "encode", "generate", "decode", "concat")
+STAGES = ("extract_frames", "encode", "generate", "decode", "concat", "score")
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def project(toy_project):
 
 def configure(project, names, **options):
     clips = [{"id": name, "video": f"{name}.mp4", "num_frames": 3 + n} for n, name in enumerate(names)]
-    project.configure(demo={"recipe": "toy", "clips": clips, "model": "grey", "options": options})
+    project.configure(demo={"recipe": "toy", "clips": clips, "model": "grey", "options": options, "scores": ["health"]})
 
 
 def status(project, *arguments):

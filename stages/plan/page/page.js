@@ -44,6 +44,7 @@ const SORTS = {
   mark: ["mark", (film) => picks.of(film).mark],
   seconds: ["seconds", (film) => film.seconds],
   memory: ["peak memory", (film) => film.memory],
+  seam: ["worst seam", worstSeam],
 };
 const FILTERS = {
   run: ["all runs", (film) => film.run.label],

@@ -7,6 +7,8 @@ const USUAL = [
   "seams.motion_ratio", "drift.colour", "reference.vmaf",
 ];
 
+const MOST_DEPARTURE = Math.log(2); // a seam with less than half or more than double the motion before it stalls or jumps
+
 /** The film that plays in the rows, one at a time. */
 let playing = null;
 
@@ -157,14 +159,15 @@ function work(film) {
 }
 
 function strip(film, page) {
-  const worst = Math.min(...film.links.map(({ seam }) => seam?.motion_ratio ?? Infinity));
+  // a line that one link has is there in all, so that the posters of the links stand beside each other
+  const [hasNames, hasCuts, hasSeams] = ["name", "cut", "seam"].map((key) => film.links.some((link) => link[key]));
   const links = film.links.map(({ link, name, cut, seam, takes }) =>
     element(
       "li",
       {},
-      name && element("b", { className: "name" }, name),
-      cut && element("span", { className: "label" }, cut === "text" ? "from its prompt" : `from ${cut}`),
-      seam && seamOf(seam, film.links.length > 2 && seam.motion_ratio === worst),
+      hasNames && element("span", { className: "about name", title: name }, name),
+      hasCuts && element("span", { className: "about label", title: cut }, cut && (cut === "text" ? "from its prompt" : `from ${cut}`)),
+      hasSeams && (seam ? seamOf(seam) : element("span", { className: "about seam" })),
       takes.map((take) => linkOf(film, link, take, takes.length, page)),
     ),
   );
@@ -177,11 +180,23 @@ function strip(film, page) {
 }
 
 /** How a link moves on from the one before it. */
-function seamOf({ frame, motion_ratio, pixels_ratio }, isWorst) {
+function seamOf({ frame, motion_ratio, pixels_ratio }) {
   const jump = pixels_ratio === null ? "" : `; the pixels change ${shownNumber(pixels_ratio)} times as much as around it`;
   const title = `Seam at frame ${frame}: motion after it, divided by the motion before it${jump}`;
   const ratio = motion_ratio === null ? "–" : motion_ratio.toFixed(2);
-  return element("span", { className: isWorst ? "seam worst" : "seam", title }, `${isWorst ? "worst" : "motion"} × ${ratio}`);
+  const isFaulty = departure(motion_ratio) > MOST_DEPARTURE;
+  const word = isFaulty ? (motion_ratio < 1 ? "stalls" : "jumps") : "motion";
+  return element("span", { className: `about seam${isFaulty ? " faulty" : ""}`, title }, `${word} × ${ratio}`);
+}
+
+/** How far a ratio is from 1: half and double are equally far. 0 without a ratio. */
+const departure = (ratio) => (ratio === null ? 0 : Math.abs(Math.log(ratio)));
+
+/** The largest departure of a film's seams, undefined without one: its links have them, or its score if it has no links. */
+function worstSeam(film) {
+  const ratios = film.links.length ? film.links.map(({ seam }) => seam?.motion_ratio ?? null) : [film.score("seams.motion_ratio") ?? null];
+  const known = ratios.filter((ratio) => ratio !== null);
+  return known.length ? Math.max(...known.map(departure)) : undefined;
 }
 
 function linkOf(film, link, take, count, page) {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.media.scores.figures import FIGURES
+from stages.plan.captions import caption_items
 from stages.plan.resolve import Clip, resolve_options
 from stages.plan.runs import resolved_row
 from stages.plan.scores import JSON, items_of, score_items
@@ -90,7 +91,8 @@ class _Reader:
         failure = self._failure(before)
         scored = [item for item in score_items(steps) if item.inputs["film"] == film.output]
         scores = [*filter(None, (described(item.output) for item in scored))]
-        captions = [described(item.output) for step, item in before if stage_of(step).name == "caption_vlm"]
+        caption = caption_items(steps).get(1)  # the links after the first show their own
+        captioned = described(caption.output) if caption else None
         index = described(film.output)
         # an unfinished film has none, and the last of its parts tells most
         decoded = [] if index else [item.output for step, item in before if stage_of(step).name == "decode"]
@@ -116,7 +118,7 @@ class _Reader:
             "film": self._inside(film.output) if os.path.isfile(film.output) else None,
             "poster": self._poster(film.output, digest_of(index)),
             "source": self._source(next(iter(clip.sources), ""), records),
-            "caption": next((found.fields["raw"] for found in captions if found and found.fields.get("raw")), ""),
+            "caption": captioned.fields.get("raw", "") if captioned else "",
             "prompts": prompts_of(index) or list(clip.prompts),
             "work": work_of(records),
             "scores": self._scores(film, scores),
