@@ -29,9 +29,13 @@ LOSSLESS = (".mkv",)  # files that only the next stage needs
 
 
 class Again:
-    """Names of results, jobs and runs to make again although they are current; "all" stands for everything."""
+    """Names of results, jobs and runs to make again although they are current; "all" stands for everything.
 
-    def __init__(self, names: Iterable[str]):
+    With `failed`, so are results that were made without something that failed.
+    """
+
+    def __init__(self, names: Iterable[str], failed: bool = True):
+        self.failed = failed
         self._names = {_as_path(name): name for name in names}
         self._used: set[str] = set()
 
@@ -142,7 +146,8 @@ def stale_items(
             continue
         record = None if whole else read_record(output)
         changed = [name for name in record.changed(output) if is_needed or not name.endswith(LOSSLESS)] if record else []
-        if item.output not in outdated and not changed and is_current(record, lineage, lineages):
+        is_right = record and (record.whole or not again.failed) and is_current(record, lineage, lineages)
+        if is_right and item.output not in outdated and not changed:
             gone = [path for path in lineage.sources if step == "concat" and not os.path.exists(path)]
             remarks += [f"{path} is not there; {item.output}, which was made of it, stays" for path in gone]
             continue
@@ -165,12 +170,10 @@ def family_of(clip: Clip, item: Item, stage: str) -> Family:
     return clip.values.for_stage(stage)[0]
 
 
-def is_current(record: ResultRecord | None, lineage: Lineage, lineages: Lineages) -> bool:
-    """Whether the result with this record has the requested lineage, and nothing of it failed."""
+def is_current(record: ResultRecord, lineage: Lineage, lineages: Lineages) -> bool:
+    """Whether the result with this record has the requested lineage."""
     return (
-        record is not None
-        and record.whole
-        and record.fingerprint == lineage.fingerprint
+        record.fingerprint == lineage.fingerprint
         and record.has_sources(lineage.sources)
         and record.has_weights(lineages.weights_digests(lineage))
     )

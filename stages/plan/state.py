@@ -24,7 +24,8 @@ class RunState:
 
     Attributes:
         planned: the plan of everything that the run makes.
-        unfinished: outputs that are missing, or not what the run asks for.
+        unfinished: outputs that are missing, or not what the run asks for. A film that was made without a take that failed
+            is finished, although the next run tries that take again.
         jobs: the jobs that may have a log: see `jobs_with_logs`.
         logs: the events of each of them and the error that ended it, by the job's name.
     """
@@ -63,7 +64,7 @@ def read_state(folder: Path) -> Iterator[RunState]:
     with chdir(root):
         (everything,) = load(config, 1, whole=True).runs
         stale = replace(everything, jobs=[], names=set(), warnings=[])  # the same clips, resolved and checked once
-        add_jobs(stale, Again(()), whole=False, before={}, workers=1, trainings=[])
+        add_jobs(stale, Again((), failed=False), whole=False, before={}, workers=1, trainings=[])
         unfinished = {item.output for job in stale.jobs for item in job.items}
         jobs = jobs_with_logs(everything)
         yield RunState(everything, unfinished, jobs, {job.name: read_log(job.log) for job in jobs})

@@ -2,10 +2,12 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from stages.plan.status import status
 from stages.runtime import artifacts
 from tests import zoo
 from tests.workflow.conftest import TINY, item_counts
@@ -133,7 +135,9 @@ def test_a_take_that_failed_falls_out_until_the_next_run(project, handover):
     pick = project.read("failing/a/video_01_a.json")["fields"]["pick"]
     assert (pick["take"], pick["failed"]) == (2, [1])
     assert "made without a/link01.take1, which failed in decode:" in report and f"{in_the_way.name} is a folder" in report
-    old = film.read_bytes()
+    old, found = film.read_bytes(), status(project.path("results/failing"))
+    assert found.films == (1, 1)
+    assert [Path(output).name for output in found.causes] == ["video_01_a.take1.json"]
 
     project.configure(failing=chain(**options, picks=["1: 1"]))
     assert f"{in_the_way.name} is a folder" in project.run("--cores", 2, fails=1)
