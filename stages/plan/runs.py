@@ -240,7 +240,7 @@ def add_jobs(
     lineages = Lineages(models, {name for name, training in pending.items() if os.path.exists(training.output)})
     stale_by_clip: dict[str, dict[str, list[Item]]] = {}
     orders: set[tuple[str, ...]] = set()
-    missing: list[str] = []
+    missing: dict[str, str] = {}  # the first file that is not there, by the id of the clip's row
     captioned: set[tuple[str, int]] = set()
     for clip in planned.clips:
         steps = items_of(clip)
@@ -249,7 +249,8 @@ def add_jobs(
         stale, remarks = stale_items(clip, steps, lineages, again, whole, before)
         planned.warnings += remarks
         if stale:
-            missing += [path for path in clip.sources if not os.path.exists(path) and path not in before][:1]
+            gone = [path for path in clip.sources if not os.path.exists(path) and path not in before]
+            missing |= {clip.row_id: gone[0]} if gone else {}
             stale_by_clip[clip.id] = stale
         for step, items in steps.items():
             check_captioner(run, clip, step, items)
@@ -270,8 +271,9 @@ def add_jobs(
             f"the captions of run {run.name} have prompts where nothing is captioned: {', '.join(unused)}"
         )
     if missing:
-        named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        planned.warnings.append(f"{len(missing)} of {len(planned.clips)} clips of run {run.name} will fail: no file {named}")
+        named, clips = [*dict.fromkeys(missing.values())], len({clip.row_id for clip in planned.clips})
+        files = ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
+        planned.warnings.append(f"{len(missing)} of {clips} clips of run {run.name} will fail: no file {files}")
     planned.steps = merge_orders(orders)
     unfinished = {identity for identity, stale in stale_by_clip.items() if not stale.keys() <= {*FILM_STEPS}}
     if not (whole or again or "rank" in template_fields(run.film)):

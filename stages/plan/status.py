@@ -57,7 +57,8 @@ class Status:
         store: bytes in the store, of this run and in all.
         running: the jobs under way.
         failures: the last reason of each failed item, by the item's output.
-        causes: those failures that did not come with an input, which had failed before.
+        causes: those failures that did not come with an input, which had failed before; each reason once, for the earliest
+            item in the order of the work.
     """
 
     is_running: bool
@@ -84,10 +85,9 @@ def status(folder: Path) -> Status:
         events = [event for _, event in state.items]
         failures = {output: event for output, (_, event) in state.failures.items()}
         found.failures = {output: event["reason"] for output, event in failures.items()}
-        own = {output for output, event in failures.items() if event.get("failed_in", event["stage"]) == event["stage"]}
-        found.causes = {output: reason for output, reason in found.failures.items() if output in own}
         parts = sorted(state.planned.parts, key=lambda part: state.planned.steps.index(part.step))
         items = [(stage_of(part.step).name, item) for part in parts for item in part.items]
+        found.causes = causes(items, failures)
         found.counts = counts(items, state.unfinished, found)
         films = [item.output for stage, item in items if stage == "concat"]
         found.films = sum(film not in state.unfinished for film in films), len(films)
@@ -119,6 +119,16 @@ def counts(items: Iterable[tuple[str, Item]], unfinished: set[str], found: Statu
         row["running"] = min(running[stage], row["waiting"])
         row["waiting"] -= row["running"]
     return totals
+
+
+def causes(items: Iterable[tuple[str, Item]], failures: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The reasons of failures by output, without those that came with an input; of equal reasons only the first."""
+    first: dict[str, str] = {}  # outputs, by reason
+    for stage, item in items:
+        event = failures.get(item.output)
+        if event and event.get("failed_in", stage) == stage:
+            first.setdefault(event["reason"], item.output)
+    return {output: reason for reason, output in first.items()}
 
 
 def running_job(job: Job, events: Sequence[Mapping[str, Any]], error: str) -> RunningJob | None:

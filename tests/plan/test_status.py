@@ -1,10 +1,11 @@
 """The figures of `status` from the events of logs: by plain arithmetic."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from stages.plan.status import Status, counts, films_per_hour, seconds_left
+from stages.plan.status import Status, causes, counts, films_per_hour, seconds_left
 from stages.runtime.items import Item
 from stages.status import lines
 
@@ -49,6 +50,21 @@ def test_the_time_from_the_start_of_a_job_to_its_first_item_counts():
 def test_films_that_were_taken_from_the_store_are_not_counted():
     assert films_per_hour([event("concat", 10, 0, "reused"), event("concat", 11, 0, "reused")]) is None
     assert films_per_hour([]) is None
+
+
+def test_a_failure_is_shown_once_and_not_in_the_stages_that_only_got_it():
+    items = [
+        (stage, SimpleNamespace(output=f"{clip}/{stage}")) for stage in ("extract", "encode", "concat") for clip in "abc"
+    ]
+    gone, dark = {"reason": "a.mp4 does not exist"}, {"reason": "b.mp4 has no frame"}
+    failures = {
+        "a/concat": {**gone, "failed_in": "concat"},  # it reads the source too
+        "a/encode": {**gone, "failed_in": "extract"},
+        "a/extract": {**gone, "failed_in": "extract"},
+        "b/encode": {**dark, "failed_in": "encode"},
+        "b/concat": {**dark, "failed_in": "encode"},
+    }
+    assert causes(items, failures) == {"a/extract": "a.mp4 does not exist", "b/encode": "b.mp4 has no frame"}
 
 
 def test_the_time_left_names_the_stages_that_it_is_without():

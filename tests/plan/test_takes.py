@@ -61,6 +61,12 @@ def test_takes_are_films_with_the_next_seeds_that_share_what_no_seed_changes(con
     ]
 
 
+def test_a_missing_source_is_counted_once_for_all_takes_of_its_clip(config, run):
+    run["clips"] = [*ONE_CLIP, {"id": "b", "video": "gone.mp4"}]
+    run["options"] |= {"takes": 3}
+    assert "1 of 2 clips of run demo will fail: no file gone.mp4" in plan.load(config, 1).warnings
+
+
 def test_one_take_is_what_it_was_without_takes(config, run):
     before = {name: item.line() for name, item in items(config).items()}
     run["options"] |= {"takes": 3}
