@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from stages.plan.links import TEXT
 from stages.plan.takes import MOST_TAKES
 from stages.runtime.errors import UsageError, did_you_mean, shown, text_remedy
 from stages.runtime.text import read_jsonl, read_yaml
 
-PREVIOUS, TEXT = "previous", "text"  # what a shot goes on from unless it says otherwise, and a prompt alone
+PREVIOUS = "previous"  # what a shot goes on from unless it says otherwise
 KEYS = ("film", "shot", "prompt", "seconds", "frames", "seed", "takes", "from")
 LIMITS: dict[str, tuple[tuple[type, ...], float, float]] = {  # types, least and largest value of each number
     "seconds": ((int, float), 0.01, 99_999),

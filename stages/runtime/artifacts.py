@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 INDEX_LIMIT = 512 * 2**20  # bytes; a million frames are less
 
-ABOUT = ("model", "pick")  # fields that are no content: "weights" identifies the model, the members the take
+NOT_IN_DIGEST = ("model", "pick")  # "weights" identifies the model, and the members the take
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Artifact:
     def digest(self) -> str:
         """SHA-256 of the content. It leaves out the provenance (seconds, machine), the name of the model, and of what a take
         was picked."""
-        fields = {name: value for name, value in self.fields.items() if name not in ABOUT}
+        fields = {name: value for name, value in self.fields.items() if name not in NOT_IN_DIGEST}
         content = {"kind": self.kind, "fields": fields, "members": self.members}
         sha = hashlib.sha256(canonical_json(content))
         if self.path.suffix == ".safetensors":

@@ -16,13 +16,13 @@ from stages.families.helios.options import (
     PYRAMIDS,
     GenerateOptions,
     check_generation,
-    parts_of,
+    prompt_starts,
 )
 from stages.families.helios.pyramid import denoise_pyramid
 from stages.families.helios.sampler import Prediction, denoise
 from stages.families.shared.compiling import check_compiler
 from stages.families.shared.film import FilmLatents, Progress, chain_keys, seal_blocks, unchanged_blocks
-from stages.families.shared.item import PRECISION_OR_GUIDANCE, carry, check_finite, check_lineage
+from stages.families.shared.item import PRECISION_OR_GUIDANCE, carry, check_finite, check_lineage, parts_of
 from stages.families.shared.loading import DTYPES, load_network, loading
 from stages.families.shared.model_index import read_config
 from stages.families.shared.transformer import is_whole_on_device, prepare_transformer
@@ -81,7 +81,7 @@ class Generate(Worker[GenerateOptions]):
         encoded, options = work.artifact("encoded"), work.options
         tensors, fields, dtype = encoded.tensors(), encoded.fields, DTYPES[options.dtype]
         block, count = fields["block"], fields["latent_frames"] // fields["block"]
-        carried = carry(self.model, work, encoded, "block", seed=options.seed, **parts_of(fields))
+        carried = carry(self.model, work, encoded, "block", seed=options.seed, **parts_of(fields, prompt_starts(fields)))
         past = self._past(encoded, options)
         shape = (*past.prefix.shape[:2], block, *past.prefix.shape[3:])
         which = [sum(switch <= number * block for switch in fields["switches"]) for number in range(count)]  # prompts

@@ -8,7 +8,6 @@ later one for four. Defaults are those of diffusers' pipelines, or of the author
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +70,10 @@ def clip_frames(chunks: int, latents: int, whole: bool) -> int:
     return frames if whole else (frames - 1) // 4 * 4 + 1
 
 
-def parts_of(encoded: Mapping[str, Any]) -> dict[str, list]:
-    """The frames of each part of a clip, those of one prompt, and the prompts, by the fields of `encoded`.
-
-    A prompt begins with a whole chunk. Of two that would begin with the same one, the later one has it.
-    """
+def prompt_starts(encoded: Mapping[str, Any]) -> list[int]:
+    """The frames of a clip at which its further prompts begin, by the fields of `encoded`: each with a whole chunk."""
     block = encoded["block"]
-    starts = [-(-switch // block) * window(block) for switch in encoded["switches"]]
-    places = sorted({0, *starts, encoded["num_frames"]})
-    return {
-        "part_frames": [after - before for before, after in pairwise(places)],
-        "part_prompts": [encoded["prompts"][sum(start <= place for start in starts)] for place in places[:-1]],
-    }
+    return [-(-switch // block) * window(block) for switch in encoded["switches"]]
 
 
 def check_history(sizes: list[int]) -> None:

@@ -16,13 +16,13 @@ from stages.families.longlive.options import (
     check_compile,
     check_longest,
     check_window,
-    parts_of,
+    prompt_starts,
 )
 from stages.families.longlive.sampler import Schedule, denoise, recache, update_cache
 from stages.families.shared.ahead import ahead
 from stages.families.shared.compiling import check_compiler, compile_blocks
 from stages.families.shared.film import FilmLatents, Progress
-from stages.families.shared.item import carry, check_finite, check_frames, check_lineage
+from stages.families.shared.item import carry, check_finite, check_frames, check_lineage, parts_of
 from stages.families.shared.loading import DTYPES
 from stages.families.shared.model_index import read_config
 from stages.families.shared.transformer import place
@@ -95,7 +95,9 @@ class Generate(Worker[GenerateOptions]):
         encoded, options = work.artifact("encoded"), work.options
         tensors, fields = encoded.tensors(), encoded.fields
         source = tensors.get("image_latents", self._empty_source(fields))
-        carried = carry(self.model, work, encoded, "source_frames", seed=options.seed, **parts_of(fields))
+        carried = carry(
+            self.model, work, encoded, "source_frames", seed=options.seed, **parts_of(fields, prompt_starts(fields))
+        )
         progress = Progress(work, carried)
         film = FilmLatents(source, fields["latent_frames"], fields["block"], progress, options.checkpoint_every)
         text = tensors["prompt_embeds"].to(self.device, DTYPES[options.dtype])

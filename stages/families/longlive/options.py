@@ -7,7 +7,6 @@ Lengths have two units. The first latent frame stands for 1 frame of the film, e
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,16 +60,6 @@ def pixel_frames(latent: int) -> int:
 def prompt_starts(encoded: Mapping[str, Any]) -> list[int]:
     """The frames of a film at which its further prompts begin, by the fields of `encoded`: each with a whole block."""
     return [pixel_frames(-(-switch // encoded["block"]) * encoded["block"]) for switch in encoded["switches"]]
-
-
-def parts_of(encoded: Mapping[str, Any]) -> dict[str, list]:
-    """The frames of each part of a film, those of one prompt, and the prompts, by the fields of `encoded`."""
-    starts = prompt_starts(encoded)
-    places = sorted({0, *starts, encoded["num_frames"]})
-    return {
-        "part_frames": [after - before for before, after in pairwise(places)],
-        "part_prompts": [encoded["prompts"][sum(start <= place for start in starts)] for place in places[:-1]],
-    }
 
 
 def check_lengths(values: Mapping[str, Any]) -> None:

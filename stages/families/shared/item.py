@@ -5,7 +5,8 @@ Imports no torch, since a caption may need none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,18 @@ def require_prompt(work: Work) -> tuple[str, str]:
     if caption is None:
         raise ItemError(f"item {work.item.id} has no prompt", "add --prompt TEXT, or --caption FILE of caption_vlm")
     return caption.fields["prompt"], caption.fields["raw"]
+
+
+def parts_of(encoded: Mapping[str, Any], starts: Sequence[int]) -> dict[str, list]:
+    """The frames of each part of a clip, those of one prompt, and the prompts, by the fields of `encoded`.
+
+    `starts` are the frames at which the further prompts begin. Of two with the same start, the later one has it.
+    """
+    places = sorted({0, *starts, encoded["num_frames"]})
+    return {
+        "part_frames": [after - before for before, after in pairwise(places)],
+        "part_prompts": [encoded["prompts"][sum(start <= place for start in starts)] for place in places[:-1]],
+    }
 
 
 def first_frame_path(source: Artifact | Path) -> Path:
