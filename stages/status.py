@@ -39,8 +39,7 @@ def lines(run: Path, found: Status) -> list[str]:
     if found.per_hour:
         text.append(f"{found.per_hour:.{0 if found.per_hour >= 10 else 1}f} films per hour")
     if found.is_running and found.left is not None:
-        without = f", without {', '.join(found.unmeasured)}" if found.unmeasured else ""
-        text.append(f"about {shown_time(found.left)} left{without}")
+        text.append(f"about {shown_time(found.left)} left{left_of(found)}")
     text.append("store: {} of this run, {} in all".format(*map(format_bytes, found.store)))
     for one in found.running:
         on = f" on {', '.join(one.devices)}" if one.devices else ""
@@ -50,6 +49,15 @@ def lines(run: Path, found: Status) -> list[str]:
     if len(failures) > MOST_FAILURES:
         text.append(f"and {len(failures) - MOST_FAILURES} more failures: see steps/logs")
     return [line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..." for line in map(printable, text)]
+
+
+def left_of(found: Status) -> str:
+    """The stages that the time left is of, and those of which none is known yet; "" if it is of all that is left."""
+    if not found.unmeasured:
+        return ""
+    left = [stage for stage, row in found.counts.items() if row["waiting"] or row["running"]]
+    known = ", ".join(stage for stage in left if stage not in found.unmeasured)
+    return f" of {known}; not known yet: {', '.join(found.unmeasured)}"
 
 
 @click.command(no_args_is_help=True)

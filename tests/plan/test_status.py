@@ -76,3 +76,7 @@ def test_the_time_left_names_the_stages_that_it_is_without():
     events = [event("encode", n, 1) for n in range(8)] + [event("generate", 60, 50), event("generate", 80, 70)]
     assert seconds_left(Status(True, counts=counts), events) == (6 * 60, ["decode"])
     assert seconds_left(Status(True, counts=counts), []) == (None, ["generate", "decode"])
+    found = Status(True, counts=counts, left=360, unmeasured=["decode"])
+    assert "about 6 min left of generate; not known yet: decode" in lines(Path("results/a"), found)
+    found = Status(True, counts=counts, left=360)
+    assert "about 6 min left" in lines(Path("results/a"), found)
