@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import click
 
-from stages.runtime.calls import run_snakemake
+from stages.runtime.calls import snakemake_program
 from stages.runtime.checkout import CHECKOUT
 from stages.runtime.cli import DEBUG, PathType, clean_errors
 from stages.runtime.errors import UsageError
@@ -85,7 +86,8 @@ def run(arguments: tuple[str, ...]) -> None:
     if not any(argument.startswith(elsewhere) for argument in arguments) and not Path("config.yaml").is_file():
         click.echo(f"error: {Path.cwd()} has no config.yaml: write one by kinemake init, or give --configfile", err=True)
         sys.exit(2)
-    sys.exit(run_snakemake(*arguments))
+    sys.stdout.flush()
+    os.execv(sys.executable, snakemake_program(*arguments))  # so that it gets all signals itself
 
 
 if __name__ == "__main__":

@@ -58,10 +58,10 @@ class Marks:
     def fit_their_types(self) -> bool:
         """Whether values that were read are of the types that are declared."""
         lists = (self.model, self.weights, self.seed, self.prompt)
-        if not all(isinstance(one, tuple) for one in lists):
+        if not self.source or not all(isinstance(one, tuple) for one in lists):
             return False
         texts = (self.software, self.version, self.source, *self.model, *self.weights, *self.prompt)
-        return all(isinstance(one, str) for one in texts) and all(isinstance(one, int) for one in self.seed)
+        return all(isinstance(one, str) for one in texts) and all(type(one) is int for one in self.seed)
 
     @property
     def tool(self) -> str:

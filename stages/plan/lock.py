@@ -10,9 +10,11 @@ from pathlib import Path
 
 from stages.runtime import own_run
 from stages.runtime.errors import JobError, UsageError
+from stages.runtime.files import read_plain
 from stages.runtime.locks import LOCK, is_locked, keep, open_lock, try_lock
 
 NOTE = b"process "
+LONGEST_NOTE = 1 << 16  # bytes: it has the path of the working folder
 ATTEMPTS, PAUSE = 10, 0.05  # seconds: a job that looks whether its run has ended holds the lock for a moment
 
 
@@ -55,6 +57,14 @@ def lock_soon(descriptor: int) -> bool:
             return True
         time.sleep(PAUSE)
     return False
+
+
+def is_of_another_machine(results: Path) -> bool:
+    """Whether the last run in the folder was started on another machine, whose lock may not be seen here."""
+    try:
+        return f" on {socket.gethostname()}, in ".encode() not in read_plain(results / LOCK, LONGEST_NOTE)
+    except OSError:
+        return True
 
 
 def is_held(results: Path) -> bool:

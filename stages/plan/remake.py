@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from contextlib import chdir
 from pathlib import Path
 
 from stages.plan.finished import CLIPS, read_config
 from stages.plan.load import load
+from stages.plan.resolve import Clip
 from stages.plan.scores import items_of
 from stages.plan.workflow import own_stages
+from stages.runtime.artifacts import read_description
 from stages.runtime.errors import JobError, UsageError
 from stages.runtime.text import read_text
+
+PICK = "pick.link"  # how the steps begin that pick among the takes of a link
 
 
 def remake(folder: Path, result: Path, scratch: Path) -> Path:
@@ -24,16 +29,14 @@ def remake(folder: Path, result: Path, scratch: Path) -> Path:
     [run] = config["runs"]
     with chdir(root):
         wanted, rows = str(result.resolve()), read_text(folder / CLIPS).strip().split("\n")
-        makers = {
-            item.output: clip.row_id
-            for clip in load(config, 1, whole=True).runs[0].clips
-            for items in items_of(clip).values()
-            for item in items
-        }
-        clip = makers.get(wanted)
+        clips = load(config, 1, whole=True).runs[0].clips
+        clip = next((one for one in clips if wanted in videos_of(one)), None)
         if clip is None:
             raise UsageError(f"{result} is not a result of run {run}", "give a film, or a link of a chain")
-        (scratch / CLIPS).write_text("".join(f"{row}\n" for row in rows if json.loads(row)["id"] == clip), encoding="utf-8")
+        (row,) = (row for row in map(json.loads, rows) if row["id"] == clip.row_id)
+        if picks := picked_takes(clip):  # the same ones, whatever picked them, and although another one failed then
+            row["picks"] = picks
+        (scratch / CLIPS).write_text(f"{json.dumps(row)}\n", encoding="utf-8")
         config |= {"results": str(scratch / "results"), "store": str(scratch / "store")}
         config["runs"][run]["clips"] = str(scratch / CLIPS)
         planned = load(config, 1, whole=True)
@@ -46,3 +49,16 @@ def remake(folder: Path, result: Path, scratch: Path) -> Path:
             if done.returncode:
                 raise JobError(f"{result} cannot be made again", done.stderr.splitlines()[-1].removeprefix("error: "))
     return scratch / "results" / result.resolve().relative_to(folder.resolve().parent)
+
+
+def videos_of(clip: Clip) -> set[str]:
+    """The paths of all videos that a clip is made of, its film among them."""
+    outputs = [item.output for items in items_of(clip).values() for item in items]
+    return {f"{output.removesuffix('.json')}.mp4" if output.endswith(".json") else output for output in outputs}
+
+
+def picked_takes(clip: Clip) -> list[str]:
+    """The take that each link with takes is, as LINK: TAKE. Raises ItemError for an unreadable index of a link."""
+    links = {step.partition(".link")[2]: items[0].output for step, items in items_of(clip).items() if step.startswith(PICK)}
+    there = {int(link): Path(index) for link, index in links.items() if os.path.isfile(index)}
+    return [f"{link}: {read_description(index).fields['pick']['take']}" for link, index in there.items()]

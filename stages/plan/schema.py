@@ -383,6 +383,9 @@ def _validator(which: str) -> Any:
     return validator_class()(schemas[which]())
 
 
+FROM_TEXT = {"integer", "number", "boolean"}  # types whose values are also taken as text, from a CSV cell
+
+
 def check(value: Any, which: str, where: str) -> None:
     """Raise UsageError with one sentence about the first error in `value`, or about all its unknown keys.
 
@@ -413,7 +416,9 @@ def _sentence(error: Any, where: str, root: Any) -> tuple[str, str]:
             given = [name for name in names if name in value]
             keys = f"both {' and '.join(given)}" if given else f"neither {' nor '.join(names)}"
             return f"{place} has {keys}", f"it must have one of them: {' or '.join(names)}"
-        types = [one["type"] for one in rule if one["type"] != "string"] or ["string"]
+        types = [one["type"] for one in rule]
+        if not FROM_TEXT.isdisjoint(types):
+            types = [name for name in types if name != "string"]
         return f"{place} is {shown(value)}", type_remedy(types)
     if error.validator == "additionalProperties":
         known = list(error.schema["properties"])
@@ -431,9 +436,9 @@ def _sentence(error: Any, where: str, root: Any) -> tuple[str, str]:
     if error.validator == "enum" and is_scalar(value) and str(value) in rule:  # YAML reads 256 as a number
         return f"{place} is the number {value}", f'write it in quotes: "{value}"'
     rules = {
-        "enum": lambda: f"it must be one of {', '.join(map(str, rule))}",
+        "enum": lambda: _one_of(rule),
         "const": lambda: f"it must be {rule}",
-        "type": lambda: _type_remedy(rule, value),
+        "type": lambda: _one_of(error.schema["enum"]) if "enum" in error.schema else _type_remedy(rule, value),
         "minimum": lambda: f"it must be at least {rule}",
         "maximum": lambda: f"it must be at most {rule}",
         "minLength": lambda: "it must not be empty",
@@ -442,6 +447,10 @@ def _sentence(error: Any, where: str, root: Any) -> tuple[str, str]:
         "pattern": lambda: error.schema.get("patternErrorMessage", f"it must match {rule}"),
     }
     return f"{place} is {shown(value)}", rules[error.validator]()
+
+
+def _one_of(values: Sequence[Any]) -> str:
+    return f"it must be one of {', '.join(map(str, values))}"
 
 
 def _type_remedy(rule: str, value: Any) -> str:

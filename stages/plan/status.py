@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter, defaultdict
@@ -12,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from stages.plan.jobs import Job
-from stages.plan.lock import is_held
+from stages.plan.lock import is_held, is_of_another_machine
 from stages.plan.state import read_state
 from stages.runtime.errors import UsageError
 from stages.runtime.items import Item
@@ -79,7 +80,8 @@ def status(folder: Path) -> Status:
         begun = [(job, one) for job in state.jobs if (one := running_job(job, *state.logs[job.name]))]
         results = Path(state.planned.run.folder).parent
         is_held_here = is_held(results)
-        since = modified(results / LOCK) if is_held_here else time.time() - FRESH
+        begin = modified(results / LOCK) if is_held_here else time.time() - FRESH
+        since = begin if is_held_here or is_of_another_machine(results) else math.inf
         at_work = [one for job, one in begun if modified(job.log) >= since]
         found = Status(bool(at_work) or (is_held_here and bool(state.unfinished)), running=at_work)
         events = [event for _, event in state.items]

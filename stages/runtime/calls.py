@@ -7,8 +7,11 @@ import shlex
 import signal
 import subprocess
 import sys
+from typing import Any
 
 from stages.runtime.checkout import CHECKOUT, CODE
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def command_line(*words: str) -> str:
@@ -22,14 +25,27 @@ def snakemake_line(*arguments: str) -> str:
     return shlex.join((*program, *arguments))
 
 
+def snakemake_program(*arguments: str) -> list[str]:
+    """The words that start Snakemake with Kinemake's Snakefile."""
+    return [sys.executable, "-m", "snakemake", "--snakefile", str(CHECKOUT / "Snakefile"), *arguments]
+
+
 def run_snakemake(*arguments: str) -> int:
     """Run Snakemake until it ends. Returns its exit code.
 
-    Ctrl-C in a terminal reaches Snakemake by itself. It is waited for, since it ends its jobs and unlocks the folder.
+    Signals that end this process are passed on, once, to Snakemake and its jobs, which have a process group of their own:
+    Snakemake is waited for, since it unlocks the working folder.
     """
-    program = [sys.executable, "-m", "snakemake", "--snakefile", str(CHECKOUT / "Snakefile")]
-    signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which Snakemake would inherit
-    process = subprocess.Popen([*program, *arguments])
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: process.send_signal(number))
-    return process.wait()
+    process: subprocess.Popen | None = None
+
+    def pass_on(number: int, _: Any) -> None:
+        if process and process.poll() is None:
+            os.killpg(process.pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in ENDING}
+    try:
+        process = subprocess.Popen(snakemake_program(*arguments), process_group=0)
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

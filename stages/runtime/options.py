@@ -88,7 +88,7 @@ class Option:
         if self.form:
             value = self.form(value)
         if self.choices and value not in self.choices:
-            raise self._wrong(value, f"it must be one of {', '.join(map(str, self.choices))}")
+            raise self._wrong(value, self._choices_remedy)
         if self.minimum is not None and value < self.minimum:
             raise self._wrong(value, f"it must be at least {self.minimum}")
         if self.maximum is not None and value > self.maximum:
@@ -110,6 +110,8 @@ class Option:
         if self.type is int and type(value) is float and value.is_integer():
             converted = int(value)
         if type(converted) is not self.type:
+            if self.choices:
+                raise self._wrong(value, self._choices_remedy)
             remedy = type_remedy([JSON_TYPES[self.type]])
             raise self._wrong(value, in_quotes(value) if self.type is str and is_scalar(value) else remedy)
         if self.type is float and not math.isfinite(converted):
@@ -117,6 +119,10 @@ class Option:
         if self.type is str and not is_plain(converted):
             raise self._wrong(value, "it must be UTF-8 text without NUL characters")
         return converted
+
+    @property
+    def _choices_remedy(self) -> str:
+        return f"it must be one of {', '.join(map(str, self.choices))}"
 
     def _wrong(self, value: Any, remedy: str) -> UsageError:
         return UsageError(f"option {self.name} is {shown(value)}", remedy)

@@ -97,7 +97,10 @@ def test_files_of_other_programs_have_no_marks(tmp_path):
     assert read_xmp(tmp_path / "b.mp4") == ""
 
 
-@pytest.mark.parametrize("wrong", [{"seed": 5}, {"model": [1]}, {"source": None}, {"prompt": "red"}, {"seed": ["5"]}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"seed": 5}, {"model": [1]}, {"source": None}, {"prompt": "red"}, {"seed": ["5"]}, {"seed": [True]}, {"source": ""}],
+)
 def test_marks_of_other_types_are_those_of_another_program(tmp_path, wrong):
     class Foreign(Marks):
         def tags(self):

@@ -18,8 +18,11 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("program", COMMANDS)
-def test_a_run_that_was_interrupted_goes_on_by_the_same_command(tmp_path, models, program):
+@pytest.mark.parametrize(
+    ("program", "send"),
+    [("kinemake", os.killpg), ("film", os.killpg), ("film", os.kill)],  # as a terminal does, and as other programs do
+)
+def test_a_run_that_was_interrupted_goes_on_by_the_same_command(tmp_path, models, program, send):
     project = Project(tmp_path, models)
     zoo.plain(project.folder, "a.mp4", frames=5, size=(64, 48))
     options = {**TINY, "steps": 1000}
@@ -34,7 +37,7 @@ def test_a_run_that_was_interrupted_goes_on_by_the_same_command(tmp_path, models
     running = project.start(*COMMANDS[program].split(), program=program, start_new_session=True)
     generating = project.path("results/film/steps/logs/film.generate.000.log")
     wait_for(lambda: generating.is_file() and '"load"' in generating.read_text(), "no clip is being generated", 600)
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does, to the command and to Snakemake
+    send(running.pid, signal.SIGINT)
     output = "".join(running.communicate())
     assert running.returncode == 1
     assert re.search(r"items: \d+ made, ", output), output  # the summary of an interrupted run

@@ -10,7 +10,7 @@ import pytest
 from stages.plan.status import status
 from stages.runtime import artifacts
 from tests import zoo
-from tests.workflow.conftest import TINY, item_counts
+from tests.workflow.conftest import TINY, finish, item_counts
 
 LINKS, FIGURE = 4, "flicker.temporal"
 OPTIONS = {**TINY, "fit": "crop", "links": LINKS}
@@ -138,6 +138,9 @@ def test_a_take_that_failed_falls_out_until_the_next_run(project, handover):
     old, found = film.read_bytes(), status(project.path("results/failing"))
     assert found.films == (1, 1)
     assert [Path(output).name for output in found.causes] == ["video_01_a.take1.json"]
+    for result in ("a.mp4", "a/video_01_a.mp4"):  # of the take that was picked, although the first one succeeds there
+        (line,) = finish(project.start("--remake", f"results/failing/{result}", program="verify"))[0].splitlines()
+        assert "right (" in line and "made again: equal bytes" in line
 
     project.configure(failing=chain(**options, picks=["1: 1"]))
     assert f"{in_the_way.name} is a folder" in project.run("--cores", 2, fails=1)
