@@ -128,7 +128,7 @@ def test_shapes_wan_goes_on_from_the_last_frames_and_from_its_own_latents(source
     inputs = [{"image": str(past), "prompt": prompt} for past, prompt in zip(pasts, prompts)]
     first = generate_clips(tmp_path / "first", inputs, model, config)
     inputs = [
-        {"image": str(tmp_path / f"first/{i}.json"), "past": [str(tmp_path / f"first/{i}.l.safetensors")], "prompt": prompt}
+        {"image": str(tmp_path / f"first/{i}.json"), "past": str(tmp_path / f"first/{i}.l.safetensors"), "prompt": prompt}
         for i, prompt in enumerate(prompts)
     ]
     second = generate_clips(tmp_path / "second", inputs, model, config)
