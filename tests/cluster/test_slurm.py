@@ -99,20 +99,17 @@ def test_a_slurm_job_killed_for_memory_is_retried_with_more(slurm, profile, proj
 
 
 def test_a_cancelled_slurm_run_leaves_no_job_and_can_be_resumed(slurm, profile, project):
-    project.use(profile, "a", SMALL, steps=1000, frame_num=41)  # half a minute of steps, which are logged every ten seconds
+    project.use(profile, "a", SMALL, steps=1000)
     running = project.start(*project.arguments)
     wait_for(project.generates, "no clip is being generated", 600)
-    wait_for(lambda: " of 1000 steps" in "\n".join(project.status()), "status shows no step", 300)
-    lines = project.status()
-    assert lines[0] == "results/film: 0 of 1 films, running"
-    assert any(line.startswith("film.generate.000 on ") and "generate a, " in line for line in lines), lines
+    assert project.status()[0] == "results/film: 0 of 1 films, running"
     running.send_signal(signal.SIGINT)
     running.communicate()
     assert running.returncode == 1
     wait_for(lambda: slurm.ask("squeue", "-h") == "", "jobs are left in the queue", 300)
     assert not project.path("results/film/a.mp4").exists()
     project.run(*project.arguments)
-    assert project.lengths() == [41]
+    assert project.lengths() == [5]
     assert project.status()[0] == "results/film: 1 of 1 films, no run is at work"
     assert [shard["made"] for shard in project.shards("film").values()][-1] == 1
 
