@@ -11,7 +11,7 @@ import yaml
 
 from stages.families import FAMILIES
 from stages.runtime.cli import DEBUG, PathType, clean_errors, parameter
-from stages.runtime.errors import UsageError
+from stages.runtime.errors import UsageError, choice_remedy
 from stages.runtime.options import Conversion
 
 
@@ -53,7 +53,7 @@ def convert_config(old: Path, recipe: str, output: Path, debug: bool) -> None:
     from stages.runtime.options import rename_aliases
 
     if recipe not in RECIPES:
-        raise UsageError(f"recipe is {recipe!r}", f"it must be one of {', '.join(RECIPES)}")
+        raise UsageError(f"recipe is {recipe!r}", choice_remedy(RECIPES))
     if os.path.lexists(output):
         raise UsageError(f"{output} exists", "choose another --output")
     run, results, remarks = read_old_config(old, recipe)

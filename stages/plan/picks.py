@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stages.plan.links import by_link, link_number_fault
 from stages.plan.names import is_id, with_digest
 from stages.plan.takes import without_take
-from stages.runtime.errors import UsageError, shown, text_remedy
+from stages.runtime.errors import UsageError, first_of, shown, text_remedy
 from stages.runtime.text import read_jsonl
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ def as_sources(rows: Iterable[Row], path: str, warnings: list[str]) -> list[Row]
     if not sources:
         raise UsageError(f"no clip that {path} keeps has a film", "make films, and export the picks of their run anew")
     if without:
-        named = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
-        warnings.append(f"clips of {path} without a film are left out: {named}")
+        warnings.append(f"clips of {path} without a film are left out: {first_of(without)}")
     return sources
 
 

@@ -29,7 +29,7 @@ from stages.plan.shards import ShardSize, assign, reassign
 from stages.plan.shots import check_options
 from stages.plan.takes import takes_of, without_take
 from stages.plan.trainings import TrainingJob, pending_training
-from stages.runtime.errors import UsageError, did_you_mean, shown
+from stages.runtime.errors import UsageError, did_you_mean, first_of, shown
 from stages.runtime.files import file_fault
 from stages.runtime.items import Item
 from stages.runtime.model import Model
@@ -272,8 +272,7 @@ def add_jobs(
         )
     if missing:
         named, clips = [*dict.fromkeys(missing.values())], len({clip.row_id for clip in planned.clips})
-        files = ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
-        planned.warnings.append(f"{len(missing)} of {clips} clips of run {run.name} will fail: no file {files}")
+        planned.warnings.append(f"{len(missing)} of {clips} clips of run {run.name} will fail: no file {first_of(named)}")
     planned.steps = merge_orders(orders)
     unfinished = {identity for identity, stale in stale_by_clip.items() if not stale.keys() <= {*FILM_STEPS}}
     if not (whole or again or "rank" in template_fields(run.film)):

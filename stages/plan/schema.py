@@ -18,7 +18,7 @@ from stages.plan.older import BASE_CONFIG, fate_of
 from stages.plan.recipes import RECIPES, option_names
 from stages.plan.resolve import PROMPT
 from stages.plan.scores import DEFAULT, NAMES
-from stages.runtime.errors import UsageError, did_you_mean, in_quotes, is_scalar, shown, type_remedy
+from stages.runtime.errors import UsageError, choice_remedy, did_you_mean, in_quotes, is_scalar, shown, type_remedy
 from stages.runtime.model import HUB_ID, PLACES
 from stages.runtime.options import DTYPES, REQUIRED, Option, merged
 from stages.runtime.stages import STAGES
@@ -436,9 +436,9 @@ def _sentence(error: Any, where: str, root: Any) -> tuple[str, str]:
     if error.validator == "enum" and is_scalar(value) and str(value) in rule:  # YAML reads 256 as a number
         return f"{place} is the number {value}", f'write it in quotes: "{value}"'
     rules = {
-        "enum": lambda: _one_of(rule),
+        "enum": lambda: choice_remedy(rule),
         "const": lambda: f"it must be {rule}",
-        "type": lambda: _one_of(error.schema["enum"]) if "enum" in error.schema else _type_remedy(rule, value),
+        "type": lambda: choice_remedy(error.schema["enum"]) if "enum" in error.schema else _type_remedy(rule, value),
         "minimum": lambda: f"it must be at least {rule}",
         "maximum": lambda: f"it must be at most {rule}",
         "minLength": lambda: "it must not be empty",
@@ -447,10 +447,6 @@ def _sentence(error: Any, where: str, root: Any) -> tuple[str, str]:
         "pattern": lambda: error.schema.get("patternErrorMessage", f"it must match {rule}"),
     }
     return f"{place} is {shown(value)}", rules[error.validator]()
-
-
-def _one_of(values: Sequence[Any]) -> str:
-    return f"it must be one of {', '.join(map(str, values))}"
 
 
 def _type_remedy(rule: str, value: Any) -> str:

@@ -3,7 +3,7 @@
 Each message is one sentence that names the thing, its value and the remedy, because the user sees nothing else.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from difflib import get_close_matches
 from typing import Any
@@ -77,6 +77,16 @@ TYPE_NAMES = {  # of JSON, as a user calls them
 def type_remedy(types: Iterable[str]) -> str:
     """Remedy for a value of another type than these types of JSON."""
     return f"it must be {' or '.join(dict.fromkeys(TYPE_NAMES[name] for name in types))}"
+
+
+def choice_remedy(choices: Iterable[Any]) -> str:
+    """Remedy for a value that is none of the choices."""
+    return f"it must be one of {', '.join(map(str, choices))}"
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first five names as text, with dots for further ones."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def text_remedy(value: Any) -> str:

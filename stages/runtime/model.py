@@ -20,7 +20,7 @@ from stages.runtime.calls import command_line
 from stages.runtime.canonical import canonical_json
 from stages.runtime.checkout import CHECKOUT
 from stages.runtime.components import read_object
-from stages.runtime.errors import JobError, UsageError, in_quotes, is_scalar, shown
+from stages.runtime.errors import JobError, UsageError, choice_remedy, in_quotes, is_scalar, shown
 from stages.runtime.files import read_plain, replacing
 from stages.runtime.hub import is_source, parse_source
 from stages.runtime.options import DTYPES, REQUIRED, Family, Published, rename_aliases, resolve
@@ -426,7 +426,7 @@ def checked_settings(settings: Mapping[str, Any], path: Path, family: Family | N
     except UsageError as error:
         raise UsageError(f"{path}: {error.reason}", error.remedy) from None
     if settings.get("dtype", DTYPES[0]) not in DTYPES:
-        raise UsageError(f"{path} has {settings['dtype']!r} for dtype", f"it must be one of {', '.join(DTYPES)}")
+        raise UsageError(f"{path} has {settings['dtype']!r} for dtype", choice_remedy(DTYPES))
     options = settings.get("options", {})
     if family:
         options = rename_aliases(family.options, options)

@@ -20,7 +20,7 @@ from types import NoneType
 from typing import Any, ClassVar, Self, dataclass_transform, get_args, get_origin, get_type_hints
 
 from stages.runtime.components import Component
-from stages.runtime.errors import UsageError, in_quotes, is_scalar, shown, type_remedy
+from stages.runtime.errors import UsageError, choice_remedy, in_quotes, is_scalar, shown, type_remedy
 from stages.runtime.hub import is_source
 from stages.runtime.text import is_plain
 
@@ -88,7 +88,7 @@ class Option:
         if self.form:
             value = self.form(value)
         if self.choices and value not in self.choices:
-            raise self._wrong(value, self._choices_remedy)
+            raise self._wrong(value, choice_remedy(self.choices))
         if self.minimum is not None and value < self.minimum:
             raise self._wrong(value, f"it must be at least {self.minimum}")
         if self.maximum is not None and value > self.maximum:
@@ -111,7 +111,7 @@ class Option:
             converted = int(value)
         if type(converted) is not self.type:
             if self.choices:
-                raise self._wrong(value, self._choices_remedy)
+                raise self._wrong(value, choice_remedy(self.choices))
             remedy = type_remedy([JSON_TYPES[self.type]])
             raise self._wrong(value, in_quotes(value) if self.type is str and is_scalar(value) else remedy)
         if self.type is float and not math.isfinite(converted):
@@ -119,10 +119,6 @@ class Option:
         if self.type is str and not is_plain(converted):
             raise self._wrong(value, "it must be UTF-8 text without NUL characters")
         return converted
-
-    @property
-    def _choices_remedy(self) -> str:
-        return f"it must be one of {', '.join(map(str, self.choices))}"
 
     def _wrong(self, value: Any, remedy: str) -> UsageError:
         return UsageError(f"option {self.name} is {shown(value)}", remedy)
